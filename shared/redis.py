@@ -1,0 +1,143 @@
+"""The only place that builds a Redis client.
+
+Two kinds: `connect` for commands, `connect_pubsub` for one subscription connection. Both are closed by whoever enters
+them. Timeouts are set by hand because redis-py's default is to wait for ever on a server that has stopped.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import Any, TypeAlias, cast
+
+from arq.connections import ArqRedis
+from redis.asyncio import BlockingConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import (
+    BusyLoadingError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
+    TimeoutError as RedisTimeoutError,
+)
+
+from shared.settings import MEMORY_URL, Settings
+
+RedisClient: TypeAlias = ArqRedis
+
+#: Redis cannot be reached, does not answer, is loading, or takes no writes: worth trying again later.
+#: OSError is there because redis-py lets a refused connection through as one.
+AWAY = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OutOfMemoryError, ReadOnlyError, OSError)
+
+_RETRIED: tuple[Any, ...] = (RedisConnectionError, RedisTimeoutError, OSError)
+
+#: A command that takes longer than this finds a stopped or half-open server: local Redis answers in under 1 ms, and
+#: the answer to a user ("503, try again") should not take longer than this.
+COMMAND_TIMEOUT_SECONDS = 2.0
+
+#: More connections than tasks a process runs at once would only queue inside Redis, which has one thread.
+POOL_SIZE = 64
+
+
+def why_away(error: BaseException) -> str:
+    """One line for an operator, without the arguments of the command (redis-py puts them in some messages)."""
+    match error:
+        case OutOfMemoryError():
+            return "Redis is full (maxmemory reached); raise maxmemory or let finished tasks expire sooner"
+        case BusyLoadingError():
+            return "Redis is loading its data"
+        case ReadOnlyError():
+            return "Redis is a read-only replica; point HEADWAY_REDIS_URL at the primary"
+        case RedisTimeoutError() | TimeoutError():
+            return f"Redis did not answer within {COMMAND_TIMEOUT_SECONDS:g} s"
+        case ResponseError():
+            return f"Redis refused a command: {str(error).split(' ')[0]}"
+        case RedisConnectionError() if "auth" in str(error).lower() or "WRONGPASS" in str(error):
+            return "Redis refused the user or password of HEADWAY_REDIS_URL"
+        case _:
+            return "Redis cannot be reached: start it, or correct HEADWAY_REDIS_URL"
+
+
+_memory_lock = threading.Lock()
+
+
+def _memory_server() -> Any:
+    """The one fake server of this process; API and worker may come for it from two threads at once."""
+    with _memory_lock:
+        return _the_memory_server()
+
+
+@cache
+def _the_memory_server() -> Any:
+    import fakeredis  # only here: a third of a second that no other start should pay
+
+    return fakeredis.FakeServer()
+
+
+@asynccontextmanager
+async def connect(settings: Settings, *, retries: int = 1) -> AsyncIterator[RedisClient]:
+    """A client for commands. It is arq's class, which is redis-py's with arq's methods, so that arq can use it too.
+
+    `retries` times a command is sent again after a lost connection or a timeout; 1 for the API, which tells the user
+    to try again, more for a worker, which has nobody to tell.
+    """
+    if settings.redis_url.startswith(MEMORY_URL):
+        from fakeredis import FakeAsyncRedis
+
+        fake = FakeAsyncRedis(server=_memory_server())
+        try:
+            yield cast(ArqRedis, fake)
+        finally:
+            await fake.aclose()
+        return
+    pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
+        settings.redis_url,
+        max_connections=POOL_SIZE,
+        timeout=COMMAND_TIMEOUT_SECONDS,
+        **_options(settings),
+        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries, supported_errors=_RETRIED),
+        # Without this list redis-py reconnects but does not send the command again after a timeout.
+        retry_on_error=list(_RETRIED),
+    )
+    client = ArqRedis(connection_pool=pool)
+    try:
+        yield client
+    finally:
+        await client.aclose(close_connection_pool=False)
+        await pool.aclose()
+
+
+@asynccontextmanager
+async def connect_pubsub(settings: Settings) -> AsyncIterator[RedisClient]:
+    """A client whose one use is `.pubsub()`: no retries, so that a break is seen at once by who must act on it."""
+    if settings.redis_url.startswith(MEMORY_URL):
+        async with connect(settings) as fake:
+            yield fake
+        return
+    client = ArqRedis.from_url(settings.redis_url, **_options(settings), retry=Retry(_NO_WAIT, 0))
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+_NO_WAIT = ExponentialBackoff(cap=0, base=0)
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    options: dict[str, Any] = {"socket_timeout": COMMAND_TIMEOUT_SECONDS}
+    if not settings.redis_url.startswith("unix://"):
+        options |= {"socket_connect_timeout": COMMAND_TIMEOUT_SECONDS, "socket_keepalive": True}
+    return options
+
+
+__all__ = ["AWAY", "RedisClient", "RedisError", "connect", "connect_pubsub", "why_away"]

@@ -1,0 +1,130 @@
+"""The settings of CONTRACT section 2: one class, read from `HEADWAY_*` variables and `.env`, passed in, never global.
+
+A bad value raises SettingsError with the variable's name, what is wrong and an example, before anything has started.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import SettingsError as SourceError
+
+from shared.errors import SettingsError
+from shared.models import OwnerId
+
+GIB = 1024**3
+DAY_SECONDS = 86_400
+
+#: What `headway up` uses when there is neither a server nor a binary: a fake Redis inside one process.
+MEMORY_URL = "memory://"
+
+
+def _split(value: Any) -> Any:
+    """`a, b` or a JSON list, as an environment variable carries it."""
+    if not isinstance(value, str):
+        return value
+    if value.strip().startswith("["):
+        return json.loads(value)
+    return [part for part in (part.strip() for part in value.split(",")) if part]
+
+
+def _keys(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else {}
+        except ValueError:
+            raise ValueError("is not JSON") from None
+        if not isinstance(value, dict):
+            raise ValueError("must be a JSON object, owner to key")  # noqa: TRY004 - pydantic wants it
+    return value
+
+
+def _redis_url(value: str) -> str:
+    if not re.match(r"(rediss?|unix|memory)://", value):
+        raise ValueError("must start with redis://, rediss:// or unix://")
+    return value
+
+
+def _origin(values: list[str]) -> list[str]:
+    for value in values:
+        if not re.fullmatch(r"https?://[^/\s*]+", value):
+            raise ValueError(f"{value!r} is not an origin (scheme and host, no path, no wildcard)")
+    return values
+
+
+def _modules(values: list[str]) -> list[str]:
+    for value in values:
+        if not all(part.isidentifier() for part in value.split(".")):
+            raise ValueError(f"{value!r} is not the dotted name of a module")
+    return values
+
+
+def _owners(value: dict[OwnerId, SecretStr]) -> dict[OwnerId, SecretStr]:
+    for owner, key in value.items():
+        if not re.fullmatch(r"[A-Za-z0-9_.@-]{1,64}", owner):
+            raise ValueError(f"owner {owner!r} must be 1 to 64 letters, digits or _ . @ -")
+        if not re.fullmatch(r"[\x21-\x7e]{16,512}", key.get_secret_value()):
+            raise ValueError(f"the key of {owner!r} must be 16 to 512 printable characters without spaces")
+    return value
+
+
+class Settings(BaseSettings):
+    """Every setting, its default and its range. `Field(examples=…)` is what an error message shows."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="HEADWAY_", env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
+        default="redis://127.0.0.1:6379/0", examples=["redis://127.0.0.1:6379/0"]
+    )
+    data_dir: Path = Field(default=Path("data"), examples=["./data"])
+    files_dir: Path = Field(default=Path("files"), examples=["./files"])
+    api_keys: Annotated[dict[OwnerId, SecretStr], NoDecode, BeforeValidator(_keys), AfterValidator(_owners)] = Field(
+        default_factory=dict, examples=['{"alice": "a-long-random-key"}']
+    )
+    insecure: bool = Field(default=False, examples=["1"])
+    cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(_origin)] = Field(
+        default_factory=list, examples=["https://app.example.com"]
+    )
+    max_upload_bytes: ByteSize = Field(default=ByteSize(5 * GIB), ge=1, le=1024 * GIB, examples=["5GiB"])
+    task_ttl_seconds: int = Field(default=7 * DAY_SECONDS, ge=1, le=3650 * DAY_SECONDS, examples=["604800"])
+    history_length: int = Field(default=1000, ge=1, le=100_000, examples=["1000"])
+    lease_seconds: float = Field(default=3, ge=0.5, le=3600, examples=["3"])
+    max_attempts: int = Field(default=3, ge=1, le=100, examples=["3"])
+    task_timeout_seconds: float = Field(default=3600, ge=0.1, le=30 * DAY_SECONDS, examples=["3600"])
+    task_memory_bytes: ByteSize = Field(default=ByteSize(GIB), ge=64 * 1024**2, le=1024 * GIB, examples=["1GiB"])
+    worker_concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024, examples=["2"])
+    heartbeat_seconds: float = Field(default=15, ge=0.1, le=3600, examples=["15"])
+    send_timeout_seconds: float = Field(default=20, ge=0.1, le=3600, examples=["20"])
+    token_seconds: int = Field(default=3600, ge=1, le=30 * DAY_SECONDS, examples=["3600"])
+    processors: Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(_modules)] = Field(
+        default_factory=list, examples=["mypackage.processors"]
+    )
+    log_format: Literal["console", "json"] | None = Field(default=None, examples=["json"])
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Reads the environment; `overrides` win over it.
+
+    Raises SettingsError: every bad variable on a line of its own, with what is wrong and an example. Values are not
+    repeated, because one of them may be a key.
+    """
+    try:
+        return Settings(**overrides)
+    except SourceError as error:
+        raise SettingsError(f"The settings cannot be read: {error.__cause__ or error}") from None
+    except ValidationError as error:
+        lines = {}
+        for problem in error.errors(include_url=False, include_input=False):
+            field = str(problem["loc"][0])
+            example = (Settings.model_fields[field].examples or [""])[0]
+            what = problem["msg"].removeprefix("Value error, ")
+            lines[field] = f"HEADWAY_{field.upper()}: {what}. Example: HEADWAY_{field.upper()}={example}"
+        raise SettingsError("\n".join(lines.values())) from None
