@@ -1,0 +1,1 @@
+"""The running of tasks. Nothing here knows HTTP."""

@@ -1,0 +1,130 @@
+"""What runs inside the child process of one attempt: limits first, then the processor, then one last word.
+
+The last word is a message `done` or `failed`; a child that ends without one has crashed. It has no Redis connection and
+no secret in its environment: it knows its input, its output folder and the pipe.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import resource
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import filetype
+
+from shared.errors import BadInput, StorageFull
+from shared.models import ErrorType
+from shared.processors import Processor
+from shared.progress import text_of
+from shared.storage import full_disk_is_said
+from worker.reporter import Reporter
+
+#: A summary larger than this belongs in a result file.
+SUMMARY_BYTES = 1024 * 1024
+
+#: Made ahead: where memory has run out, none is needed to say so.
+_OUT_OF_MEMORY = b'{"kind":"failed","type":"memory","message":""}\n'
+
+
+def run_attempt(spec: dict[str, Any], processor: Processor, pipe: int) -> None:
+    """Runs one attempt to its end. `spec`: see worker/sandbox.py. Returns when the last word has been sent."""
+    write_lock = threading.Lock()
+
+    def send(message: dict[str, Any]) -> None:
+        line = json.dumps(message, allow_nan=False).encode() + b"\n"
+        with write_lock:
+            view = memoryview(line)
+            while view:
+                view = view[os.write(pipe, view) :]
+
+    limit_resources(spec["memory_bytes"])
+    try:
+        try:
+            send(_run(spec, processor, send))
+        except MemoryError:
+            os.write(pipe, _OUT_OF_MEMORY)
+        except BaseException as error:
+            send(_failure(error))
+    except BrokenPipeError:
+        pass  # the worker has gone, and with it whoever would have listened
+
+
+def _run(spec: dict[str, Any], processor: Processor, send: Any) -> dict[str, Any]:
+    input_path = Path(spec["input_path"]) if spec["input_path"] else None
+    if input_path is not None:
+        check_content(input_path, processor)
+    reporter = Reporter(
+        processor,
+        options=processor.options.model_validate(spec["options"]),
+        input_path=input_path,
+        output_folder=Path(spec["output_folder"]),
+        filename=spec["filename"],
+        content_type=spec["content_type"],
+        size_bytes=spec["size_bytes"],
+        memory_bytes=spec["memory_bytes"],
+        attempt=spec["attempt"],
+        restored=spec["restored"],
+        send=send,
+    )
+    with reporter.sampling(), full_disk_is_said():
+        summary = processor.run(reporter)
+    summary = {} if summary is None else summary
+    if not hasattr(summary, "keys"):
+        raise TypeError(f"a processor returns a dict or nothing, not {type(summary).__name__}")
+    text = text_of(dict(summary))
+    if len(text) > SUMMARY_BYTES:
+        raise ValueError(f"the summary is {len(text)} bytes; put what is over {SUMMARY_BYTES} into a result file")
+    return {"kind": "done", "summary": json.loads(text), "outputs": reporter.outputs}
+
+
+def check_content(path: Path, processor: Processor) -> None:
+    """Raises BadInput where the content is of a known kind that the processor does not take.
+
+    Text has no signature, so what is not recognised is left to the processor; nor is what reads as text asked about,
+    because a CSV whose first column is `BMI` begins as a bitmap does.
+    """
+    if _reads_as_text(path):
+        return
+    kind = filetype.guess(str(path))  # type: ignore[no-untyped-call]
+    if kind is None:
+        return
+    for accepted in processor.accepts:
+        if accepted in ("*/*", kind.mime) or (accepted.endswith("/*") and kind.mime.startswith(accepted[:-1])):
+            return
+    takes = ", ".join(processor.accepts)
+    raise BadInput(f"The file is {kind.mime} by its content, whatever its name; {processor.name} takes {takes}.")
+
+
+def _reads_as_text(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(4096)
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        decoder.decode(head)  # incremental: a character may be cut at the end
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in head
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, BadInput):
+        return {"kind": "failed", "type": ErrorType.BAD_INPUT, "message": str(error)}
+    if isinstance(error, StorageFull):
+        return {"kind": "failed", "type": ErrorType.STORAGE_FULL, "message": str(error)}
+    if "OutOfMemory" in type(error).__name__:  # duckdb's, which is no MemoryError
+        return {"kind": "failed", "type": ErrorType.MEMORY, "message": ""}
+    # The text of an exception may hold paths; the worker cuts those out before anybody sees it.
+    return {"kind": "failed", "type": ErrorType.PROCESSOR_ERROR, "message": f"{type(error).__name__}: {error}"}
+
+
+def limit_resources(memory_bytes: int) -> None:
+    """RLIMIT_DATA counts what is allocated and writable (Linux 4.7), so a library may reserve address space freely.
+    macOS does not enforce it; there the limit is only advice."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))

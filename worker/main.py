@@ -1,0 +1,119 @@
+"""Start and stop of a worker, on one exit stack: logs, Redis, fork server, subscription, arq's loop.
+
+SIGTERM or Ctrl-C: takes no more, hands running tasks back, exits within 5 s. A second one exits at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import socket
+from contextlib import AsyncExitStack, suppress
+
+from arq.worker import func
+
+from shared import keys
+from shared.cancellation import cancel
+from shared.logging import configure, get_logger
+from shared.models import TaskId
+from shared.processors import load_registry
+from shared.progress import Feed, Publisher
+from shared.queue import PROCESS_FILE, WAKE
+from shared.redis import AWAY, connect
+from shared.settings import Settings
+from shared.storage import Storage
+from shared.subscription import Subscription
+from worker.arq_worker import LeasedWorker
+from worker.jobs import Runner, process_file
+from worker.leases import Leases
+from worker.sandbox import Sandbox
+
+log = get_logger(__name__)
+
+#: arq's own time limit is a backstop behind ours.
+ARQ_EXTRA_SECONDS = 60.0
+
+#: CONTRACT section 5: a worker that is told to stop has exited within 5 s.
+STOP_SECONDS = 4.0
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Runs a worker until `stop` is set. Raises SettingsError where the data directory cannot be used."""
+    worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+    storage = Storage(settings.data_dir)
+    storage.prepare()
+    registry = load_registry(settings.processors)
+    for module, reason in registry.broken.items():
+        log.error("processor module not loaded", module=module, reason=reason)
+    async with AsyncExitStack() as stack:
+        redis = await stack.enter_async_context(connect(settings, retries=3))
+        sandbox = await stack.enter_async_context(Sandbox(settings.processors))
+        leases = Leases(redis, worker_id, settings.lease_seconds)
+        runner = Runner(
+            settings,
+            publisher=Publisher(redis, settings, patient=True),
+            feed=Feed(redis, patient=True),
+            storage=storage,
+            registry=registry,
+            sandbox=sandbox,
+        )
+        worker = LeasedWorker(
+            func(process_file, name=PROCESS_FILE),
+            redis=redis,
+            queue_name=keys.QUEUE,
+            leases=leases,
+            lease_seconds=settings.lease_seconds,
+            max_jobs=settings.worker_concurrency,
+            job_timeout_seconds=settings.task_timeout_seconds + ARQ_EXTRA_SECONDS,
+            on_lost=runner.lost,
+            ctx={"runner": runner},
+        )
+
+        def on_message(_: str, data: bytes) -> None:
+            verb, _, task_id = data.decode().partition(" ")
+            if verb == WAKE:
+                worker.wake()
+            else:
+                runner.stop(TaskId(task_id), "it was cancelled")
+
+        subscription = Subscription(settings, on_message=on_message, on_subscribed=lambda _: worker.wake())
+        await subscription.subscribe(keys.CONTROL)
+        log.info("worker ready", worker_id=worker_id, concurrency=settings.worker_concurrency)
+        async with asyncio.TaskGroup() as group:
+            services = [
+                group.create_task(subscription.run(), name="subscription"),
+                group.create_task(worker.main(), name="arq"),
+            ]
+            await stop.wait()
+            log.info("worker stopping", running=len(worker.tasks))
+            worker.allow_pick_jobs = False
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STOP_SECONDS):
+                    await cancel(*worker.tasks.values())
+            await cancel(*services)
+        with suppress(*AWAY):
+            await leases.leave()
+    log.info("worker stopped")
+
+
+def run(settings: Settings) -> int:
+    """A worker process: `headway worker`. Returns the exit code."""
+    configure(settings.log_format)
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def on_signal() -> None:
+            if stop.is_set():
+                os._exit(1)
+            stop.set()
+
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(sig, on_signal)
+        await serve(settings, stop)
+
+    asyncio.run(main())
+    return 0

@@ -1,0 +1,193 @@
+"""The `job` a processor is handed: counts, phases, logs and outputs, made into messages for the worker.
+
+Counting is free: `advance` adds to a number, and a thread samples it 20 times a second. A change of phase and a log
+line are sent at once. Progress is 0 to 100 over the weighted phases and never falls. Runs in the child process; the
+messages are plain dicts, see worker/sandbox.py.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, BinaryIO, Final, TypeVar
+
+from shared.models import rfc3339, utc_now
+from shared.processors import Processor
+from shared.progress import TEXT_CHARACTERS
+from shared.storage import check_result_name
+
+SAMPLE_SECONDS: Final = 0.05
+T = TypeVar("T")
+Send = Callable[[dict[str, Any]], None]
+
+
+class Reporter:
+    """Implements shared.processors.Job. `sampling` is entered around the processor's run."""
+
+    def __init__(
+        self,
+        processor: Processor,
+        *,
+        options: Any,
+        input_path: Path | None,
+        output_folder: Path,
+        filename: str | None,
+        content_type: str | None,
+        size_bytes: int,
+        memory_bytes: int,
+        attempt: int,
+        restored: Any,
+        send: Send,
+    ) -> None:
+        self.options = options
+        self.filename = filename
+        self.content_type = content_type
+        self.size_bytes = size_bytes
+        self.memory_bytes = memory_bytes
+        self.attempt = attempt
+        self.restored = restored
+        self.outputs: dict[str, str | None] = {}
+        self._input_path = input_path
+        self._output_folder = output_folder
+        self._send = send
+        self._lock = threading.Lock()
+        self._weights: dict[str, float] = dict(processor.phases)
+        self._step = 0
+        self._name = "Processing"
+        self._spent = 0.0  # of the whole, by the phases before this one
+        self._share = 1.0  # of the whole, this phase's
+        self._done = 0
+        self._total: int | None = None
+        self._unit: str | None = None
+        self._reading: io.FileIO | None = None
+        self._progress = 0.0
+        self._sent: tuple[Any, ...] = ()
+
+    # What a processor calls.
+
+    @property
+    def input_path(self) -> str:
+        if self._input_path is None:
+            raise FileNotFoundError("this task has no file")
+        return str(self._input_path)
+
+    def open_input(self) -> BinaryIO:
+        raw = io.FileIO(self.input_path)
+        if self._total is None:
+            self._reading, self._total, self._unit = raw, self.size_bytes, "bytes"
+        return io.BufferedReader(raw, 1024 * 1024)
+
+    def create_output(self, name: str, content_type: str | None = None) -> BinaryIO:
+        return Path(self.output_path(name, content_type)).open("wb")
+
+    def output_path(self, name: str, content_type: str | None = None) -> str:
+        self.outputs[check_result_name(name)] = content_type
+        return str(self._output_folder / name)
+
+    def plan(self, phases: Mapping[str, float]) -> None:
+        if self._step:
+            raise RuntimeError("plan the phases before the first one starts")
+        if any(weight <= 0 for weight in phases.values()):
+            raise ValueError("a phase's weight is greater than 0")
+        self._weights = dict(phases)
+
+    def phase(
+        self, name: str, *, weight: float | None = None, total: int | None = None, unit: str | None = None
+    ) -> AbstractContextManager[None]:
+        with self._lock:
+            if self._step:
+                self._spent += self._share
+            self._step += 1
+            left = max(0.0, 1.0 - self._spent)
+            if name in self._weights and weight is None:
+                self._share = min(left, self._weights[name] / sum(self._weights.values()))
+            else:
+                given = 1.0 if weight is None else weight
+                if given <= 0:
+                    raise ValueError("a phase's weight is greater than 0")
+                self._share = left * given / (given + 1)
+            self._name, self._done, self._total, self._unit, self._reading = name, 0, total, unit, None
+            state = self._state()
+            self._sent = tuple(state.values())
+            self._send({"kind": "phase", **state})
+        return nullcontext()
+
+    def advance(self, n: int = 1) -> None:
+        self._done += n
+
+    def progress_to(self, done: int, total: int | None = None) -> None:
+        self._done = done
+        if total is not None:
+            self._total = total
+
+    def track(self, iterable: Iterable[T], *, total: int | None = None, unit: str | None = None) -> Iterator[T]:
+        if total is None and isinstance(iterable, Sized):
+            total = len(iterable)
+        # An input that is read line by line has no count of lines, but its bytes are an honest measure already.
+        counts = total is not None or self._reading is None
+        if counts:
+            self._done, self._total, self._unit, self._reading = 0, total, unit, None
+        for item in iterable:
+            yield item
+            if counts:
+                self._done += 1
+
+    def log(self, text: str, level: str = "info") -> None:
+        if level not in ("info", "warning", "error"):
+            raise ValueError("a log's level is info, warning or error")
+        with self._lock:
+            self._send(
+                {"kind": "log", "level": level, "message": str(text)[:TEXT_CHARACTERS], "at": rfc3339(utc_now())}
+            )
+
+    def checkpoint(self, state: Any) -> None:
+        with self._lock:
+            self._send({"kind": "checkpoint", "state": state})
+
+    # What the child process calls.
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Sends the counts while the processor runs, and once more when it has returned."""
+        stop = threading.Event()
+        thread = threading.Thread(target=self._sample, args=(stop,), daemon=True, name="progress")
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+        with self._lock:
+            self._send_count()
+
+    def _sample(self, stop: threading.Event) -> None:
+        while not stop.wait(SAMPLE_SECONDS):
+            with self._lock:
+                self._send_count()
+
+    def _send_count(self) -> None:
+        if (state := self._state()) and (now := tuple(state.values())) != self._sent:
+            self._sent = now
+            self._send({"kind": "count", **state})
+
+    def _state(self) -> dict[str, Any]:
+        if (reading := self._reading) is not None:
+            try:
+                self._done = reading.tell()
+            except (ValueError, OSError):  # closed: what was read is what was done
+                self._reading = None
+        done, total = self._done, self._total
+        fraction = min(1.0, done / total) if total else 0.0
+        self._progress = max(self._progress, 100 * min(1.0, self._spent + self._share * fraction))
+        return {
+            "progress": self._progress,
+            "step": self._step,
+            "total_steps": max(self._step, len(self._weights)),
+            "message": self._name[:TEXT_CHARACTERS],
+            "done": done,
+            "total": total,
+            "unit": self._unit,
+        }

@@ -1,0 +1,254 @@
+"""One child process an attempt: started from the fork server, heard through a pipe, ended whatever it is doing.
+
+The child gets a spec and sends messages, JSON lines:
+    spec      processor, options, input_path, output_folder, filename, content_type, size_bytes, memory_bytes,
+              attempt, restored
+    messages  {"kind": "phase" | "count", progress, step, total_steps, message, done, total, unit}
+              {"kind": "log", level, message, at}    {"kind": "checkpoint", state}
+              {"kind": "done", summary, outputs}     {"kind": "failed", type, message}
+
+Whoever enters `Sandbox` owns the fork server; whoever enters `attempt` owns the child, which is gone, with everything
+it started, when the block is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from shared.cancellation import cancel
+from shared.errors import ProcessorFailure
+from shared.logging import get_logger
+from shared.models import ErrorType
+
+log = get_logger(__name__)
+
+#: What a child may see of the environment: nothing of ours, so no key and no URL.
+ENVIRONMENT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH")
+
+#: A message with a summary of 1 MiB, escaped, still fits; a longer line is an error, not more memory.
+LINE_BYTES: Final = 8 * 1024 * 1024
+
+#: How often the memory of a child is looked at, where the kernel's own limit does not count it.
+WATCH_SECONDS: Final = 0.25
+
+#: Importing every processor takes a second or two on a slow machine.
+START_SECONDS: Final = 60.0
+
+
+class Child:
+    """One running attempt. `messages` is to be iterated once; it ends when the child has."""
+
+    def __init__(self, pid: int, pipe: asyncio.StreamReader, ended: asyncio.Future[int], memory_bytes: int) -> None:
+        self.pid = pid
+        self._pipe = pipe
+        self._ended = ended
+        self._memory_bytes = memory_bytes
+        self._over_memory = False
+
+    async def messages(self) -> AsyncIterator[dict[str, Any]]:
+        """Every message, in order. Raises ProcessorFailure with the true word where the last one was not `done`."""
+        last: dict[str, Any] = {}
+        try:
+            while line := await self._pipe.readline():
+                last = json.loads(line)
+                if last["kind"] == "failed":
+                    break
+                yield last
+        except (ValueError, KeyError):  # too long a line, or not ours: somebody wrote to the pipe
+            self.kill()
+            raise ProcessorFailure(ErrorType.PROCESSOR_ERROR, "The processor disturbed its progress pipe.") from None
+        if last.get("kind") == "done":
+            return
+        if last.get("kind") == "failed" and last["type"] != ErrorType.MEMORY:
+            raise ProcessorFailure(ErrorType(last["type"]), last["message"])
+        status = await self._ended if last.get("kind") != "failed" else 0
+        if self._over_memory or last.get("kind") == "failed":
+            limit = f"{self._memory_bytes / 1024**2:.0f} MiB"
+            raise ProcessorFailure(
+                ErrorType.MEMORY, f"It needed more than {limit} of memory (HEADWAY_TASK_MEMORY_BYTES)."
+            )
+        raise ProcessorFailure(ErrorType.PROCESSOR_ERROR, f"The processor's process {how_it_ended(status)}.")
+
+    async def watch_memory(self) -> None:
+        """Kills the child when its resident memory passes the limit: what is mapped is not under RLIMIT_DATA."""
+        page_bytes = os.sysconf("SC_PAGE_SIZE")
+        statm = Path(f"/proc/{self.pid}/statm")
+        while sys.platform == "linux":
+            await asyncio.sleep(WATCH_SECONDS)
+            try:
+                _, resident, shared, *_ = statm.read_text().split()
+            except OSError:
+                return
+            if (int(resident) - int(shared)) * page_bytes > self._memory_bytes:
+                self._over_memory = True
+                self.kill()
+                return
+
+    def kill(self) -> None:
+        """SIGKILL to the child and all it started: nothing that runs can refuse it, the GIL or not."""
+        if not self._ended.done():
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+
+class Sandbox:
+    """Owns the fork server, and starts another if that one should die."""
+
+    def __init__(self, modules: list[str]) -> None:
+        self._modules = modules
+        self._server: _Server | None = None
+        self._starting = asyncio.Lock()
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Sandbox:
+        await self._live_server()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _live_server(self) -> _Server:
+        async with self._starting:
+            if self._server is None or self._server.dead:
+                if self._server is not None:
+                    log.error("fork server died; starting another")
+                    await self._stack.aclose()
+                self._server = await self._stack.enter_async_context(_Server(self._modules))
+            return self._server
+
+    @asynccontextmanager
+    async def attempt(self, spec: dict[str, Any]) -> AsyncIterator[Child]:
+        server = await self._live_server()
+        read, write = os.pipe()
+        try:
+            reader = asyncio.StreamReader(limit=LINE_BYTES)
+            transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read, "rb", buffering=0)
+            )
+            try:
+                pid, ended = await server.fork(spec, write)
+            finally:
+                os.close(write)
+        except BaseException:
+            with suppress(OSError):
+                os.close(read)
+            raise
+        child = Child(pid, reader, ended, spec["memory_bytes"])
+        try:
+            yield child
+        finally:
+            child.kill()
+            transport.close()
+            with suppress(ProcessorFailure):
+                await asyncio.shield(ended)
+
+
+class _Server:
+    def __init__(self, modules: list[str]) -> None:
+        self._modules = modules
+        self._requests = 0
+        self._starts: dict[int, asyncio.Future[int]] = {}
+        self._ends: dict[int, asyncio.Future[int]] = {}
+        self._ready = asyncio.Event()
+        self.dead = False
+
+    async def __aenter__(self) -> _Server:
+        ours, theirs = socket.socketpair()
+        self._sending = ours.dup()
+        self._sending.setblocking(True)
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "worker.forkserver", str(theirs.fileno()), *self._modules),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=sys.stderr,
+                env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+            )
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._listening = asyncio.create_task(self._listen(reader), name="fork server answers")
+        try:
+            await asyncio.wait_for(self._ready.wait(), START_SECONDS)
+        except BaseException:
+            await self.__aexit__()
+            raise
+        if self.dead:
+            await self.__aexit__()
+            raise ProcessorFailure(ErrorType.PROCESSOR_ERROR, "The fork server did not start.", retryable=True)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._writer.close()
+        self._sending.close()  # the fork server sees the end of its socket, kills what is left and exits
+        await cancel(self._listening)
+        try:
+            await asyncio.wait_for(self._process.wait(), 2)
+        except TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+    async def fork(self, spec: dict[str, Any], pipe: int) -> tuple[int, asyncio.Future[int]]:
+        """Starts a child. Returns its pid and the future of its wait status."""
+        loop = asyncio.get_running_loop()
+        self._requests += 1
+        request_id = self._requests
+        started = self._starts[request_id] = loop.create_future()
+        ended = self._ends[request_id] = loop.create_future()
+        if self.dead:
+            self._forget()
+        else:
+            line = json.dumps({"id": request_id, "spec": spec}).encode() + b"\n"
+            try:
+                sent = socket.send_fds(self._sending, [line], [pipe])
+                self._sending.sendall(line[sent:])
+            except OSError:
+                self._forget()
+        return await started, ended
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while line := await reader.readline():
+                answer = json.loads(line)
+                if "ready" in answer:
+                    self._ready.set()
+                elif "pid" in answer:
+                    self._starts.pop(answer["id"]).set_result(answer["pid"])
+                else:
+                    self._ends.pop(answer["id"]).set_result(answer["status"])
+        except OSError:
+            pass
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        """The fork server has gone, and its children with it."""
+        self.dead = True
+        self._ready.set()
+        for future in (*self._starts.values(), *self._ends.values()):
+            if not future.done():
+                future.set_exception(
+                    ProcessorFailure(ErrorType.PROCESSOR_ERROR, "The sandbox's fork server died.", retryable=True)
+                )
+                future.exception()  # whoever waits is told; where nobody does, that is no error
+        self._starts.clear()
+        self._ends.clear()
+
+
+def how_it_ended(status: int) -> str:
+    """A wait status in words."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = f"signal {number}"
+        return f"was killed by {name}"
+    return f"ended with code {os.WEXITSTATUS(status)} without a result"
