@@ -1,0 +1,229 @@
+"""A file on its way in: read from the request as it arrives, counted against the limit, stored, made a task.
+
+Nothing is spooled: the body goes from the socket to the disk in flat memory, by multipart (the parser is driven
+directly; Starlette's form would read the whole body first) or as a raw body. A body that is cut off, too long or not
+what was promised leaves no file and, where the task came into being with it, no task.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from shared.errors import InvalidRequest, TooLarge, UnsupportedType, UploadCut
+from shared.models import FieldError
+from shared.storage import StoredFile, Upload
+
+#: Everything in a form that is not the file: names, options. Options are small JSON.
+FORM_FIELD_BYTES: Final = 64 * 1024
+PART_HEADER_BYTES: Final = 16 * 1024
+FORM_FIELDS: Final = 20
+FILENAME_CHARACTERS: Final = 255
+BATCH_ID: Final = r"[A-Za-z0-9_.:-]{1,64}"
+MEDIA_TYPE: Final = r"[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}"
+
+
+def invalid(field_name: str, message: str) -> InvalidRequest:
+    return InvalidRequest(f"{field_name}: {message}", [FieldError(field=field_name, message=message)])
+
+
+def clean_filename(name: str) -> str:
+    """A name to show and to offer for a download: the last part of a path, printable, at most 255 characters.
+
+    Raises InvalidRequest where nothing sensible is left. It never becomes a path here.
+    """
+    name = name.replace("\\", "/").rsplit("/", 1)[-1]
+    name = "".join(character for character in name if character.isprintable()).strip()
+    if name in ("", ".", ".."):
+        raise invalid("file", "the file needs a name")
+    if len(name) > FILENAME_CHARACTERS:
+        raise invalid("file", f"the file's name has {len(name)} characters; at most {FILENAME_CHARACTERS} are taken")
+    return name
+
+
+def clean_content_type(value: str | None) -> str | None:
+    """The bare media type, or None for what is not one."""
+    bare = (value or "").split(";")[0].strip().lower()
+    return bare if re.fullmatch(MEDIA_TYPE, bare) else None
+
+
+def clean_batch_id(value: str | None) -> str | None:
+    if value in (None, ""):
+        return None
+    assert value is not None
+    if not re.fullmatch(BATCH_ID, value):
+        raise invalid("batch_id", "1 to 64 letters, digits or _ . : -")
+    return value
+
+
+def parse_options(text: str | None) -> dict[str, Any]:
+    if text is None or not text.strip():
+        return {}
+    try:
+        options = json.loads(text)
+    except (ValueError, RecursionError):
+        raise invalid("options", 'not JSON; send an object such as {"steps": 10}') from None
+    if not isinstance(options, dict):
+        raise invalid("options", 'not a JSON object; send one such as {"steps": 10}')
+    return options
+
+
+def check_length(request: Request, limit_bytes: int) -> None:
+    """Refuses by Content-Length, before a byte is read. A form is a little longer than its file."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit_bytes + FORM_FIELDS * (FORM_FIELD_BYTES + PART_HEADER_BYTES):
+        raise too_large(limit_bytes)
+
+
+def too_large(limit_bytes: int) -> TooLarge:
+    return TooLarge(f"The file is larger than {limit_bytes} bytes, the most this server takes.")
+
+
+async def body_of(request: Request) -> AsyncIterator[bytes]:
+    """The body as it arrives. Raises UploadCut where the client went away in the middle."""
+    try:
+        async for chunk in request.stream():
+            if chunk:
+                yield chunk
+    except ClientDisconnect:
+        raise UploadCut from None
+
+
+async def store_raw(request: Request, upload: Upload, *, limit_bytes: int) -> None:
+    """Writes a raw body; `upload.size_bytes` is what has come so far. The caller commits or aborts."""
+    async for chunk in body_of(request):
+        if upload.size_bytes + len(chunk) > limit_bytes:
+            raise too_large(limit_bytes)
+        await upload.write(chunk)
+
+
+@dataclass(slots=True)
+class Form:
+    """What a multipart form held. `stored` is None where it had no file."""
+
+    fields: dict[str, str] = field(default_factory=dict)
+    filename: str | None = None
+    content_type: str | None = None
+    stored: StoredFile | None = None
+
+
+class _Reader:
+    """Drives the parser: it calls back for each piece of each part, and `events` hands them on in order."""
+
+    def __init__(self, boundary: bytes) -> None:
+        self.events: list[tuple[str, bytes]] = []
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": lambda: self.events.append(("begin", b"")),
+                "on_part_data": lambda data, start, end: self.events.append(("data", data[start:end])),
+                "on_part_end": lambda: self.events.append(("end", b"")),
+                "on_header_field": lambda data, start, end: self.events.append(("header_name", data[start:end])),
+                "on_header_value": lambda data, start, end: self.events.append(("header_value", data[start:end])),
+                "on_header_end": lambda: self.events.append(("header_end", b"")),
+                "on_headers_finished": lambda: self.events.append(("headers", b"")),
+                "on_end": lambda: self.events.append(("done", b"")),
+            },
+            max_header_size=2 * PART_HEADER_BYTES,  # so that our own check, with its word to the user, comes first
+        )
+
+    def feed(self, chunk: bytes) -> list[tuple[str, bytes]]:
+        self._parser.write(chunk)
+        events, self.events = self.events, []
+        return events
+
+
+async def read_form(request: Request, upload: Upload, *, limit_bytes: int) -> Form:
+    """Reads a form to its end, the part named `file` into `upload`, which is committed. On any error it is not."""
+    media_type, parameters = parse_options_header(request.headers.get("content-type", ""))
+    boundary = parameters.get(b"boundary")
+    if media_type != b"multipart/form-data" or not boundary or len(boundary) > 200:
+        raise UnsupportedType
+    reader, form = _Reader(boundary), Form()
+    part = _Part()
+    finished = False
+    async for chunk in body_of(request):
+        try:
+            events = reader.feed(chunk)
+        except MultipartParseError:
+            raise InvalidRequest("The form is not well-formed multipart/form-data.") from None
+        for kind, data in events:
+            match kind:
+                case "begin":
+                    part = _Part()
+                case "header_name":
+                    part.add_header(name=data)
+                case "header_value":
+                    part.add_header(value=data)
+                case "header_end":
+                    part.end_header()
+                case "headers":
+                    part.begin_content(form)
+                case "data" if part.is_file:
+                    if upload.size_bytes + len(data) > limit_bytes:
+                        raise too_large(limit_bytes)
+                    await upload.write(data)
+                case "data":
+                    part.add(data)
+                case "end":
+                    part.end_content(form)
+                case "done":
+                    finished = True
+    if not finished:
+        raise UploadCut
+    if form.filename is not None:
+        form.stored = await upload.commit()
+    return form
+
+
+class _Part:
+    """One part of a form, as its headers and its content arrive."""
+
+    def __init__(self) -> None:
+        self._headers: dict[bytes, bytes] = {}
+        self._header_name = b""
+        self._header_value = b""
+        self._content = bytearray()
+        self._name = ""
+        self.is_file = False
+
+    def add_header(self, name: bytes = b"", value: bytes = b"") -> None:
+        self._header_name += name
+        self._header_value += value
+        if len(self._header_name) + len(self._header_value) > PART_HEADER_BYTES:
+            raise InvalidRequest("A part of the form has too long a header; a file's name has at most 255 characters.")
+
+    def end_header(self) -> None:
+        self._headers[self._header_name.lower()] = self._header_value
+        self._header_name = self._header_value = b""
+
+    def begin_content(self, form: Form) -> None:
+        disposition, parameters = parse_options_header(self._headers.get(b"content-disposition", b""))
+        if disposition != b"form-data" or b"name" not in parameters:
+            raise InvalidRequest("A part of the form has no name.")
+        self._name = parameters[b"name"].decode("utf-8", "replace")
+        self.is_file = self._name == "file" and b"filename" in parameters
+        if self.is_file:
+            if form.filename is not None:
+                raise invalid("file", "there are two; send one file a task")
+            form.filename = clean_filename(parameters[b"filename"].decode("utf-8", "replace"))
+            form.content_type = clean_content_type(self._headers.get(b"content-type", b"").decode("latin-1"))
+
+    def add(self, data: bytes) -> None:
+        self._content += data
+        if len(self._content) > FORM_FIELD_BYTES:
+            raise invalid(self._name[:80], f"longer than {FORM_FIELD_BYTES} bytes")
+
+    def end_content(self, form: Form) -> None:
+        if self.is_file:
+            return
+        if len(form.fields) >= FORM_FIELDS:
+            raise InvalidRequest(f"The form has more than {FORM_FIELDS} fields.")
+        form.fields[self._name] = self._content.decode("utf-8", "replace")

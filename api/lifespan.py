@@ -1,0 +1,98 @@
+"""What the API holds open, on one exit stack, as one typed State; and the stop signal that ends the streams.
+
+uvicorn tells an application to stop only after every response has ended, and a stream does not end by itself. So the
+signal is caught here, in front of uvicorn's own handler: streams are told first, then uvicorn stops as it always does.
+It works the same under `headway api`, `uvicorn api.main:app`, and each process of `--workers`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from api.relay import Relay
+from shared.logging import get_logger
+from shared.processors import Registry, load_registry
+from shared.progress import Feed, Publisher
+from shared.redis import RedisClient, connect
+from shared.settings import Settings
+from shared.storage import Storage
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything a request can reach, by name and type."""
+
+    settings: Settings
+    redis: RedisClient
+    publisher: Publisher
+    #: Waits for a Redis that is away, for what must not be lost; the caller sets the deadline.
+    patient_publisher: Publisher
+    feed: Feed
+    relay: Relay
+    storage: Storage
+    registry: Registry
+
+
+def lifespan_of(settings: Settings) -> Callable[[Any], Any]:
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[Mapping[str, Any]]:
+        storage = Storage(settings.data_dir)
+        storage.prepare()
+        registry = load_registry(settings.processors)
+        for module, reason in registry.broken.items():
+            log.error("processor module not loaded", module=module, reason=reason)
+        async with AsyncExitStack() as stack:
+            redis = await stack.enter_async_context(connect(settings))
+            feed = Feed(redis)
+            relay = await stack.enter_async_context(Relay(feed, settings))
+            stack.enter_context(before_stopping(relay.drain))
+            yield {
+                "headway": State(
+                    settings=settings,
+                    redis=redis,
+                    publisher=Publisher(redis, settings),
+                    patient_publisher=Publisher(redis, settings, patient=True),
+                    feed=feed,
+                    relay=relay,
+                    storage=storage,
+                    registry=registry,
+                ),
+            }
+
+    return lifespan
+
+
+@contextmanager
+def before_stopping(drain: Callable[[], None]) -> Iterator[None]:
+    """Calls `drain` on the event loop when SIGTERM or SIGINT arrives, then whatever handled the signal before.
+
+    Does nothing outside the main thread, where signals cannot be caught: whoever runs the server there drains itself.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    before = {sig: signal.getsignal(sig) for sig in (signal.SIGTERM, signal.SIGINT)}
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(drain)
+        handler = before[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+
+    for sig in before:
+        signal.signal(sig, on_signal)
+    try:
+        yield
+    finally:
+        for sig, handler in before.items():
+            signal.signal(sig, handler)

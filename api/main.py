@@ -1,0 +1,12 @@
+"""`app`, for `uvicorn api.main:app`; nothing else. A bad setting ends the start with one line, not a traceback."""
+
+import sys
+
+from api.app import create_app
+from shared.errors import SettingsError
+from shared.settings import load_settings
+
+try:
+    app = create_app(load_settings())
+except SettingsError as error:
+    sys.exit(str(error))

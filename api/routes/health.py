@@ -1,0 +1,63 @@
+"""`/healthz`: this process answers. `/readyz`: what it needs, each with a reason. Neither asks for a key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from api.dependencies import StateDep
+from api.lifespan import State
+from shared import keys
+from shared.redis import AWAY, why_away
+
+router = APIRouter(tags=["health"])
+
+#: A worker says that it is alive three times a lease; one that missed this many leases is not counted.
+SILENT_LEASES = 3
+
+
+@router.get("/healthz", summary="Is the process alive")
+async def healthz() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+@router.get("/readyz", summary="Can it do its work", responses={503: {"description": "Not ready; `checks` says why"}})
+async def readyz(response: Response, state: StateDep) -> dict[str, Any]:
+    """200 while Redis and the relay work. Without a worker it is still 200, `degraded`: files are taken and wait."""
+    checks = {"redis": await _redis(state), "relay": _relay(state), "workers": await _workers(state)}
+    if not (checks["redis"]["ok"] and checks["relay"]["ok"]):
+        response.status_code = 503
+        response.headers["Retry-After"] = "2"
+        return {"status": "unready", "checks": checks}
+    return {"status": "ready" if checks["workers"]["ok"] else "degraded", "checks": checks}
+
+
+async def _redis(state: State) -> dict[str, Any]:
+    try:
+        await state.redis.ping()
+    except AWAY as error:
+        return {"ok": False, "reason": why_away(error)}
+    return {"ok": True, "reason": "answers"}
+
+
+def _relay(state: State) -> dict[str, Any]:
+    if (broken := state.relay.broken) is not None:
+        return {"ok": False, "reason": broken}
+    return {"ok": True, "reason": "subscribed", "streams": state.relay.listener_count}
+
+
+async def _workers(state: State) -> dict[str, Any]:
+    try:
+        async with state.redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
+            (seconds, microseconds), seen = await pipe.execute()
+    except AWAY as error:
+        return {"ok": False, "reason": why_away(error)}
+    silent_ms = SILENT_LEASES * state.settings.lease_seconds * 1000
+    now_ms = seconds * 1000 + microseconds / 1000
+    alive = sum(1 for _, at in seen if now_ms - at < silent_ms)
+    if not alive:
+        return {"ok": False, "reason": "no worker is running; start one with `headway worker`", "count": 0}
+    return {"ok": True, "reason": "running", "count": alive}

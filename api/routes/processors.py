@@ -1,0 +1,28 @@
+"""`GET /processors`: what can be done with a file here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from api.dependencies import OwnerDep, StateDep
+
+router = APIRouter(tags=["processors"])
+
+
+@router.get("/processors", summary="The processors of this installation")
+async def list_processors(state: StateDep, _: OwnerDep) -> dict[str, list[dict[str, Any]]]:
+    """Each with its name, description, accepted media types, and the JSON Schema of its options."""
+    return {
+        "processors": [
+            {
+                "name": processor.name,
+                "description": processor.description,
+                "accepts": list(processor.accepts),
+                "needs_file": processor.needs_file,
+                "options": processor.options.model_json_schema(),
+            }
+            for processor in state.registry.processors.values()
+        ]
+    }

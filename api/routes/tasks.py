@@ -1,0 +1,317 @@
+"""`/tasks`: submit or announce, list, look, cancel, retry, delete."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import re
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from api.dependencies import OwnerDep, StateDep, TaskDep, TaskIdDep
+from api.intake import (
+    check_length,
+    clean_batch_id,
+    clean_content_type,
+    clean_filename,
+    invalid,
+    parse_options,
+    read_form,
+    too_large,
+)
+from api.lifespan import State
+from shared.errors import Conflict, InvalidRequest, UnsupportedType
+from shared.models import FieldError, OwnerId, Status, Task, TaskId, new_task_id, utc_now
+from shared.storage import StoredFile
+
+router = APIRouter(tags=["tasks"])
+
+#: The part of the bar that an announced upload takes; the processing takes the rest. A task whose file came with the
+#: POST starts at 0, because nobody could watch before.
+UPLOAD_SHARE: Final = 20.0
+JSON_BODY_BYTES: Final = 128 * 1024
+#: Rows looked at for one page of a filtered list; a page may end early with a cursor to go on from.
+SCAN_ROWS: Final = 5000
+
+
+class Announcement(BaseModel):
+    """The JSON form of `POST /tasks`: the file follows by `PUT {links.upload}`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    processor: str
+    filename: str | None = None
+    size_bytes: Annotated[int, Field(ge=0, le=2**53)] | None = None
+    content_type: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    batch_id: str | None = None
+
+
+class TaskPage(BaseModel):
+    tasks: list[dict[str, Any]]
+    next_cursor: str | None
+
+
+def represent(task: Task) -> dict[str, Any]:
+    """A task as JSON, with the links that lead somewhere in its present state."""
+    here = f"/tasks/{task.task_id}"
+    links = {"self": here, "events": f"{here}/events"}
+    if not task.status.is_terminal:
+        links["cancel"] = f"{here}/cancel"
+    if task.status in (Status.FAILED, Status.CANCELLED) and (task.filename is None or task.input_name is not None):
+        links["retry"] = f"{here}/retry"
+    if task.input_name is not None:
+        links["input"] = f"{here}/input"
+    if task.status is Status.UPLOADING:
+        links["upload"] = f"{here}/upload"
+    return task.model_dump(mode="json") | {"links": links}
+
+
+def draft(
+    processor: str,
+    *,
+    owner: OwnerId,
+    status: Status,
+    options: dict[str, Any],
+    task_id: TaskId | None = None,
+    filename: str | None = None,
+    content_type: str | None = None,
+    size_bytes: int | None = None,
+    batch_id: str | None = None,
+    stored: StoredFile | None = None,
+) -> Task:
+    """A new task, not yet known to Redis."""
+    now = utc_now()
+    uploading = status is Status.UPLOADING
+    return Task(
+        task_id=task_id or new_task_id(),
+        processor=processor,
+        filename=filename,
+        size_bytes=stored.size_bytes if stored else size_bytes,
+        content_type=content_type,
+        options=options,
+        batch_id=batch_id,
+        status=status,
+        progress=0,
+        step=0,
+        total_steps=0,
+        message="Waiting for the file" if uploading else "Waiting for a worker",
+        done=0,
+        total=size_bytes if uploading else None,
+        unit="bytes" if uploading else None,
+        rate=None,
+        eta_seconds=None,
+        attempt=1,
+        version=1,
+        created_at=now,
+        started_at=None,
+        updated_at=now,
+        finished_at=None,
+        result=None,
+        error=None,
+        owner=owner,
+        progress_base=UPLOAD_SHARE if uploading else 0.0,
+        input_name=stored.name if stored else None,
+        input_sha256=stored.sha256 if stored else None,
+    )
+
+
+@router.post(
+    "/tasks",
+    status_code=202,
+    summary="Submit a file, or announce one",
+    responses={201: {"description": "Announced: send the file to links.upload"}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["processor"],
+                        "properties": {
+                            "file": {"type": "string", "format": "binary"},
+                            "processor": {"type": "string"},
+                            "options": {"type": "string", "description": "JSON object"},
+                            "batch_id": {"type": "string"},
+                        },
+                    }
+                },
+                "application/json": {"schema": Announcement.model_json_schema()},
+            },
+        }
+    },
+)
+async def submit(request: Request, response: Response, state: StateDep, owner: OwnerDep) -> dict[str, Any]:
+    """Multipart: the file with its processor; answers 202 when it is stored and queued. JSON: announces a file, whose
+    stream can be watched before its first byte is sent; answers 201."""
+    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if media_type == "multipart/form-data":
+        task = await submit_form(request, state, owner)
+    elif media_type == "application/json":
+        task = await _announce(request, state, owner)
+    else:
+        raise UnsupportedType
+    response.status_code = 201 if task.status is Status.UPLOADING else 202
+    response.headers["Location"] = f"/tasks/{task.task_id}"
+    return represent(task)
+
+
+async def submit_form(request: Request, state: State, owner: OwnerId, default_processor: str | None = None) -> Task:
+    """Reads the form, stores the file while it arrives, makes the task. Nothing is left where it raises."""
+    limit_bytes = int(state.settings.max_upload_bytes)
+    check_length(request, limit_bytes)
+    await state.redis.ping()  # a Redis that is away is said before the file is sent, not after
+    task_id = new_task_id()
+    upload = state.storage.upload(task_id)
+    created = False
+    try:
+        form = await read_form(request, upload, limit_bytes=limit_bytes)
+        name = form.fields.get("processor") or default_processor
+        if not name:
+            known = ", ".join(state.registry.processors)
+            raise invalid("processor", f"name one of: {known}")
+        processor = state.registry.get(name)
+        options = processor.parse_options(parse_options(form.fields.get("options")))
+        batch_id = clean_batch_id(form.fields.get("batch_id"))
+        if form.stored is None and processor.needs_file:
+            raise invalid("file", "missing; send the file as the form's part named 'file'")
+        task = draft(
+            processor.name,
+            owner=owner,
+            status=Status.QUEUED,
+            options=options.model_dump(mode="json"),
+            task_id=task_id,
+            filename=form.filename,
+            content_type=form.content_type,
+            batch_id=batch_id,
+            stored=form.stored,
+        )
+        await state.publisher.create(task)
+        created = True
+    finally:
+        if not created:
+            await asyncio.shield(upload.abort())
+    return task
+
+
+async def _announce(request: Request, state: State, owner: OwnerId) -> Task:
+    announcement = await _read_announcement(request)
+    processor = state.registry.get(announcement.processor)
+    options = processor.parse_options(announcement.options)
+    if announcement.filename is None and processor.needs_file:
+        raise invalid("filename", f"missing; {processor.name} works on a file")
+    limit_bytes = int(state.settings.max_upload_bytes)
+    if announcement.size_bytes is not None and announcement.size_bytes > limit_bytes:
+        raise too_large(limit_bytes)
+    has_file = announcement.filename is not None
+    task = draft(
+        processor.name,
+        owner=owner,
+        status=Status.UPLOADING if has_file else Status.QUEUED,
+        options=options.model_dump(mode="json"),
+        filename=clean_filename(announcement.filename) if announcement.filename is not None else None,
+        content_type=clean_content_type(announcement.content_type),
+        size_bytes=announcement.size_bytes,
+        batch_id=clean_batch_id(announcement.batch_id),
+    )
+    await state.publisher.create(task)
+    return task
+
+
+async def _read_announcement(request: Request) -> Announcement:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > JSON_BODY_BYTES:
+            raise InvalidRequest(f"The JSON body is longer than {JSON_BODY_BYTES} bytes.")
+    try:
+        return Announcement.model_validate_json(bytes(body))
+    except ValidationError as error:
+        fields = [
+            FieldError(field=".".join(map(str, e["loc"])) or "body", message=e["msg"])
+            for e in error.errors(include_url=False, include_input=False, include_context=False)
+        ]
+        detail = "; ".join(f"{found.field}: {found.message}" for found in fields[:5])
+        raise InvalidRequest(detail, fields) from None
+
+
+@router.get("/tasks", summary="List tasks, newest first")
+async def list_tasks(
+    state: StateDep,
+    owner: OwnerDep,
+    status: Annotated[Status | None, Query()] = None,
+    processor: Annotated[str | None, Query(max_length=200)] = None,
+    batch_id: Annotated[str | None, Query(max_length=200)] = None,
+    limit: Annotated[int, Query(ge=1, le=500)] = 50,
+    cursor: Annotated[str | None, Query(max_length=200)] = None,
+) -> TaskPage:
+    """A page and the cursor of the next one, null at the end. A filtered page may hold fewer than `limit` and still
+    have a next one."""
+    place = _place(cursor)
+    found: list[Task] = []
+    looked_at = 0
+    while len(found) < limit and looked_at < SCAN_ROWS:
+        page = await state.feed.tasks(owner, limit=min(limit, 100), before=place)
+        if not page:
+            return TaskPage(tasks=[represent(task) for task in found], next_cursor=None)
+        for task, at in page:
+            place = at
+            looked_at += 1
+            wanted = (
+                (status is None or task.status is status)
+                and (processor is None or task.processor == processor)
+                and (batch_id is None or task.batch_id == batch_id)
+            )
+            if wanted:
+                found.append(task)
+                if len(found) == limit:
+                    break
+    return TaskPage(tasks=[represent(task) for task in found], next_cursor=_cursor(place))
+
+
+def _cursor(place: tuple[int, TaskId] | None) -> str | None:
+    return base64.urlsafe_b64encode(f"{place[0]}:{place[1]}".encode()).decode() if place else None
+
+
+def _place(cursor: str | None) -> tuple[int, TaskId] | None:
+    if cursor is None:
+        return None
+    try:
+        created_ms, _, task_id = base64.urlsafe_b64decode(cursor.encode()).decode().partition(":")
+    except (binascii.Error, UnicodeError):
+        created_ms = task_id = ""
+    if not re.fullmatch(r"[0-9]{1,15}", created_ms) or not re.fullmatch(r"[0-9a-f]{32}", task_id):
+        raise invalid("cursor", "not one of ours; use next_cursor of the page before")
+    return int(created_ms), TaskId(task_id)
+
+
+@router.get("/tasks/{task_id}", summary="One task")
+async def get_one(task: TaskDep) -> dict[str, Any]:
+    return represent(task)
+
+
+@router.post("/tasks/{task_id}/cancel", status_code=202, summary="Cancel a task that has not ended")
+async def cancel(state: StateDep, task: TaskDep) -> dict[str, Any]:
+    """From this answer on the task is `cancelled`, whatever was running."""
+    await state.publisher.cancel(task)
+    return represent(await state.feed.task(task.task_id))
+
+
+@router.post("/tasks/{task_id}/retry", status_code=202, summary="Run a failed or cancelled task again")
+async def retry(state: StateDep, task: TaskDep) -> dict[str, Any]:
+    """The same task, the next attempt. 409 where it has not failed, or where its file never arrived."""
+    if task.status.is_terminal and task.filename is not None and task.input_name is None:
+        raise Conflict("The file of this task never arrived whole, so there is nothing to run. Submit it again.")
+    await state.publisher.retry(task)
+    return represent(await state.feed.task(task.task_id))
+
+
+@router.delete("/tasks/{task_id}", status_code=204, summary="Delete an ended task, its files and its history")
+async def delete(state: StateDep, task_id: TaskIdDep, owner: OwnerDep) -> None:
+    task = await state.feed.task(task_id, owner)
+    await state.publisher.delete(task)
+    await asyncio.to_thread(state.storage.delete, task_id)

@@ -1,0 +1,115 @@
+"""The tutorial's own paths, on the real machinery: its client works unchanged. (`/task-progress/{id}` is in events.py,
+`/download/{filename}` in files.py.)"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from starlette.responses import StreamingResponse
+
+from api.dependencies import OwnerDep, StateDep
+from api.routes.tasks import draft, submit_form
+from api.sse import SSE, Comment, EventStreamResponse
+from shared.models import Event, Status, rfc3339, utc_now
+
+router = APIRouter(tags=["tutorial"])
+
+#: CSV rows made at a time: enough that a chunk is worth a write, little enough that memory stays flat.
+CSV_ROWS = 2000
+
+
+@router.post("/process-file", status_code=202, summary="Start a task the tutorial's way")
+async def process_file(request: Request, response: Response, state: StateDep, owner: OwnerDep) -> dict[str, str]:
+    """With a form: as POST /tasks. With no body: a rehearsal of 10 steps of 2 s."""
+    if request.headers.get("content-type", "").startswith("multipart/form-data"):
+        task = await submit_form(request, state, owner, default_processor="checksum")
+        message = f"{task.filename} is being processed"
+    else:
+        rehearsal = state.registry.get("rehearsal")
+        options = rehearsal.parse_options({"steps": 10, "step_seconds": 2}).model_dump(mode="json")
+        task = draft(rehearsal.name, owner=owner, status=Status.QUEUED, options=options)
+        await state.publisher.create(task)
+        message = "Processing started"
+    response.headers["Location"] = f"/tasks/{task.task_id}"
+    return {"task_id": task.task_id, "message": message}
+
+
+@router.get("/stream-numbers", response_class=StreamingResponse)
+async def stream_numbers(_: OwnerDep) -> StreamingResponse:
+    """`Number: 1` to `Number: 10`, one a second, each sent when it is made."""
+
+    async def numbers() -> AsyncIterator[str]:
+        for number in range(1, 11):
+            yield f"Number: {number}\n"
+            if number < 10:
+                await asyncio.sleep(1)
+
+    headers = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
+    return StreamingResponse(numbers(), media_type="text/plain", headers=headers)
+
+
+class _Clock:
+    """A Source: a greeting, then the count and the time each second."""
+
+    def __init__(self, seconds: int | None, state: Any) -> None:
+        self._seconds = seconds
+        self._relay = state.relay
+        self._count = 0
+        self._greeted = False
+        self._next = asyncio.get_running_loop().time()
+
+    @property
+    def drained(self) -> bool:
+        return bool(self._relay.draining)
+
+    async def next(self) -> list[tuple[Event, str | None] | Comment] | None:
+        if not self._greeted:
+            self._greeted = True
+            return [(Event(0, "", b"Connection established"), None)]
+        loop = asyncio.get_running_loop()
+        while loop.time() < self._next:
+            if self.drained:
+                return None
+            await asyncio.sleep(min(0.2, self._next - loop.time()))
+        if self.drained or (self._seconds is not None and self._count >= self._seconds):
+            return None
+        self._count += 1
+        self._next += 1
+        data = json.dumps({"count": self._count, "timestamp": rfc3339(utc_now())})
+        return [(Event(self._count, "", data.encode()), None)]
+
+
+@router.get("/sse-updates", response_class=Response)
+async def sse_updates(
+    state: StateDep, _: OwnerDep, seconds: Annotated[int | None, Query(ge=1, le=86_400)] = None
+) -> Any:
+    """`Connection established`, then `{"count", "timestamp"}` each second, until the seconds are over."""
+
+    @asynccontextmanager
+    async def clock() -> AsyncIterator[_Clock]:
+        yield _Clock(seconds, state)
+
+    settings = state.settings
+    return EventStreamResponse(
+        clock(), SSE(), heartbeat_seconds=settings.heartbeat_seconds, send_timeout_seconds=settings.send_timeout_seconds
+    )
+
+
+@router.get("/download-large-csv", response_class=StreamingResponse)
+async def download_large_csv(
+    _: OwnerDep, rows: Annotated[int, Query(ge=0, le=100_000_000)] = 100_000
+) -> StreamingResponse:
+    """`id,name,value`, made while it is sent."""
+
+    def lines() -> Iterator[str]:
+        yield "id,name,value\n"
+        for start in range(1, rows + 1, CSV_ROWS):
+            yield "".join(f"{i},Item {i},{i * 10}\n" for i in range(start, min(start + CSV_ROWS, rows + 1)))
+
+    headers = {"Content-Disposition": 'attachment; filename="large_data.csv"', "X-Content-Type-Options": "nosniff"}
+    return StreamingResponse(lines(), media_type="text/csv", headers=headers)

@@ -1,0 +1,234 @@
+"""The wire of Server-Sent Events (WHATWG HTML, section 9.2): encoding, heartbeat, send deadline, end. Knows no Redis.
+
+A stream is sent by `EventStreamResponse`, which owns its source of events from the first byte to the last: it closes it
+whether the stream ended, the client went, the client stopped reading, or the server drains. On the wire: LF only, no
+BOM, one ASCII `data:` line, whole events in a write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from shared.cancellation import cancel
+from shared.logging import get_logger
+from shared.models import Event
+
+log = get_logger(__name__)
+
+#: What EventSource waits before it reconnects, when the server says nothing else.
+RETRY_MS: Final = 1000
+#: On a drain every client is sent away at once; they come back spread over this long.
+DRAIN_RETRY_MS: Final = (1000, 7000)
+
+#: A stream that has nothing to say yet, because Redis is away, says so this soon: the first bytes leave at once.
+FIRST_COMMENT_SECONDS: Final = 0.3
+
+Format = Literal["text/event-stream", "application/x-ndjson", "text/plain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Comment:
+    """A line that keeps the connection alive and that no client delivers."""
+
+    text: str
+
+
+class Encoder(Protocol):
+    media_type: Format
+
+    def first(self) -> bytes: ...
+    def event(self, event: Event, event_id: str | None = None) -> bytes: ...
+    def comment(self, text: str) -> bytes: ...
+    def goodbye(self) -> bytes: ...
+
+
+class SSE:
+    """`id`, `event` for a named one, `data`, an empty line."""
+
+    media_type: Format = "text/event-stream"
+
+    def first(self) -> bytes:
+        return b"retry: %d\n" % RETRY_MS
+
+    def event(self, event: Event, event_id: str | None = None) -> bytes:
+        name = b"event: %s\n" % event.name.encode() if event.name else b""
+        return b"id: %s\n%sdata: %s\n\n" % ((event_id or str(event.version)).encode(), name, event.data)
+
+    def comment(self, text: str) -> bytes:
+        return b": %s\n\n" % text.encode()
+
+    def goodbye(self) -> bytes:
+        return b"retry: %d\n: the server is restarting, come back\n\n" % random.randint(*DRAIN_RETRY_MS)  # noqa: S311
+
+
+class NDJSON:
+    """One object a line: the state as it is, a named event with its name in `event`; both with `version`."""
+
+    media_type: Format = "application/x-ndjson"
+
+    def first(self) -> bytes:
+        return b""
+
+    def event(self, event: Event, event_id: str | None = None) -> bytes:
+        if event.is_state:
+            return event.data + b"\n"
+        head = {"event": event.name, "version": event.version}
+        return json.dumps(head | json.loads(event.data)).encode() + b"\n"
+
+    def comment(self, text: str) -> bytes:
+        return b"\n"  # an empty line is what NDJSON readers skip
+
+    def goodbye(self) -> bytes:
+        return b""
+
+
+class Text:
+    """Lines for people: `14:03:12  42.5 %  processing  Profiling columns (2/3)`."""
+
+    media_type: Format = "text/plain"
+
+    def first(self) -> bytes:
+        return b""
+
+    def event(self, event: Event, event_id: str | None = None) -> bytes:
+        data = json.loads(event.data)
+        if event.is_state:
+            at = str(data["updated_at"])[11:19]
+            line = f"{at} {data['progress']:5.1f} %  {data['status']:<10}  {data['message']}"
+            if data["status"] == "processing" and data["total_steps"]:
+                line += f" ({data['step']}/{data['total_steps']})"
+            if data["error"]:
+                line += f" [{data['error']['type']}]"
+        elif event.name == "gap":
+            line = f"          (events {data['from']} to {data['to']} can no longer be replayed)"
+        else:
+            line = f"{str(data.get('at', ''))[11:19]} {event.name}: {data.get('message', data.get('text', data))}"
+        # One event is one line: what a stranger wrote may hold control characters.
+        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line).encode() + b"\n"
+
+    def comment(self, text: str) -> bytes:
+        return b"\n"
+
+    def goodbye(self) -> bytes:
+        return b"          (the server is restarting)\n"
+
+
+ENCODERS: Final[dict[str, Callable[[], Encoder]]] = {e.media_type: e for e in (SSE, NDJSON, Text)}
+
+
+def choose_encoder(accept: str) -> Encoder:
+    """SSE, unless one of the others is asked for by name and SSE is not: `curl` and `EventSource` both get SSE."""
+    asked = {part.split(";")[0].strip().lower() for part in accept.split(",")}
+    for media_type, encoder in ENCODERS.items():
+        if media_type in asked:
+            return encoder()
+    return SSE()
+
+
+class Source(Protocol):
+    """What a stream is made of: `next` waits for what is there to send, None being the end."""
+
+    async def next(self) -> list[tuple[Event, str | None] | Comment] | None:
+        """Everything that is ready, at least one; None: the stream is over. A goodbye is told by `drained`."""
+
+    @property
+    def drained(self) -> bool: ...
+
+
+HEADERS: Final = {
+    "Cache-Control": "no-store, no-transform",
+    "X-Accel-Buffering": "no",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class EventStreamResponse(Response):
+    """An ASGI application that sends one stream. `enter` opens the source; it is closed before this returns.
+
+    A client that takes nothing for `send_timeout_seconds` is cut off: its connection is aborted, since a polite close
+    would wait behind the very bytes that it does not take.
+    """
+
+    def __init__(
+        self,
+        enter: AbstractAsyncContextManager[Source],
+        encoder: Encoder,
+        *,
+        heartbeat_seconds: float,
+        send_timeout_seconds: float,
+    ) -> None:
+        super().__init__(headers=dict(HEADERS), media_type=f"{encoder.media_type}; charset=utf-8")
+        del self.headers["content-length"]
+        self._enter = enter
+        self._encoder = encoder
+        self._heartbeat_seconds = heartbeat_seconds
+        self._send_timeout_seconds = send_timeout_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._enter as source:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            if scope["method"] == "HEAD":
+                await send({"type": "http.response.body", "body": b""})
+                return
+            sending = asyncio.create_task(self._send_all(source, send), name="stream")
+            leaving = asyncio.create_task(_gone(receive), name="client gone")
+            try:
+                await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+                if sending.done():
+                    sending.result()
+            except TimeoutError:
+                log.info("slow client dropped", path=scope["path"])
+                abort(scope)
+            finally:
+                await asyncio.shield(cancel(sending, leaving))
+
+    async def _send_all(self, source: Source, send: Send) -> None:
+        first = self._encoder.first()
+        patience = min(FIRST_COMMENT_SECONDS, self._heartbeat_seconds)
+        while True:
+            try:
+                async with asyncio.timeout(patience):
+                    items = await source.next()
+            except TimeoutError:
+                items = [Comment("waiting for Redis" if first else "still here")]
+            patience = self._heartbeat_seconds
+            if items is None:
+                goodbye = self._encoder.goodbye() if source.drained else b""
+                await self._send(send, goodbye, more=False)
+                return
+            body = first + b"".join(self._encode(items))
+            first = b""
+            await self._send(send, body, more=True)
+
+    def _encode(self, items: Iterable[Any]) -> Iterable[bytes]:
+        for item in items:
+            if isinstance(item, Comment):
+                yield self._encoder.comment(item.text)
+            else:
+                yield self._encoder.event(*item)
+
+    async def _send(self, send: Send, body: bytes, *, more: bool) -> None:
+        async with asyncio.timeout(self._send_timeout_seconds):
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def abort(scope: Scope) -> None:
+    """Cuts the connection. The transport is uvicorn's; where another server runs us, its own time-outs have to do."""
+    raw_send = scope.get("headway.send")
+    transport = getattr(getattr(raw_send, "__self__", None), "transport", None)
+    if transport is not None:
+        transport.abort()

@@ -1,0 +1,188 @@
+// @ts-check
+/** The form for a new task: a file, a processor, its options. What to do with them is its caller's. */
+
+import { byId, say } from "./dom.js";
+import { fetchProcessors } from "./headway.js";
+import { OptionsForm } from "./options-form.js";
+import { fillComplaint } from "./task-view.js";
+import * as units from "./units.js";
+
+/** @typedef {import("./headway.js").Processor} Processor */
+
+/** What some systems call these files, or leave unnamed. */
+const TYPES = /** @type {Record<string, string>} */ ({ csv: "text/csv", tsv: "text/tab-separated-values", json: "application/json" });
+
+export class NewTask {
+  /** @param {(file: File | null, processor: string, options: Record<string, unknown>) => Promise<void>} begin raises Problem */
+  constructor(begin) {
+    this.begin = begin;
+    this.room = byId("new", HTMLElement);
+    this.form = byId("new-form", HTMLFormElement);
+    this.drop = byId("drop", HTMLElement);
+    this.input = byId("file", HTMLInputElement);
+    this.name = byId("file-name", HTMLElement);
+    this.invitation = [...this.name.childNodes].map((node) => node.cloneNode(true));
+    this.hint = byId("file-hint", HTMLElement);
+    this.advice = this.hint.textContent ?? "";
+    this.select = byId("processor", HTMLSelectElement);
+    this.selectHint = byId("processor-hint", HTMLElement);
+    this.selectComplaint = byId("processor-complaint", HTMLElement);
+    this.fieldset = byId("options", HTMLElement);
+    this.options = new OptionsForm(byId("option-fields", HTMLElement));
+    this.problem = byId("new-problem", HTMLElement);
+    this.start = byId("start", HTMLButtonElement);
+    /** @type {Processor[]} */
+    this.processors = [];
+    /** @type {File | null} */
+    this.file = null;
+    this.chosenByHand = false;
+
+    this.input.addEventListener("change", () => this.take(this.input.files));
+    this.select.addEventListener("change", () => {
+      this.chosenByHand = true;
+      this.drawProcessor();
+    });
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      void this.submit();
+    });
+    // A file dropped beside the area would make the browser leave the page: the whole page takes it.
+    window.addEventListener("dragover", (event) => {
+      if (!event.dataTransfer?.types.includes("Files")) return;
+      event.preventDefault();
+      event.dataTransfer.dropEffect = this.room.hidden ? "none" : "copy";
+      this.drop.classList.add("over");
+    });
+    window.addEventListener("dragleave", (event) => {
+      if (event.relatedTarget === null) this.drop.classList.remove("over");
+    });
+    window.addEventListener("drop", (event) => {
+      if (!event.dataTransfer?.types.includes("Files")) return;
+      event.preventDefault();
+      this.drop.classList.remove("over");
+      if (this.room.hidden) return;
+      const folder = [...event.dataTransfer.items].some((item) => item.webkitGetAsEntry()?.isDirectory);
+      if (folder) fillComplaint(this.problem, "That is a folder", "Choose a file in it.");
+      else this.take(event.dataTransfer.files);
+    });
+  }
+
+  /** Asks for the processors, once; again if that failed. */
+  async load() {
+    if (this.processors.length) return;
+    try {
+      this.processors = await fetchProcessors();
+    } catch (error) {
+      this.complain(/** @type {import("./headway.js").Problem} */ (error));
+      return;
+    }
+    this.problem.hidden = true;
+    this.select.replaceChildren(...this.processors.map(({ name }) => new Option(name, name)));
+    this.suggest();
+    this.drawProcessor();
+  }
+
+  /** @param {FileList | null} files */
+  take(files) {
+    if (!files?.length) return; // the dialogue was left: what was chosen before stays
+    this.problem.hidden = true;
+    if (files.length > 1) fillComplaint(this.problem, "One file at a time", `Taken: ${files[0].name}`);
+    this.file = files[0];
+    if (!this.chosenByHand || !this.chosen?.needs_file) this.suggest();
+    this.drawProcessor();
+    this.start.focus();
+  }
+
+  get chosen() {
+    return this.processors.find(({ name }) => name === this.select.value);
+  }
+
+  /** Chooses the processor that names the file's type most exactly. */
+  suggest() {
+    const fit = (/** @type {Processor} */ one) => (one.needs_file ? Math.max(0, ...one.accepts.map((type) => this.fit(type))) : 0);
+    const best = this.processors.reduce((found, one) => (fit(one) > fit(found) ? one : found), this.processors[0]);
+    if (best) this.select.value = best.name;
+  }
+
+  /** How exactly a media type names the file's: 3, `text/*` 2, any 1, another 0. @param {string} type */
+  fit(type) {
+    if (!this.file || type === "*/*") return 1;
+    const known = TYPES[this.file.name.split(".").pop()?.toLowerCase() ?? ""];
+    const types = [known, this.file.type].filter(Boolean);
+    if (types.length === 0) return 1; // nobody knows: the server looks into the file
+    if (types.includes(type)) return 3;
+    return type.endsWith("/*") && types.some((one) => one.startsWith(type.slice(0, -1))) ? 2 : 0;
+  }
+
+  drawProcessor() {
+    const chosen = this.chosen;
+    if (!chosen) return;
+    const doubtful = this.file && chosen.needs_file && !chosen.accepts.some((type) => this.fit(type));
+    const doubt = doubtful ? ` It takes ${chosen.accepts.join(", ")}, and this file looks like something else.` : "";
+    say(this.selectHint, `${chosen.description.replace(/\.$/, "")}.${doubt}`);
+    this.selectComplaint.hidden = true;
+    this.options.draw(chosen.options);
+    this.fieldset.hidden = this.options.fields.length === 0;
+    this.drawFile(chosen);
+  }
+
+  /** @param {Processor} chosen */
+  drawFile(chosen) {
+    this.drop.classList.toggle("unused", !chosen.needs_file);
+    this.drop.classList.toggle("chosen", chosen.needs_file && this.file !== null);
+    this.input.disabled = !chosen.needs_file;
+    if (!chosen.needs_file) {
+      say(this.name, "No file needed");
+      say(this.hint, `${chosen.name} makes its own work.`);
+    } else if (this.file) {
+      say(this.name, this.file.name);
+      say(this.hint, `${units.bytes(this.file.size)} · choose or drop another to replace it`);
+    } else {
+      this.name.replaceChildren(...this.invitation.map((node) => node.cloneNode(true)));
+      say(this.hint, this.advice);
+    }
+  }
+
+  async submit() {
+    const chosen = this.chosen;
+    if (!chosen) return;
+    if (chosen.needs_file && !this.file) {
+      fillComplaint(this.problem, "No file yet", `Choose a file for ${chosen.name}, or drop one here.`);
+      this.input.focus();
+      return;
+    }
+    this.problem.hidden = true;
+    this.selectComplaint.hidden = true;
+    this.options.forgive();
+    this.start.disabled = true;
+    say(this.start, "Starting…");
+    try {
+      await this.begin(chosen.needs_file ? this.file : null, chosen.name, this.options.values());
+      this.clear();
+    } catch (error) {
+      this.complain(/** @type {import("./headway.js").Problem} */ (error));
+    } finally {
+      this.start.disabled = false;
+      say(this.start, "Start");
+    }
+  }
+
+  /** The next task starts with an empty form. */
+  clear() {
+    this.form.reset();
+    this.file = null;
+    this.chosenByHand = false;
+    this.suggest();
+    this.drawProcessor();
+  }
+
+  /** @param {import("./headway.js").Problem} problem */
+  complain(problem) {
+    const rest = this.options.complain(problem.errors ?? []);
+    const about = rest.find(({ field }) => field === "processor");
+    if (about) say(this.selectComplaint, about.message);
+    this.selectComplaint.hidden = !about;
+    fillComplaint(this.problem, problem.title ?? "It did not work", problem.detail ?? problem.message, rest.filter((one) => one !== about));
+    this.form.querySelector("[aria-invalid]")?.scrollIntoView({ block: "nearest" });
+  }
+}

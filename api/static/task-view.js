@@ -1,0 +1,193 @@
+// @ts-check
+/**
+ * Draws one task: what `draw` is given is what is seen, nothing is kept but the task and its log lines. The bar is the
+ * server's `progress` and nothing else.
+ */
+
+import { byId, element, say } from "./dom.js";
+import { hasEnded } from "./headway.js";
+import { drawResult } from "./result.js";
+import * as units from "./units.js";
+
+/** @typedef {import("./headway.js").Task} Task */
+/**
+ * What the task itself does not say: whether this page is `sending` its file, whether nobody seems to (`quiet`), what
+ * ended the sending, and whether the task is `settled`: ended, and its links are those of its end.
+ *
+ * @typedef {{sending: boolean, quiet: boolean, problem: Error | null, settled: boolean}} Upload
+ */
+
+const LONGEST_LOG = 500;
+const STATUS = /** @type {Record<string, string>} */ ({
+  uploading: "Uploading", queued: "Queued", processing: "Processing",
+  completed: "Completed", failed: "Failed", cancelled: "Cancelled", gone: "Gone",
+});
+
+/** What each type of error is called; its message says the rest. */
+const FAILURE = /** @type {Record<string, string>} */ ({
+  bad_input: "The file or its options do not fit the processor", timeout: "It ran too long", memory: "It needed too much memory",
+  worker_lost: "Its workers were lost", processor_error: "The processor failed", storage_full: "The server's disk is full",
+  lost: "The server lost the task",
+});
+
+export class TaskView {
+  constructor() {
+    const part = (/** @type {string} */ id) => byId(id, HTMLElement);
+    this.room = part("task");
+    this.title = part("task-title");
+    this.status = part("task-status");
+    this.about = part("task-about");
+    this.live = part("task-live");
+    this.bar = part("bar");
+    this.fill = part("fill");
+    this.percent = part("percent");
+    this.message = part("task-message");
+    this.connection = part("connection");
+    this.problem = part("task-problem");
+    this.resend = part("resend");
+    this.resendText = part("resend-text");
+    this.cancel = byId("cancel", HTMLButtonElement);
+    this.retry = byId("retry", HTMLButtonElement);
+    this.result = part("result");
+    this.resultRoom = part("result-room");
+    this.log = part("log");
+    this.lines = part("log-lines");
+    this.announcer = part("announcer");
+    this.facts = Object.fromEntries(
+      ["step", "done", "rate", "left", "took", "attempt", "rate-room", "left-room", "took-room"].map((name) => [name, part(`fact-${name}`)]),
+    );
+    /** @type {import("./headway.js").Result | null} */
+    this.drawn = null;
+    this.said = "";
+  }
+
+  /** A new task is shown: nothing of the one before it stays. @param {string} title */
+  reset(title) {
+    say(this.title, title);
+    say(this.about, "");
+    say(this.status, "");
+    delete this.room.dataset.status;
+    for (const part of [this.live, this.connection, this.problem, this.resend, this.cancel, this.retry, this.result, this.log])
+      part.hidden = true;
+    this.lines.replaceChildren();
+    this.resultRoom.replaceChildren();
+    this.drawn = null;
+    this.said = "";
+    document.title = "Headway";
+  }
+
+  /** @param {Task} task @param {Upload} upload */
+  draw(task, upload) {
+    const ended = hasEnded(task);
+    const name = task.filename || task.processor;
+    this.live.hidden = false;
+    this.room.dataset.status = task.status;
+    say(this.title, name);
+    say(this.status, STATUS[task.status] ?? task.status);
+    const size = typeof task.size_bytes === "number" && task.filename ? units.bytes(task.size_bytes) : "";
+    say(this.about, [task.filename ? task.processor : "", size, `started ${units.moment(task.created_at)}`].filter(Boolean).join(" · "));
+    this.drawBar(task);
+    // At the end the badge and the error say it.
+    say(this.message, ended && ["Done", STATUS[task.status], task.error?.message].includes(task.message) ? "" : task.message);
+    this.drawFacts(task, ended);
+    this.drawEnd(task, upload);
+    document.title = ended ? `${STATUS[task.status]} · ${name}` : `${Math.floor(task.progress)} % · ${name}`;
+    this.announce(`${name}: ${STATUS[task.status] ?? task.status}${task.error ? `. ${task.error.message}` : ""}`);
+  }
+
+  /** @param {Task} task */
+  drawBar({ progress, message, status }) {
+    const shown = Math.floor(progress); // rounded up, 99.6 would claim to be done
+    say(this.percent, `${shown} %`);
+    this.fill.style.width = `${progress}%`;
+    this.bar.setAttribute("aria-valuenow", String(shown));
+    this.bar.setAttribute("aria-valuetext", `${shown} %, ${message || STATUS[status]}`);
+  }
+
+  /** @param {Task} task @param {boolean} ended */
+  drawFacts(task, ended) {
+    const { step, done, rate, left, took, attempt } = this.facts;
+    say(step, task.step ? `${task.step} of ${task.total_steps}` : "–");
+    say(done, task.done || task.total ? units.count(task.done, task.total, task.unit) : "–");
+    say(rate, task.rate === null ? "–" : units.perSecond(task.rate, task.unit));
+    say(left, task.eta_seconds === null ? "–" : units.timeLeft(task.eta_seconds));
+    say(attempt, String(task.attempt));
+    this.facts["rate-room"].hidden = ended;
+    this.facts["left-room"].hidden = ended;
+    const from = task.attempt > 1 ? task.started_at : task.created_at;
+    this.facts["took-room"].hidden = !ended || !from || !task.finished_at;
+    if (from && task.finished_at) say(took, units.duration((Date.parse(task.finished_at) - Date.parse(from)) / 1000));
+  }
+
+  /** What can be done now, and what came of it. @param {Task} task @param {Upload} upload */
+  drawEnd(task, upload) {
+    const ended = hasEnded(task);
+    this.cancel.hidden = ended || !task.links.cancel;
+    if (task.status === "failed" && task.error) this.complain(FAILURE[task.error.type] ?? "It failed", task.error.message);
+    else if (upload.problem && task.status === "uploading") this.complain("The upload stopped", upload.problem.message);
+    else this.problem.hidden = true;
+
+    const stuck = task.status === "uploading" && !upload.sending && (upload.quiet || upload.problem !== null);
+    // It ended before its file was whole: there is nothing to try again, only to send again.
+    const unsent = task.filename !== null && task.started_at === null && task.done !== task.size_bytes;
+    const over = upload.settled && task.status !== "completed";
+    this.retry.hidden = !over || unsent || !task.links.retry;
+    this.resend.hidden = !stuck && !(over && unsent);
+    say(this.resendText, stuck && !upload.problem
+      ? "The server waits for the rest of this file, and this page is not sending it."
+      : "The server does not have the whole file.");
+
+    if (task.status === "completed" && task.result && !task.result.truncated && task.result !== this.drawn) {
+      this.drawn = task.result;
+      this.resultRoom.replaceChildren(...drawResult(task.result));
+    }
+    this.result.hidden = task.status !== "completed" || this.drawn === null;
+  }
+
+  /**
+   * The server's own words. @param {string} title @param {string} text
+   * @param {{field: string, message: string}[]} [errors]
+   */
+  complain(title, text, errors = []) {
+    fillComplaint(this.problem, title, text, errors);
+  }
+
+  /** @param {string} text */
+  gone(text) {
+    this.room.dataset.status = "gone";
+    this.live.hidden = this.cancel.hidden = this.retry.hidden = this.resend.hidden = this.connection.hidden = true;
+    say(this.status, STATUS.gone);
+    this.complain("This task is gone", text);
+    this.announce("This task is gone");
+    document.title = "Gone · Headway";
+  }
+
+  /** @param {{level: string, message: string, at: string}} line */
+  addLine({ level, message, at }) {
+    const time = element("time", { dateTime: at, textContent: new Date(at).toLocaleTimeString("en", { hourCycle: "h23" }) });
+    const line = element("li", {}, [time, element("span", { textContent: message })]);
+    line.dataset.level = level;
+    this.lines.append(line);
+    if (this.lines.childElementCount > LONGEST_LOG) this.lines.firstElementChild?.remove();
+    this.log.hidden = false;
+  }
+
+  /** Changes of status only: a percentage a second is noise to whoever listens. @param {string} text */
+  announce(text) {
+    if (text === this.said) return;
+    this.said = text;
+    say(this.announcer, text);
+  }
+}
+
+/** @param {HTMLElement} room @param {string} title @param {string} text @param {{field: string, message: string}[]} [errors] */
+export function fillComplaint(room, title, text, errors = []) {
+  const lines = errors.map(({ field, message }) => element("li", { textContent: field ? `${field}: ${message}` : message }));
+  const key = [title, text, ...lines.map((line) => line.textContent)].join("\n");
+  if (!room.hidden && room.dataset.key === key) return; // said already: an alert is not said twice
+  room.dataset.key = key;
+  room.replaceChildren(element("strong", { textContent: title }));
+  if (text && text !== title) room.append(element("span", { textContent: text }));
+  if (lines.length) room.append(element("ul", {}, lines));
+  room.hidden = false;
+}
