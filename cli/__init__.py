@@ -1,0 +1,1 @@
+"""What people type: `headway up`, `api`, `worker`, `submit`, `watch`, `tasks`."""
