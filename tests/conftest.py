@@ -1,0 +1,80 @@
+"""Fixtures for everybody: a real Redis, a platform of real processes, and settings in a temporary folder.
+
+Real Redis is the default; `any_redis` runs a test on it and on fakeredis, which must agree.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from shared.redis import RedisClient, connect
+from shared.settings import Settings
+from tests.processes import Platform, RedisServer
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("HEADWAY_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One server for all tests that do not harm it. Tests flush it through `settings`."""
+    with RedisServer(tmp_path_factory.mktemp("redis"), appendfsync="no") as server:
+        yield server
+
+
+@pytest.fixture
+def settings(redis_server: RedisServer, tmp_path: Path) -> Settings:
+    """Settings on the shared server, database 1, which is emptied by `redis_client`."""
+    url = redis_server.url.removesuffix("/0") + "/1"
+    return Settings(redis_url=url, data_dir=tmp_path / "data", files_dir=tmp_path / "files", worker_concurrency=2)
+
+
+@pytest.fixture
+async def redis_client(settings: Settings) -> AsyncIterator[RedisClient]:
+    """A client on an empty database."""
+    async with connect(settings) as client:
+        await client.flushdb()
+        yield client
+
+
+@pytest.fixture(params=["redis", "fakeredis"])
+def any_settings(request: pytest.FixtureRequest, settings: Settings) -> Settings:
+    return settings if request.param == "redis" else settings.model_copy(update={"redis_url": "memory://"})
+
+
+@pytest.fixture
+async def any_redis(any_settings: Settings) -> AsyncIterator[RedisClient]:
+    """A client on an empty database, of a real server and of fakeredis."""
+    async with connect(any_settings) as client:
+        await client.flushdb()
+        yield client
+
+
+@pytest.fixture(scope="session")
+def platform(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """An API and a worker that every test may use and none may harm. Database 0 of the shared server."""
+    with Platform(tmp_path_factory.mktemp("platform"), redis_server.url) as started:
+        started.start_worker()
+        started.start_api()
+        yield started
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of the test's own, to be killed."""
+    with RedisServer(tmp_path / "redis") as server:
+        yield server
+
+
+@pytest.fixture
+def own_platform(own_redis: RedisServer, tmp_path: Path) -> Iterator[Platform]:
+    """A platform of the test's own, with nothing started yet, to be killed."""
+    with Platform(tmp_path / "platform", own_redis.url) as own:
+        yield own

@@ -1,0 +1,272 @@
+"""The client commands on a real platform: exit codes, what goes to stdout, what to stderr, and what Ctrl-C leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.processes import Platform
+from tests.waiting import wait_for
+
+HELLO_SHA256 = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
+LONG = ("--option", "steps=300", "--option", "step_seconds=0.1")
+
+
+@pytest.fixture
+def small_file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.txt"
+    path.write_text("hello\n")
+    return path
+
+
+def environ(platform: Platform, **env: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("HEADWAY_")} | {
+        "HEADWAY_URL": platform.url,
+        **env,
+    }
+
+
+def headway(platform: Platform, *arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "cli.main", *map(str, arguments)]
+    return subprocess.run(argv, env=environ(platform, **env), capture_output=True, text=True, timeout=50)
+
+
+@contextlib.contextmanager
+def started(platform: Platform, *arguments: object, stderr: int = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
+    argv = [sys.executable, "-m", "cli.main", *map(str, arguments)]
+    process = subprocess.Popen(argv, env=environ(platform), stdout=subprocess.PIPE, stderr=stderr)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def objects(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def first_object(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    assert process.stdout is not None
+    read: dict[str, Any] = json.loads(process.stdout.readline())
+    return read
+
+
+def test_a_completed_task_is_a_summary_on_stdout_and_exit_0(platform: Platform, small_file: Path) -> None:
+    done = headway(platform, "submit", small_file, "--processor", "checksum")
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"completed  small\.txt  in .* s  task [0-9a-f]{32}\n", done.stdout)
+    assert f"  sha256      {HELLO_SHA256}\n" in done.stdout
+    assert done.stderr == "", "no bar where there is no terminal"
+
+
+def test_json_is_every_event_of_the_stream_a_line(platform: Platform, small_file: Path) -> None:
+    done = headway(platform, "submit", small_file, "--processor", "checksum", "--json")
+    events = objects(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert events[0]["status"] == "uploading", "the stream is open before the first byte is sent"
+    assert [event["version"] for event in events] == list(range(1, len(events) + 1))
+    assert events[-1]["result"]["summary"]["sha256"] == HELLO_SHA256
+
+
+def test_a_processor_without_a_file_takes_options(platform: Platform) -> None:
+    done = headway(
+        *(platform, "submit", "--processor", "rehearsal"), *("--option", "steps=2", "--option", "step_seconds=0.05")
+    )
+    assert (done.returncode, "  steps  2\n" in done.stdout) == (0, True), done.stderr
+
+
+def test_a_failed_task_is_its_reason_on_stderr_and_exit_1(platform: Platform) -> None:
+    options = ("--option", "steps=2", "--option", "step_seconds=0.05", "--option", "fail_at=1")
+    failed = headway(platform, "submit", "--processor", "rehearsal", *options)
+    assert failed.returncode == 1
+    assert failed.stdout.startswith("failed  rehearsal")
+    assert failed.stderr.startswith("processor_error: ")
+    task_id = failed.stdout.split()[-1]
+    again = headway(platform, "watch", task_id, "--json")
+    assert again.returncode == 1
+    assert [event["status"] for event in objects(again.stdout)] == ["failed"]
+
+
+def test_a_task_cancelled_while_it_is_watched_is_exit_1_and_can_be_retried(platform: Platform) -> None:
+    with started(platform, "submit", "--processor", "rehearsal", *LONG, "--json") as submitting:
+        task_id = first_object(submitting)["task_id"]
+        cancelled = headway(platform, "cancel", task_id)
+        assert cancelled.returncode == 0, cancelled.stderr
+        assert submitting.wait(20) == 1
+        assert submitting.stdout is not None
+        assert objects(submitting.stdout.read().decode())[-1]["status"] == "cancelled"
+    retried = headway(platform, "retry", task_id)
+    assert (retried.returncode, "attempt 2" in retried.stdout) == (0, True), retried.stderr
+    assert headway(platform, "cancel", task_id).returncode == 0
+    platform.wait(task_id, "cancelled")
+    refused = headway(platform, "cancel", task_id)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+
+
+def test_ctrl_c_leaves_the_task_running_and_says_how_to_watch_it(platform: Platform) -> None:
+    with started(platform, "submit", "--processor", "rehearsal", *LONG, "--json") as submitting:
+        task_id = first_object(submitting)["task_id"]
+        submitting.send_signal(signal.SIGINT)
+        _, stderr = submitting.communicate(timeout=10)
+        assert submitting.returncode == 130
+    assert f"headway watch {task_id} --url {platform.url}" in stderr.decode()
+    assert "Traceback" not in stderr.decode()
+    assert platform.task(task_id)["status"] in {"queued", "processing"}
+    headway(platform, "cancel", task_id)
+
+
+def test_on_a_terminal_a_bar_is_drawn_on_stderr_and_the_result_alone_on_stdout(platform: Platform) -> None:
+    ours, theirs = pty.openpty()
+    options = ("--option", "steps=4", "--option", "step_seconds=0.2")
+    drawn = b""
+    with started(platform, "submit", "--processor", "rehearsal", *options, stderr=theirs) as submitting:
+        os.close(theirs)
+        with contextlib.suppress(OSError):  # how the end of a terminal reads on Linux
+            while piece := os.read(ours, 65536):
+                drawn += piece
+        os.close(ours)
+        assert submitting.wait(20) == 0
+        assert submitting.stdout is not None
+        result = submitting.stdout.read()
+    assert result.startswith(b"completed  rehearsal")
+    assert b"\x1b" not in result
+    shown = re.findall(rb"([0-9.]+) %", drawn)
+    assert {b"25.0", b"50.0", b"75.0", b"100.0"} <= set(shown)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("submit", "--processor", "rehearsal", "--option", "steps=many"), "steps: "),
+        (("submit", "--processor", "no-such-processor"), "no-such-processor"),
+        (("submit", "missing.csv", "--processor", "checksum"), "missing.csv cannot be read"),
+        (("submit", "--processor", "rehearsal", "--option", "steps"), "name=value"),
+        (("submit",), "--processor"),
+        (("watch", "0" * 32), "no such task"),
+        (("watch", "../tasks"), ""),
+        (("cancel", "0" * 32), "no such task"),
+        (("retry", "0" * 32), "no such task"),
+        (("fetch", "0" * 32), "no such task"),
+        (("tasks", "--status", "done"), "status"),
+        (("tasks", "--limit", "0"), "limit"),
+        (("tasks", "--url", "nowhere"), "--url"),
+        (("dance",), "dance"),
+    ],
+)
+def test_wrong_use_is_exit_2_and_says_what_is_wrong(platform: Platform, arguments: tuple[str, ...], said: str) -> None:
+    refused = headway(platform, *arguments)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert said in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("command", ["watch", "cancel", "retry", "fetch", "tasks", "submit"])
+def test_a_platform_that_is_not_there_is_exit_3(platform: Platform, command: str) -> None:
+    arguments = {"tasks": (), "submit": ("--processor", "rehearsal")}.get(command, ("0" * 32,))
+    refused = headway(platform, command, *arguments, HEADWAY_URL="http://127.0.0.1:9")
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (3, "", 1)
+    assert "headway up" in refused.stderr
+
+
+def test_tasks_are_listed_newest_first_by_status_and_processor(platform: Platform) -> None:
+    for steps in (1, 2):
+        platform.wait(platform.submit("rehearsal", options=f'{{"steps": {steps}, "step_seconds": 0}}')["task_id"])
+    filters = ("--status", "completed", "--processor", "rehearsal", "--limit", 2)
+    listed = objects(headway(platform, "tasks", *filters, "--json").stdout)
+    assert [task["options"]["steps"] for task in listed] == [2, 1]
+    table = headway(platform, "tasks", *filters).stdout.splitlines()
+    assert [line.split()[0] for line in table] == ["TASK", listed[0]["task_id"], listed[1]["task_id"]]
+
+
+def test_files_are_fetched_whole_and_never_over_others(platform: Platform, tmp_path: Path) -> None:
+    csv = tmp_path / "a.csv"
+    csv.write_text("id,name\n1,one\n2,two\n")
+    done = headway(platform, "submit", csv, "--processor", "csv-profile", "--json")
+    last = objects(done.stdout)[-1]
+    (file,) = last["result"]["files"]
+    out = tmp_path / "out"
+    for _ in range(2):
+        fetched = headway(platform, "fetch", last["task_id"], "-o", out)
+        assert fetched.returncode == 0, fetched.stderr
+        assert fetched.stdout.startswith(str(out / file["name"]))
+    content = (out / file["name"]).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == file["sha256"]
+    (out / file["name"]).write_text("mine")
+    refused = headway(platform, "fetch", last["task_id"], "-o", out)
+    assert (refused.returncode, (out / file["name"]).read_text()) == (2, "mine")
+    assert [path.name for path in out.iterdir()] == [file["name"]], "nothing half is left"
+
+
+def test_an_api_that_restarts_is_waited_for(own_platform: Platform) -> None:
+    own_platform.start_worker()
+    api = own_platform.start_api()
+    port = int(own_platform.url.rpartition(":")[2])
+    options = ("--option", "steps=30", "--option", "step_seconds=0.1")
+    with started(own_platform, "submit", "--processor", "rehearsal", *options, "--json") as submitting:
+        task_id = first_object(submitting)["task_id"]
+        api.kill()
+        own_platform.start_api(port=port)
+        stdout, stderr = submitting.communicate(timeout=40)
+    events = objects(stdout.decode())
+    assert submitting.returncode == 0, stderr
+    assert {event["task_id"] for event in events} == {task_id}
+    versions = [event["version"] for event in events]
+    assert versions == list(range(versions[0], versions[0] + len(versions))), "each event once, in order"
+    assert events[-1]["status"] == "completed"
+
+
+def test_a_key_from_the_environment_is_sent_and_a_missing_one_is_told(own_platform: Platform) -> None:
+    key = "a-long-random-key-for-alice"
+    own_platform.start_api(HEADWAY_API_KEYS=json.dumps({"alice": key}))
+    assert headway(own_platform, "tasks", HEADWAY_API_KEY=key).returncode == 0
+    refused = headway(own_platform, "tasks")
+    assert (refused.returncode, "Authorization" in refused.stderr) == (2, True)
+
+
+def test_a_large_file_is_sent_and_its_arrival_is_what_the_stream_says(platform: Platform, tmp_path: Path) -> None:
+    path = tmp_path / "large.bin"
+    with path.open("wb") as file:
+        file.truncate(300_000_000)
+    done = headway(platform, "submit", path, "--processor", "checksum", "--json")
+    events = objects(done.stdout)
+    assert done.returncode == 0, done.stderr
+    arriving = [event["done"] for event in events if event["status"] == "uploading"]
+    assert arriving == sorted(arriving)
+    assert len(set(arriving)) > 1
+    assert events[-1]["result"]["summary"]["size_bytes"] == 300_000_000
+
+
+def test_ctrl_c_while_sending_says_that_the_task_cannot_run(platform: Platform, tmp_path: Path) -> None:
+    path = tmp_path / "sparse.bin"
+    with path.open("wb") as file:
+        file.truncate(3 * 1024**3)
+    with started(platform, "submit", path, "--processor", "checksum", "--json") as submitting:
+        first_object(submitting)
+        submitting.send_signal(signal.SIGINT)
+        _, stderr = submitting.communicate(timeout=10)
+    assert submitting.returncode == 130
+    assert "Submit it again" in stderr.decode()
+
+
+def test_an_upload_that_is_cancelled_ends_the_sending(platform: Platform, tmp_path: Path) -> None:
+    path = tmp_path / "sparse.bin"
+    with path.open("wb") as file:
+        file.truncate(3 * 1024**3)
+    with started(platform, "submit", path, "--processor", "checksum", "--json") as submitting:
+        task_id = first_object(submitting)["task_id"]
+        assert headway(platform, "cancel", task_id).returncode == 0
+        assert wait_for("the command has ended", lambda: submitting.poll() is not None, seconds=20)
+        assert submitting.returncode == 1

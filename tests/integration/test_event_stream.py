@@ -1,0 +1,145 @@
+"""The event stream over HTTP, on real processes: snapshot, replay, live, end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+
+import httpx
+import pytest
+
+from tests.processes import Platform
+from tests.streams import Frame, assert_true_story, frames_of, opened, watch
+
+STEPS = '{"steps": 6, "step_seconds": 0.15}'
+
+
+def test_a_watcher_sees_a_file_from_queued_to_its_checksum(platform: Platform) -> None:
+    content = b"headway" * 100_000
+    task = platform.submit("checksum", content)
+    story = watch(platform.url, task["task_id"], last_event_id=0)
+    assert_true_story(story, first=1)
+    assert story[0].status == "queued"
+    assert story[-1].data["result"]["summary"]["sha256"] == hashlib.sha256(content).hexdigest()
+    assert story[-1].data["result"]["summary"]["size_bytes"] == len(content)
+
+
+def test_connecting_in_the_middle_gives_the_snapshot_and_then_what_follows(platform: Platform) -> None:
+    task = platform.submit("rehearsal", options=STEPS)
+    platform.wait(task["task_id"], "processing")
+    story = watch(platform.url, task["task_id"])
+    assert_true_story(story)
+    assert story[0].status == "processing"
+    assert len(story) > 2
+
+
+def test_each_step_of_a_rehearsal_is_one_state_event(platform: Platform) -> None:
+    task = platform.submit("rehearsal", options=STEPS)
+    story = watch(platform.url, task["task_id"], last_event_id=0)
+    steps = [frame.data["step"] for frame in story if frame.status == "processing" and frame.data["step"]]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert all(frame.data["total_steps"] == 6 for frame in story if frame.data["step"])
+
+
+@pytest.mark.parametrize("as_header", [True, False])
+def test_reconnecting_gives_every_event_after_the_last_one_seen_once(platform: Platform, as_header: bool) -> None:
+    task = platform.submit("rehearsal", options=STEPS)
+    whole = watch(platform.url, task["task_id"], last_event_id=0)
+    for seen in (1, 3, len(whole) - 1):
+        url = f"{platform.url}/tasks/{task['task_id']}/events"
+        headers = {"Last-Event-ID": str(seen)} if as_header else {}
+        with opened(url if as_header else f"{url}?last_event_id={seen}", **headers) as answer:
+            assert list(frames_of(answer)) == whole[seen:]
+
+
+def test_the_header_wins_over_the_query(platform: Platform) -> None:
+    task = platform.submit("rehearsal", options='{"steps": 2, "step_seconds": 0}')
+    whole = watch(platform.url, task["task_id"], last_event_id=0)
+    url = f"{platform.url}/tasks/{task['task_id']}/events?last_event_id=0"
+    with opened(url, **{"Last-Event-ID": "2"}) as answer:
+        assert list(frames_of(answer)) == whole[2:]
+
+
+def test_a_reconnect_that_has_seen_the_end_gets_204_and_an_unknown_task_404(platform: Platform) -> None:
+    task = platform.submit("checksum", b"x")
+    end = watch(platform.url, task["task_id"])[-1]
+    for seen in (end.id, end.id + 100):
+        with opened(f"{platform.url}/tasks/{task['task_id']}/events", **{"Last-Event-ID": str(seen)}) as answer:
+            assert (answer.status_code, answer.read()) == (204, b"")
+    for unknown in ("0" * 32, "nonsense", "%00", "..%2f"):
+        with opened(f"{platform.url}/tasks/{unknown}/events") as answer:
+            assert answer.status_code == 404
+            assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("nonsense", ["abc", "-1", "1.5", "", "9" * 40, "0x10", "١"])
+def test_an_event_id_that_is_not_ours_gets_the_snapshot(platform: Platform, nonsense: str) -> None:
+    task = platform.submit("checksum", b"x")
+    platform.wait(task["task_id"])
+    url = httpx.URL(f"{platform.url}/tasks/{task['task_id']}/events", params={"last_event_id": nonsense})
+    with opened(str(url)) as answer:
+        [frame] = frames_of(answer)
+    assert frame.status == "completed"
+
+
+def test_the_headers_keep_every_proxy_from_buffering(platform: Platform) -> None:
+    task = platform.submit("checksum", b"x")
+    with opened(f"{platform.url}/tasks/{task['task_id']}/events", **{"Accept-Encoding": "gzip"}) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.headers["cache-control"] == "no-store, no-transform"
+        assert answer.headers["x-accel-buffering"] == "no"
+        assert "content-encoding" not in answer.headers
+        assert answer.read().startswith(b"retry: 1000\nid: ")
+
+
+def test_a_hundred_watchers_of_one_task_see_the_same_story(platform: Platform) -> None:
+    task = platform.submit("rehearsal", options=STEPS)
+    stories: list[list[Frame]] = []
+
+    def one() -> None:
+        stories.append(watch(platform.url, task["task_id"], last_event_id=0))
+
+    threads = [threading.Thread(target=one) for _ in range(100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(stories) == 100
+    assert_true_story(stories[0], first=1)
+    assert all(story == stories[0] for story in stories)
+
+
+def test_an_idle_stream_gets_comments(own_platform: Platform) -> None:
+    own_platform.start_api(HEADWAY_HEARTBEAT_SECONDS="0.2")
+    task = own_platform.submit("rehearsal")  # there is no worker: nothing happens
+    with opened(f"{own_platform.url}/tasks/{task['task_id']}/events") as answer:
+        received = b""
+        for chunk in answer.iter_raw():
+            received += chunk
+            if received.count(b"\n: ") >= 3:
+                break
+    assert received.count(b"data: ") == 1
+
+
+def test_trimmed_history_is_told_as_a_gap_and_a_snapshot(own_platform: Platform) -> None:
+    own_platform.start_api(HEADWAY_HISTORY_LENGTH="10")
+    own_platform.start_worker(HEADWAY_HISTORY_LENGTH="10")
+    task = own_platform.submit("rehearsal", options='{"steps": 40, "step_seconds": 0}')
+    own_platform.wait(task["task_id"])
+    story = watch(own_platform.url, task["task_id"], last_event_id=2)
+    assert_true_story(story)
+    assert (story[0].name, story[0].data["from"]) == ("gap", 3)
+    assert story[1].name == ""
+
+
+def test_ndjson_and_text_tell_the_same(platform: Platform) -> None:
+    task = platform.submit("rehearsal", options=STEPS)
+    whole = watch(platform.url, task["task_id"], last_event_id=0)
+    url = f"{platform.url}/tasks/{task['task_id']}/events?last_event_id=0"
+    lines = httpx.get(url, headers={"Accept": "application/x-ndjson"}).text.splitlines()
+    assert [json.loads(line) for line in lines if line] == [frame.data for frame in whole]
+    text = httpx.get(url, headers={"Accept": "text/plain"})
+    assert text.headers["content-type"] == "text/plain; charset=utf-8"
+    assert len(text.text.splitlines()) == len(whole)
+    assert "completed" in text.text.splitlines()[-1]

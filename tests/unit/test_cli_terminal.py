@@ -1,0 +1,100 @@
+"""What people see: the words beside the bar, the summary, and nothing that steers their terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from cli.bar import duration, on_stderr, pace, phase, size
+from cli.client import StreamEvent
+from cli.exits import Declined, ExitCode, printable
+from cli.summary import end_lines, summary_lines
+
+if TYPE_CHECKING:
+    from cli.client import TaskView
+    from shared.models import TaskId
+
+
+@pytest.mark.parametrize(
+    ("bytes_", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (104_857_600, "104.9 MB"), (2e13, "20.0 TB")]
+)
+def test_sizes_are_in_decimal_units(bytes_: float, text: str) -> None:
+    assert size(bytes_) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.84, "0.8 s"), (12.4, "12 s"), (59.4, "59 s"), (185, "3:05"), (3723, "1:02:03")]
+)
+def test_durations_grow_from_tenths_to_hours(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_the_words_beside_the_bar_are_the_servers_figures() -> None:
+    state: TaskView = {
+        "message": "Profiling columns", "step": 2, "total_steps": 3, "attempt": 1,
+        "rate": 73_400_320.0, "unit": "bytes", "eta_seconds": 0.8,
+    }  # fmt: skip
+    assert phase(state) == "2/3 Profiling columns"
+    assert pace(state) == "73.4 MB/s, 0.8 s left"
+    assert phase({**state, "attempt": 2}).endswith("(attempt 2)")
+    assert pace({**state, "unit": "rows", "rate": 12345.6, "eta_seconds": None}) == "12,346 rows/s"
+    assert pace({"rate": None, "eta_seconds": None}) == ""
+
+
+def test_what_comes_from_outside_cannot_steer_the_terminal() -> None:
+    assert printable("a\x1b[2Jb\u202ec\td\n") == "a?[2Jb?c?d\n"
+    assert "\x1b" not in phase({"message": "\x1b]0;owned\x07", "status": "processing"})
+
+
+def test_without_a_terminal_there_is_no_bar_but_logs_are_told(capfd: pytest.CaptureFixture[str]) -> None:
+    with on_stderr() as show:
+        show(StreamEvent("1", "", "{}", {"progress": 50.0, "message": "Counting", "status": "processing"}))
+        show(StreamEvent("2", "log", "{}", {"level": "warning", "message": "[red]odd row\x1b"}))
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "warning: [red]odd row?\n")
+
+
+def test_the_demonstration_without_a_terminal_says_a_line_every_ten_per_cent(capfd: pytest.CaptureFixture[str]) -> None:
+    with on_stderr(lines_without_terminal=True) as show:
+        for tenths in range(1001):
+            state = {"progress": tenths / 10, "message": "Counting", "status": "processing"}
+            show(StreamEvent(str(tenths), "", "{}", state))
+    assert [line.split()[0] for line in capfd.readouterr().err.splitlines()] == [f"{n}.0" for n in range(0, 101, 10)]
+
+
+def test_a_summary_shows_values_and_lists_of_objects_as_tables() -> None:
+    columns = [
+        {"name": "fare", "type": "double", "nulls": 0, "mean": 12.3456789, "top": [["a", 1]]},
+        {"name": "tip", "type": "varchar", "nulls": 3, "mean": None, "top": []},
+    ]
+    assert list(summary_lines({"rows": 10, "sha256": "ab" * 32, "columns": columns})) == [
+        "  rows    10",
+        "  sha256  " + "ab" * 32,
+        "  columns:",
+        "    name  type     nulls  mean",
+        "    fare  double   0      12.3457",
+        "    tip   varchar  3      -",
+    ]
+
+
+def test_the_end_names_the_file_the_time_it_took_and_what_it_made() -> None:
+    task: TaskView = {
+        "task_id": cast("TaskId", "6f1c"), "status": "completed", "filename": "a.csv",
+        "started_at": "2026-01-01T00:00:00.000Z", "finished_at": "2026-01-01T00:00:02.500Z",
+        "result": {"summary": {}, "files": [{"name": "a.zst", "size_bytes": 10, "url": "/tasks/6f1c/files/a.zst"}]},
+    }  # fmt: skip
+    assert list(end_lines(task, "http://h")) == [
+        "completed  a.csv  in 2.5 s  task 6f1c", "  a.zst  10 B  http://h/tasks/6f1c/files/a.zst",
+    ]  # fmt: skip
+
+
+def test_a_problem_is_its_detail_and_its_fields() -> None:
+    error = Declined(422, {"detail": "Wrong options.", "errors": [{"field": "steps", "message": "is not a number"}]})
+    assert str(error) == "Wrong options.\n  steps: is not a number"
+    assert error.exit_code == ExitCode.WRONG_USE
+
+
+@pytest.mark.parametrize(("status", "code"), [(404, 2), (409, 2), (413, 2), (503, 3), (500, 3), (507, 1)])
+def test_an_answer_chooses_the_exit_code(status: int, code: int) -> None:
+    assert Declined(status, {}).exit_code == code
