@@ -14,7 +14,7 @@ from starlette.staticfiles import StaticFiles
 from api import problems
 from api.edge import Edge
 from api.lifespan import lifespan_of
-from api.routes import events, files, health, processors, tasks, tutorial, uploads
+from api.routes import batches, events, files, health, notes, processors, tasks, tutorial, uploads
 from shared.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
@@ -42,7 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
         strict_content_type=False,
     )
     problems.install(app)
-    for module in (tasks, uploads, events, files, processors, health, tutorial):
+    for module in (tasks, uploads, events, batches, notes, files, processors, health, tutorial):
         app.include_router(module.router)
 
     @app.get("/", include_in_schema=False)

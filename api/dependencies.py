@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hmac
 import re
+from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Path, Query, Request
 from starlette.responses import Response
 
 from api.lifespan import State
+from api.listeners import Listener
 from api.sse import EventStreamResponse, choose_encoder
 from shared.errors import NotAllowed, UnknownTask
 from shared.models import ANYONE, OwnerId, Task, TaskId
@@ -79,6 +81,16 @@ def get_last_event_id(
 LastEventIdDep = Annotated[int | None, Depends(get_last_event_id)]
 
 
+def stream_of(request: Request, state: State, listener: AbstractAsyncContextManager[Listener]) -> EventStreamResponse:
+    """The listener's stream, in the format the client asks for."""
+    return EventStreamResponse(
+        listener,
+        choose_encoder(request.headers.get("accept", "")),
+        heartbeat_seconds=state.settings.heartbeat_seconds,
+        send_timeout_seconds=state.settings.send_timeout_seconds,
+    )
+
+
 async def get_task_stream(
     request: Request, state: StateDep, task_id: TaskIdDep, owner: OwnerDep, after: LastEventIdDep
 ) -> Response | EventStreamResponse:
@@ -91,12 +103,7 @@ async def get_task_stream(
     else:
         if task.status.is_terminal and after is not None and after >= (task.ended_version or task.version):
             return Response(status_code=204)
-    return EventStreamResponse(
-        state.relay.listen(task_id, owner, after),
-        choose_encoder(request.headers.get("accept", "")),
-        heartbeat_seconds=state.settings.heartbeat_seconds,
-        send_timeout_seconds=state.settings.send_timeout_seconds,
-    )
+    return stream_of(request, state, state.relay.listen(task_id, owner, after))
 
 
 TaskStreamDep = Annotated[Any, Depends(get_task_stream)]

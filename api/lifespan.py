@@ -17,9 +17,10 @@ from types import FrameType
 from typing import Any
 
 from api.relay import Relay
+from shared.feed import Feed
 from shared.logging import get_logger
 from shared.processors import Registry, load_registry
-from shared.progress import Feed, Publisher
+from shared.progress import Publisher
 from shared.redis import RedisClient, connect
 from shared.settings import Settings
 from shared.storage import Storage

@@ -29,7 +29,8 @@ RETRY_MS: Final = 1000
 #: On a drain every client is sent away at once; they come back spread over this long.
 DRAIN_RETRY_MS: Final = (1000, 7000)
 
-#: A stream that has nothing to say yet, because Redis is away, says so this soon: the first bytes leave at once.
+#: A stream that has nothing to say yet (Redis is away, or there is no task) says so this soon: the first bytes leave
+#: at once.
 FIRST_COMMENT_SECONDS: Final = 0.3
 
 Format = Literal["text/event-stream", "application/x-ndjson", "text/plain"]
@@ -199,7 +200,7 @@ class EventStreamResponse(Response):
                 async with asyncio.timeout(patience):
                     items = await source.next()
             except TimeoutError:
-                items = [Comment("waiting for Redis" if first else "still here")]
+                items = [Comment("connected; nothing to tell yet" if first else "still here")]
             patience = self._heartbeat_seconds
             if items is None:
                 goodbye = self._encoder.goodbye() if source.drained else b""

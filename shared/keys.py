@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
 
-from shared.models import OwnerId, TaskId
+from shared.models import TaskId
 
 #: arq's sorted set of waiting and running jobs.
 QUEUE = "headway:queue"
@@ -33,9 +33,31 @@ def channel(task_id: TaskId) -> str:
     return f"headway:task:{task_id}:live"
 
 
-def owner_tasks(owner: OwnerId) -> str:
-    """Sorted set: an owner's tasks by creation time in ms."""
-    return f"headway:owner:{owner}:tasks"
+# The owner of a task, and its batch, stand in its hash, so it is progress.lua that fills these in.
+
+#: Number: how many events an owner's tasks have had; the id on `GET /events`.
+OWNER_VERSION = "headway:owner:%s:version"
+#: Stream: the last HEADWAY_HISTORY_LENGTH events of all an owner's tasks, entry id `{number}-0`.
+OWNER_EVENTS = "headway:owner:%s:events"
+#: Sorted set: an owner's tasks by the number of their last event.
+OWNER_CHANGED = "headway:owner:%s:changed"
+#: Set: an owner's tasks that have not ended.
+OWNER_ACTIVE = "headway:owner:%s:active"
+#: Sorted set: an owner's tasks by creation time in ms.
+OWNER_TASKS = "headway:owner:%s:tasks"
+#: Pub/sub: every event of an owner's tasks as `{number} {task_id} {version} {batch_id} {name} {data}`.
+OWNER_LIVE = "headway:owner:%s:live"
+#: Hash: the roll-up of a batch: counts, the sum of progress, and the last event as JSON.
+BATCH_STATE = "headway:batch:%s:%s"
+#: Sorted set: a batch's tasks by creation time in ms.
+BATCH_TASKS = "headway:batch:%s:%s:tasks"
+#: Pub/sub: every event of the roll-up as `{version}  {data}`.
+BATCH_LIVE = "headway:batch:%s:%s:live"
+
+FILLED_IN = (
+    *("OWNER_VERSION", "OWNER_EVENTS", "OWNER_CHANGED", "OWNER_ACTIVE", "OWNER_TASKS", "OWNER_LIVE"),
+    *("BATCH_STATE", "BATCH_TASKS", "BATCH_LIVE"),
+)
 
 
 def job_id(task_id: TaskId, attempt: int) -> str:
@@ -58,7 +80,3 @@ def job_retries(job: str) -> str:
 def job_lease(job: str) -> str:
     """arq's in-progress key, which is our lease: while it lives, no other worker takes the job."""
     return in_progress_key_prefix + job
-
-
-def task_of_channel(channel: str) -> TaskId:
-    return TaskId(channel.split(":")[2]) if channel.count(":") == 3 else TaskId("")

@@ -99,6 +99,13 @@ class Result(BaseModel):
     )
 
 
+class Checkpoint(BaseModel):
+    """Where the next attempt goes on, should this one be lost: what the processor gave, and the bar at that moment."""
+
+    state: Any
+    progress: float
+
+
 class Task(BaseModel):
     """A task as everybody sees it, without the links, which the API adds.
 
@@ -138,6 +145,7 @@ class Task(BaseModel):
     losses: int = Field(default=0, exclude=True)
     input_name: str | None = Field(default=None, exclude=True)
     input_sha256: str | None = Field(default=None, exclude=True)
+    checkpoint: Checkpoint | None = Field(default=None, exclude=True)
     #: The version of the terminal event; transfers may follow it.
     ended_version: int | None = Field(default=None, exclude=True)
 
@@ -148,6 +156,9 @@ class Task(BaseModel):
         if (whole := values.pop("whole_result", None)) is not None:
             values["result"] = whole
         return cls.model_validate(values)
+
+
+BatchId = NewType("BatchId", str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,3 +177,12 @@ class Event:
     def is_terminal(self) -> bool:
         """Whether this event ends the stream. The live state puts `status` third, so a look at the head is enough."""
         return not self.name and any(b'"status":"%s"' % s.encode() in self.data[:160] for s in TERMINAL)
+
+
+@dataclass(frozen=True, slots=True)
+class FeedEvent(Event):
+    """An event on the feed of its task's owner: `version` is its number there, `task_version` that in the task."""
+
+    task_id: TaskId
+    task_version: int
+    batch_id: str

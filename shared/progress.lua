@@ -1,19 +1,21 @@
--- One step in the life of one task: the guard, the state, the version, the history, the live channel, the queue and the
--- expiry change together or not at all. Everything that changes a task goes through here.
+-- One step in the life of one task: the guard, the state, the version, the history, the live channel, the feeds of its
+-- owner and its batch, the queue and the expiry change together or not at all. Everything that changes a task goes here.
 --
--- KEYS  1 state hash   2 event stream   3 live channel   4 the owner's tasks   5 arq's queue   6 arq's job
+-- KEYS  1 state hash   2 event stream   3 live channel   4 arq's queue   5 arq's job
 -- ARGV  1 statuses the write is allowed from, `,a,b,`; empty: the task must not exist yet
 --       2 attempt the writer holds; empty: not a worker's write
 --       3 id of this write, so that one sent again after a lost answer counts once
 --       4 event name, empty for a state    5 its data, empty for a state (made here from the hash)
---       6 history length   7 time to live in ms
---       8 queue action: add, remove or empty   9 arq job id   10 its payload   11 its score   12 its life in ms
---      13 control channel   14 control message, empty for none   15 creation time in ms for the index, empty for none
+--       6 history length   7 time to live of the task in ms   8 of what belongs to its owner, and of the job
+--       9 queue action: add, remove or empty   10 arq job id   11 its payload   12 its score
+--      13 control channel   14 control message, empty for none   15 creation time in ms, empty for an existing task
 --      16 task id   17 1 if this is the terminal event, else empty
 --      18… field, JSON text, field, JSON text, …
 -- Returns {'ok', version} or {reason, status}; reason: unknown, exists, stale, status.
+-- Words in capitals that are no argument are filled in by shared/progress.py: LIVE_FIELDS, and the keys of shared/keys.py.
 local state, stream, live = KEYS[1], KEYS[2], KEYS[3]
-local known = redis.call('HMGET', state, 'version', 'status', 'attempt', 'write')
+local task_id, terminal = ARGV[16], ARGV[17] == '1'
+local known = redis.call('HMGET', state, 'version', 'status', 'attempt', 'write', 'progress', 'ended_version')
 local version, status, attempt, write = known[1], known[2], known[3], known[4]
 
 if ARGV[1] == '' then
@@ -33,31 +35,107 @@ local fields = {'write', ARGV[3]}
 for i = 18, #ARGV do fields[#fields + 1] = ARGV[i] end
 redis.call('HSET', state, unpack(fields))
 version = redis.call('HINCRBY', state, 'version', 1)
+if terminal then redis.call('HSET', state, 'ended_version', version) end
 
-local data = ARGV[5]
-if ARGV[4] == '' then
-  local names = {LIVE_FIELDS}
-  local values = redis.call('HMGET', state, unpack(names))
+local name, data = ARGV[4], ARGV[5]
+local names = {LIVE_FIELDS}
+local values = redis.call('HMGET', state, 'owner', 'batch_id', 'status', 'progress', unpack(names))
+-- owner and batch id are of a charset that needs no escape, so between the quotes of the JSON text they are plain
+local owner = string.sub(values[1], 2, -2)
+local batch = values[2] ~= 'null' and string.sub(values[2], 2, -2) or ''
+if name == '' then
   local parts = {}
-  for i, name in ipairs(names) do parts[i] = '"' .. name .. '":' .. (values[i] or 'null') end
+  for i, field in ipairs(names) do parts[i] = '"' .. field .. '":' .. (values[i + 4] or 'null') end
   data = '{' .. table.concat(parts, ',') .. '}'
 end
-if ARGV[17] == '1' then redis.call('HSET', state, 'ended_version', version) end
-redis.call('XADD', stream, 'MAXLEN', '=', ARGV[6], version .. '-0', 'n', ARGV[4], 'd', data)
+redis.call('XADD', stream, 'MAXLEN', '=', ARGV[6], version .. '-0', 'n', name, 'd', data)
 redis.call('PEXPIRE', state, ARGV[7])
 redis.call('PEXPIRE', stream, ARGV[7])
+redis.call('PUBLISH', live, version .. ' ' .. name .. ' ' .. data)
 
-if ARGV[15] ~= '' then
-  redis.call('ZADD', KEYS[4], ARGV[15], ARGV[16])
-  redis.call('PEXPIRE', KEYS[4], ARGV[7])
+-- The owner's feed: every event of every task once more, under a number of its own, and which task changed when.
+local function owned(pattern) return string.format(pattern, owner) end
+local number = redis.call('INCR', owned('OWNER_VERSION'))
+redis.call('XADD', owned('OWNER_EVENTS'), 'MAXLEN', '=', ARGV[6], number .. '-0', 't', task_id, 'v', version, 'b', batch,
+  'n', name, 'd', data)
+redis.call('ZADD', owned('OWNER_CHANGED'), number, task_id)
+if terminal then
+  redis.call('SREM', owned('OWNER_ACTIVE'), task_id)
+elseif not status or known[6] then -- new, or begun again: an ended task that changes its state was retried
+  if name == '' then
+    redis.call('SADD', owned('OWNER_ACTIVE'), task_id)
+    redis.call('HDEL', state, 'ended_version')
+  end
 end
-if ARGV[8] == 'add' then
-  redis.call('SET', KEYS[6], ARGV[10], 'PX', ARGV[12])
-  redis.call('ZADD', KEYS[5], ARGV[11], ARGV[9])
-elseif ARGV[8] == 'remove' then
-  redis.call('ZREM', KEYS[5], ARGV[9])
-  redis.call('DEL', KEYS[6])
+if ARGV[15] ~= '' then redis.call('ZADD', owned('OWNER_TASKS'), ARGV[15], task_id) end
+for _, pattern in ipairs({'OWNER_VERSION', 'OWNER_EVENTS', 'OWNER_CHANGED', 'OWNER_ACTIVE', 'OWNER_TASKS'}) do
+  redis.call('PEXPIRE', owned(pattern), ARGV[8])
 end
-redis.call('PUBLISH', live, version .. ' ' .. ARGV[4] .. ' ' .. data)
+redis.call('PUBLISH', owned('OWNER_LIVE'), number .. ' ' .. task_id .. ' ' .. version .. ' ' .. batch .. ' ' .. name .. ' ' .. data)
+
+-- The batch's roll-up: counts and a sum that move by this task's difference, so the cost does not grow with the batch.
+-- An event is sent when a count changes or the whole has moved by a tenth of a percent.
+if batch ~= '' and name == '' then
+  local function of_batch(pattern) return string.format(pattern, owner, batch) end
+  local rollup = of_batch('BATCH_STATE')
+  local function share(of_status, of_progress)
+    if not of_status then return 0 end
+    local ended = of_status == '"completed"' or of_status == '"failed"' or of_status == '"cancelled"'
+    return ended and 100 or tonumber(of_progress)
+  end
+  local moved = share(values[3], values[4]) - share(status, known[5])
+  local counted = status ~= values[3]
+  if counted then
+    if status then redis.call('HINCRBY', rollup, string.sub(status, 2, -2), -1) else redis.call('HINCRBY', rollup, 'total', 1) end
+    redis.call('HINCRBY', rollup, string.sub(values[3], 2, -2), 1)
+  end
+  if not status then
+    redis.call('ZADD', of_batch('BATCH_TASKS'), ARGV[15], task_id)
+  end
+  local sum = tonumber(redis.call('HINCRBYFLOAT', rollup, 'sum', moved))
+  local statuses = {'uploading', 'queued', 'processing', 'completed', 'failed', 'cancelled'}
+  local numbers = redis.call('HMGET', rollup, 'total', 'shown', 'began_ms', unpack(statuses))
+  local total = tonumber(numbers[1])
+  local counts, ended = {}, 0
+  for i, one in ipairs(statuses) do
+    local count = tonumber(numbers[i + 3] or 0)
+    if i > 3 then ended = ended + count end
+    counts[i] = '"' .. one .. '":' .. count
+  end
+  local progress = ended == total and 100 or math.max(0, math.min(99.99, sum / total))
+  local time = redis.call('TIME')
+  local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+  local began_ms = tonumber(numbers[3])
+  if not began_ms and values[3] == '"processing"' then
+    began_ms = now_ms
+    redis.call('HSET', rollup, 'began_ms', string.format('%d', now_ms), 'began_at_progress', tostring(progress))
+  end
+  local tenth = tostring(math.floor(progress * 10))
+  if counted or tenth ~= numbers[2] then
+    local eta = 'null'
+    local begun_at = tonumber(redis.call('HGET', rollup, 'began_at_progress') or '0')
+    if progress == 100 then
+      eta = '0'
+    elseif began_ms and progress - begun_at > 0.5 and now_ms > began_ms then
+      eta = string.format('%.1f', (100 - progress) * (now_ms - began_ms) / 1000 / (progress - begun_at))
+    end
+    local batch_version = redis.call('HINCRBY', rollup, 'version', 1)
+    local text = '{"batch_id":"' .. batch .. '","version":' .. batch_version
+      .. ',"status":"' .. (ended == total and 'ended' or 'active') .. '","progress":' .. string.format('%.2f', progress)
+      .. ',"eta_seconds":' .. eta .. ',"total":' .. total .. ',"counts":{' .. table.concat(counts, ',') .. '}}'
+    redis.call('HSET', rollup, 'shown', tenth, 'json', text)
+    redis.call('PUBLISH', of_batch('BATCH_LIVE'), batch_version .. '  ' .. text)
+  end
+  redis.call('PEXPIRE', rollup, ARGV[8])
+  redis.call('PEXPIRE', of_batch('BATCH_TASKS'), ARGV[8])
+end
+
+if ARGV[9] == 'add' then
+  redis.call('SET', KEYS[5], ARGV[11], 'PX', ARGV[8])
+  redis.call('ZADD', KEYS[4], ARGV[12], ARGV[10])
+elseif ARGV[9] == 'remove' then
+  redis.call('ZREM', KEYS[4], ARGV[10])
+  redis.call('DEL', KEYS[5])
+end
 if ARGV[14] ~= '' then redis.call('PUBLISH', ARGV[13], ARGV[14]) end
 return {'ok', version}

@@ -1,4 +1,4 @@
-"""The progress channel: the publisher, which changes a task, and the feed, which reads it, side by side.
+"""The progress channel: the publisher, which changes a task. Who reads it is shared/feed.py's.
 
 Redis holds one truth per task (shared/keys.py): a hash with the state, a bounded stream of events, a live channel. One
 Lua script, progress.lua, changes them together: it checks the attempt and the status, adds one to `version`, writes,
@@ -10,10 +10,8 @@ The hash's values are JSON texts, so that the script builds an event by joining 
 
 from __future__ import annotations
 
-import asyncio
-import json
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -22,17 +20,11 @@ from typing import Any, Final
 
 from shared import keys
 from shared.errors import Conflict, Refused, UnknownTask
-from shared.models import ACTIVE, ErrorType, Event, OwnerId, Result, Status, Task, TaskError, TaskId, rfc3339, utc_now
+from shared.feed import LIVE_FIELDS, Feed, patiently, text_of
+from shared.models import ACTIVE, Checkpoint, ErrorType, Result, Status, Task, TaskError, TaskId, rfc3339, utc_now
 from shared.queue import WAKE, JobTicket, stop_message
-from shared.redis import AWAY, RedisClient
+from shared.redis import RedisClient
 from shared.settings import DAY_SECONDS, Settings
-
-#: The fields of a state event, in their order on the wire. `status` is near the head: Event.is_terminal looks there.
-LIVE_FIELDS: Final = (
-    *("task_id", "version", "status", "progress", "step", "total_steps", "message"),
-    *("done", "total", "unit", "rate", "eta_seconds", "attempt", "size_bytes"),
-    *("started_at", "updated_at", "finished_at", "result", "error"),
-)
 
 #: CONTRACT section 4: one event is at most this on the wire. 512 bytes are left for the `id:` line and the rest of the
 #: state beside the result.
@@ -45,40 +37,6 @@ TEXT_CHARACTERS: Final = 500
 #: A task that has not ended is kept at least this long, even where HEADWAY_TASK_TTL_SECONDS is short: a queue without
 #: workers over a holiday must not lose anything.
 ACTIVE_TTL_SECONDS: Final = 30 * DAY_SECONDS
-
-
-#: Between two tries of a patient publisher: short beside the time a watcher notices, long beside a refused connection.
-PATIENCE_SECONDS: Final = 0.3
-
-
-def text_of(value: Any) -> str:
-    """One line of ASCII JSON: no byte of it can end an SSE line."""
-    return json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-
-
-def state_event(fields: Mapping[bytes, bytes]) -> Event:
-    """The snapshot: what progress.lua would publish for the hash as it stands."""
-    parts = (b'"%s":%s' % (name, fields.get(name, b"null")) for name in (f.encode() for f in LIVE_FIELDS))
-    return Event(int(fields[b"version"]), "", b"{" + b",".join(parts) + b"}")
-
-
-def decode_message(message: bytes) -> Event:
-    """Reads what progress.lua publishes: `{version} {name} {data}`."""
-    version, name, data = message.split(b" ", 2)
-    return Event(int(version), name.decode(), data)
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """The truth about a task at one moment: its state, and the history after the version that was asked for.
-
-    `missed_from` is the first version that was asked for and can no longer be replayed, else None.
-    """
-
-    task: Task
-    state: Event
-    history: tuple[Event, ...]
-    missed_from: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +52,10 @@ class Claim:
 @cache
 def _lua() -> str:
     names = ",".join(f"'{name}'" for name in LIVE_FIELDS)
-    return (files("shared") / "progress.lua").read_text(encoding="utf-8").replace("LIVE_FIELDS", names)
+    lua = (files("shared") / "progress.lua").read_text(encoding="utf-8").replace("LIVE_FIELDS", names)
+    for pattern in keys.FILLED_IN:
+        lua = lua.replace(f"'{pattern}'", f"'{getattr(keys, pattern)}'")
+    return lua
 
 
 class Publisher:
@@ -109,6 +70,7 @@ class Publisher:
         self._patient = patient
         self._redis = redis
         self._script = redis.register_script(_lua())
+        self._keep_checkpoint = redis.register_script(self._CHECKPOINT)
         self._settings = settings
         self._ttl_seconds = settings.task_ttl_seconds
         self._active_ttl_seconds = max(settings.task_ttl_seconds, ACTIVE_TTL_SECONDS)
@@ -128,7 +90,6 @@ class Publisher:
             task.task_id,
             fields,
             allowed=(),
-            owner=task.owner,
             ticket=ticket,
             created_ms=task.created_at.timestamp() * 1000,
         )
@@ -178,8 +139,10 @@ class Publisher:
             elif task.status is not Status.QUEUED:
                 return None
             took_over = task.status is Status.PROCESSING
-            message = f"The worker was lost, starting attempt {attempt}" if took_over else "Starting"
-            fields = _fresh_attempt(task) | {
+            message = "Starting" if task.checkpoint is None else "Resuming from the last checkpoint"
+            if took_over:
+                message = f"The worker was lost, {message.lower()} as attempt {attempt}"
+            fields = self._start_of(task, task.checkpoint) | {
                 "status": Status.PROCESSING,
                 "attempt": attempt,
                 "losses": losses,
@@ -190,9 +153,31 @@ class Publisher:
             return Claim(task, attempt, took_over)
         return None
 
-    async def give_back(self, claim: Claim, message: str) -> int:
+    #: A checkpoint is private and no event, so the version stays; the fence is that of every other write.
+    _CHECKPOINT: Final = """
+    local known = redis.call('HMGET', KEYS[1], 'attempt', 'status')
+    if known[1] ~= ARGV[1] or known[2] ~= '"processing"' then return 0 end
+    redis.call('HSET', KEYS[1], 'checkpoint', ARGV[2])
+    return 1
+    """
+
+    async def checkpoint(self, task_id: TaskId, checkpoint: Checkpoint, *, attempt: int) -> None:
+        """Keeps where the next attempt goes on, should this one be lost. Nobody is told."""
+        args = [attempt, text_of(checkpoint.model_dump())]
+        if not await patiently(partial(self._keep_checkpoint, keys=[keys.state(task_id)], args=args), self._patient):
+            raise Refused("stale")
+
+    @staticmethod
+    def _start_of(task: Task, checkpoint: Checkpoint | None) -> dict[str, Any]:
+        fields = _fresh_attempt(task)
+        if checkpoint is not None:
+            fields["progress"] = checkpoint.progress
+        return fields
+
+    async def give_back(self, claim: Claim, message: str, checkpoint: Checkpoint | None = None) -> int:
         """`processing` → `queued` as the next attempt, for a worker that is told to stop. The arq job stays."""
-        fields = _fresh_attempt(claim.task) | {
+        fields = self._start_of(claim.task, checkpoint) | {
+            "checkpoint": checkpoint.model_dump() if checkpoint else None,
             "status": Status.QUEUED,
             "attempt": claim.attempt + 1,
             "message": message,
@@ -223,11 +208,13 @@ class Publisher:
         *,
         retryable: bool = False,
         attempt: int | None = None,
+        allowed: Collection[Status] = ACTIVE,
     ) -> int:
-        """Any active state → `failed`."""
+        """Any active state → `failed`. The checkpoint is kept for a retry where the work itself was not to blame."""
         error = TaskError(type=error_type, message=message[:TEXT_CHARACTERS], retryable=retryable)
         fields = {"message": error.message, "error": error.model_dump(mode="json"), "eta_seconds": None}
-        return await self._end(task_id, Status.FAILED, fields, allowed=ACTIVE, attempt=attempt)
+        kept = {"keep_checkpoint": retryable}
+        return await self._end(task_id, Status.FAILED, fields, allowed=allowed, attempt=attempt, **kept)
 
     async def cancel(self, task: Task) -> int:
         """Any active state → `cancelled`, at once: what still runs is told to stop and can write nothing any more."""
@@ -245,9 +232,10 @@ class Publisher:
             raise _conflict(refused, "It has ended, so there is nothing to cancel.") from None
 
     async def retry(self, task: Task) -> int:
-        """`failed` or `cancelled` → `queued`, as the next attempt of the same task."""
+        """`failed` or `cancelled` → `queued`, as the next attempt of the same task: from its checkpoint after an error
+        that was `retryable`, which is not the work's own; else from the start."""
         attempt = task.attempt + 1
-        fields = _fresh_attempt(task) | {
+        fields = self._start_of(task, task.checkpoint) | {
             "status": Status.QUEUED,
             "attempt": attempt,
             "losses": 0,
@@ -275,12 +263,19 @@ class Publisher:
             raise Conflict(f"The task is {task.status}. Cancel it first.")
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.delete(keys.state(task.task_id), keys.events(task.task_id))
-            pipe.zrem(keys.owner_tasks(task.owner), task.task_id)
+            pipe.zrem(keys.OWNER_TASKS % task.owner, task.task_id)
+            pipe.zrem(keys.OWNER_CHANGED % task.owner, task.task_id)
+            if task.batch_id is not None:
+                pipe.zrem(keys.BATCH_TASKS % (task.owner, task.batch_id), task.task_id)
             await pipe.execute()
 
-    async def _end(self, task_id: TaskId, status: Status, fields: Mapping[str, Any], **write: Any) -> int:
+    async def _end(
+        self, task_id: TaskId, status: Status, fields: Mapping[str, Any], *, keep_checkpoint: bool = False, **write: Any
+    ) -> int:
         now = _now()
         ended = {**fields, "status": status, "rate": None, "finished_at": now, "updated_at": now}
+        if not keep_checkpoint:
+            ended["checkpoint"] = None
         return await self._write(task_id, ended, ttl_seconds=self._ttl_seconds, ended=True, **write)
 
     async def _write(
@@ -294,7 +289,6 @@ class Publisher:
         ticket: JobTicket | None = None,
         dequeue: str = "",
         control: str = "",
-        owner: OwnerId | None = None,
         created_ms: float | None = None,
         ttl_seconds: int | None = None,
         ended: bool = False,
@@ -309,7 +303,6 @@ class Publisher:
                 keys.state(task_id),
                 keys.events(task_id),
                 keys.channel(task_id),
-                keys.owner_tasks(owner) if owner else "",
                 keys.QUEUE,
                 keys.job(job),
             ],
@@ -321,11 +314,11 @@ class Publisher:
                 "" if data is None else text_of(data),
                 self._settings.history_length,
                 ttl_seconds * 1000,
+                self._active_ttl_seconds * 1000,
                 queue_action,
                 job,
                 ticket.payload if ticket else "",
                 ticket.score_ms if ticket else "",
-                self._active_ttl_seconds * 1000,
                 keys.CONTROL,
                 WAKE if ticket else control,
                 "" if created_ms is None else int(created_ms),
@@ -334,104 +327,10 @@ class Publisher:
                 *_flat(fields),
             ],
         )
-        reason, detail = await _patiently(write, self._patient)
+        reason, detail = await patiently(write, self._patient)
         if reason == b"ok":
             return int(detail)
         raise Refused(reason.decode(), (detail or b"").decode().strip('"') or None)
-
-
-class Feed:
-    """Every reading of a task. Errors: UnknownTask, and shared.redis.AWAY where Redis is not there."""
-
-    def __init__(self, redis: RedisClient, *, patient: bool = False) -> None:
-        """`patient`: as the publisher's, for `task` alone."""
-        self._redis = redis
-        self._patient = patient
-
-    async def task(self, task_id: TaskId, owner: OwnerId | None = None) -> Task:
-        """The whole task. With `owner`, another owner's is as unknown as one that never was."""
-        fields = await _patiently(partial(self._get_all, keys.state(task_id)), self._patient)
-        return _owned(fields, owner)
-
-    async def _get_all(self, key: str) -> dict[bytes, bytes]:
-        found: dict[bytes, bytes] = await self._redis.hgetall(key)  # type: ignore[misc]
-        return found
-
-    async def snapshot(self, task_id: TaskId, owner: OwnerId | None = None, after: int | None = None) -> Snapshot:
-        """State and history in one transaction, so that they agree.
-
-        With `after`, `history` is every event kept that has a greater version, in order; without it, empty.
-        """
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hgetall(keys.state(task_id))
-            if after is not None:
-                pipe.xrange(keys.events(task_id), min=f"({after}-0")
-            fields, *rest = await pipe.execute()
-        task = _owned(fields, owner)
-        history = tuple(_event(entry) for entry in rest[0]) if rest else ()
-        missed_from = None
-        if after is not None and after < task.version and (not history or history[0].version > after + 1):
-            missed_from = after + 1
-        return Snapshot(task, state_event(fields), history, missed_from)
-
-    async def tasks(
-        self, owner: OwnerId, *, limit: int, before: tuple[int, TaskId] | None = None
-    ) -> list[tuple[Task, tuple[int, TaskId]]]:
-        """Up to `limit` of an owner's tasks, newest first, each with its place; `before` is the last one's place.
-
-        Members whose task has expired are taken off the index on the way. An empty list is the end.
-        """
-        key = keys.owner_tasks(owner)
-        top: Any = "+inf" if before is None else before[0]
-        bottom: Any = "-inf"
-        # Tasks of the same millisecond are ordered by id, so a page that starts inside one skips those seen before.
-        while True:
-            rows = await self._redis.zrange(
-                key, top, bottom, desc=True, byscore=True, offset=0, num=limit + 1 + self._TIES, withscores=True
-            )
-            places = [(int(score), TaskId(member.decode())) for member, score in rows]
-            if before is not None:
-                places = [place for place in places if place < before]
-            places = places[:limit]
-            if not places:
-                return []
-            async with self._redis.pipeline(transaction=False) as pipe:
-                for _, task_id in places:
-                    pipe.hgetall(keys.state(task_id))
-                found = await pipe.execute()
-            gone = [task_id for (_, task_id), fields in zip(places, found, strict=True) if not fields]
-            if gone:
-                await self._redis.zrem(key, *gone)
-            if len(gone) < len(places):
-                return [
-                    (Task.from_fields(fields), place) for place, fields in zip(places, found, strict=True) if fields
-                ]
-
-    _TIES = 256
-
-
-async def _patiently(call: Callable[[], Awaitable[Any]], patient: bool) -> Any:
-    while True:
-        try:
-            return await call()
-        except AWAY:
-            if not patient:
-                raise
-            await asyncio.sleep(PATIENCE_SECONDS)
-
-
-def _owned(fields: Mapping[bytes, bytes], owner: OwnerId | None) -> Task:
-    if not fields:
-        raise UnknownTask
-    task = Task.from_fields(fields)
-    if owner is not None and task.owner != owner:
-        raise UnknownTask
-    return task
-
-
-def _event(entry: tuple[bytes, Mapping[bytes, bytes]]) -> Event:
-    entry_id, values = entry
-    return Event(int(entry_id.partition(b"-")[0]), values[b"n"].decode(), values[b"d"])
 
 
 def _flat(fields: Mapping[str, Any]) -> Iterable[str]:

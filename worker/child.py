@@ -18,9 +18,9 @@ from typing import Any
 import filetype
 
 from shared.errors import BadInput, StorageFull
+from shared.feed import text_of
 from shared.models import ErrorType
 from shared.processors import Processor
-from shared.progress import text_of
 from shared.storage import full_disk_is_said
 from worker.reporter import Reporter
 

@@ -18,10 +18,11 @@ from typing import Any
 from shared import keys
 from shared.cancellation import cancel, heed_cancellation
 from shared.errors import HeadwayError, ProcessorFailure, Refused, StorageFull, UnknownFile, UnknownTask
+from shared.feed import Feed
 from shared.logging import get_logger
 from shared.models import ErrorType, Result, ResultFile, Status, TaskId
 from shared.processors import Processor, Registry
-from shared.progress import Claim, Feed, Publisher
+from shared.progress import Claim, Publisher
 from shared.settings import Settings
 from shared.storage import Storage
 from worker.meter import Meter

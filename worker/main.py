@@ -16,10 +16,11 @@ from arq.worker import func
 
 from shared import keys
 from shared.cancellation import cancel
+from shared.feed import Feed
 from shared.logging import configure, get_logger
 from shared.models import TaskId
 from shared.processors import load_registry
-from shared.progress import Feed, Publisher
+from shared.progress import Publisher
 from shared.queue import PROCESS_FILE, WAKE
 from shared.redis import AWAY, connect
 from shared.settings import Settings

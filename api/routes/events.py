@@ -1,27 +1,64 @@
-"""The event stream of a task: `GET /tasks/{id}/events`, and the tutorial's own path for the same."""
+"""The event streams: of one task, `GET /tasks/{id}/events` (and the tutorial's own path for it), and of many on one
+connection, `GET /events`."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Final
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from api.dependencies import TaskStreamDep
+from api.dependencies import LastEventIdDep, OwnerDep, StateDep, TaskStreamDep, get_task_id, stream_of
+from api.intake import BATCH_ID, invalid
+from shared.errors import UnknownTask
+from shared.feed import Scope
+from shared.redis import AWAY
 
 router = APIRouter(tags=["events"])
 
-_STREAM: dict[int | str, dict[str, Any]] = {
+STREAM: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "description": "The stream. Also as application/x-ndjson or text/plain, by Accept.",
         "content": {"text/event-stream": {"schema": {"type": "string"}}},
     },
     204: {"description": "The end has been seen; EventSource stops"},
 }
+#: Named tasks of one connection; more are watched as a batch, or all.
+NAMED_TASKS: Final = 200
 
 
-@router.get("/tasks/{task_id}/events", response_class=Response, responses=_STREAM, summary="Watch a task")
-@router.get("/task-progress/{task_id}", response_class=Response, responses=_STREAM, tags=["tutorial"])
+@router.get("/tasks/{task_id}/events", response_class=Response, responses=STREAM, summary="Watch a task")
+@router.get("/task-progress/{task_id}", response_class=Response, responses=STREAM, tags=["tutorial"])
 async def task_events(stream: TaskStreamDep) -> Any:
     """The snapshot at once, then each event, until the terminal one. With `Last-Event-ID`: every event after it."""
     return stream
+
+
+@router.get("/events", response_class=Response, responses=STREAM, summary="Watch many tasks on one connection")
+async def many_events(
+    request: Request,
+    state: StateDep,
+    owner: OwnerDep,
+    after: LastEventIdDep,
+    task: Annotated[list[str], Query(description="Tasks to watch; the stream ends when all of them have")] = [],  # noqa: B006
+    batch_id: Annotated[str | None, Query(pattern=f"^{BATCH_ID}$")] = None,
+) -> Any:
+    """The state of each task at once, then every event of each, with its `task_id`. With neither `task` nor `batch_id`,
+    all of the owner's. Ids are the feed's own; after any reconnect each task's true state arrives."""
+    if task and batch_id is not None:
+        raise invalid("batch_id", "name tasks or a batch, not both")
+    if len(task) > NAMED_TASKS:
+        raise invalid("task", f"{len(task)} tasks are named; at most {NAMED_TASKS}, or watch a batch")
+    named = frozenset(get_task_id(one) for one in task)
+    scope = Scope(named or None, batch_id)
+    if named:
+        try:
+            truth = await state.feed.owner(owner, scope, after=after, known=named)
+        except AWAY:
+            pass  # told when it is back, as the stream of one task
+        else:
+            if truth.gone:
+                raise UnknownTask(f"There is no task {min(truth.gone)}.")
+            if after is not None and not truth.history and not truth.states and truth.ended == named:
+                return Response(status_code=204)
+    return stream_of(request, state, state.relay.listen_to_owner(owner, scope, after))

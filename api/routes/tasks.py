@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from api.dependencies import OwnerDep, StateDep, TaskDep, TaskIdDep
 from api.intake import (
+    BATCH_ID,
     check_length,
     clean_batch_id,
     clean_content_type,
@@ -245,7 +246,7 @@ async def list_tasks(
     owner: OwnerDep,
     status: Annotated[Status | None, Query()] = None,
     processor: Annotated[str | None, Query(max_length=200)] = None,
-    batch_id: Annotated[str | None, Query(max_length=200)] = None,
+    batch_id: Annotated[str | None, Query(pattern=f"^{BATCH_ID}$")] = None,
     limit: Annotated[int, Query(ge=1, le=500)] = 50,
     cursor: Annotated[str | None, Query(max_length=200)] = None,
 ) -> TaskPage:
@@ -255,17 +256,13 @@ async def list_tasks(
     found: list[Task] = []
     looked_at = 0
     while len(found) < limit and looked_at < SCAN_ROWS:
-        page = await state.feed.tasks(owner, limit=min(limit, 100), before=place)
+        page = await state.feed.tasks(owner, limit=min(limit, 100), before=place, batch_id=batch_id)
         if not page:
             return TaskPage(tasks=[represent(task) for task in found], next_cursor=None)
         for task, at in page:
             place = at
             looked_at += 1
-            wanted = (
-                (status is None or task.status is status)
-                and (processor is None or task.processor == processor)
-                and (batch_id is None or task.batch_id == batch_id)
-            )
+            wanted = (status is None or task.status is status) and (processor is None or task.processor == processor)
             if wanted:
                 found.append(task)
                 if len(found) == limit:

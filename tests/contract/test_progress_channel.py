@@ -10,6 +10,7 @@ import pytest
 
 from shared import keys
 from shared.errors import Conflict, Refused, UnknownTask
+from shared.feed import LIVE_FIELDS, Feed, decode_message
 from shared.models import (
     ANYONE,
     ErrorType,
@@ -23,7 +24,7 @@ from shared.models import (
     new_task_id,
     utc_now,
 )
-from shared.progress import LIVE_FIELDS, Feed, Publisher, decode_message
+from shared.progress import Publisher
 from shared.queue import deserialize
 from shared.redis import RedisClient
 from shared.settings import Settings

@@ -9,7 +9,7 @@ import pytest
 
 from api.app import create_app
 from shared.models import ErrorType
-from shared.progress import LIVE_FIELDS
+from shared.feed import LIVE_FIELDS
 from shared.settings import Settings
 
 ROOT = Path(__file__).parents[2]

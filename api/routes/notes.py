@@ -1,0 +1,38 @@
+"""`POST /tasks/{id}/notes`: a word to everybody who watches the task; its chat. Kept with the task's history."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from api.dependencies import StateDep, TaskDep
+from shared.models import rfc3339, utc_now
+
+router = APIRouter(tags=["notes"])
+
+#: With every character escaped a note still fits one event of 16 KiB.
+NOTE_CHARACTERS: Final = 1000
+AUTHOR_CHARACTERS: Final = 80
+
+
+def _has_a_word(text: str) -> str:
+    if not text.strip():
+        raise ValueError("is empty")
+    return text
+
+
+class Note(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    author: Annotated[str, Field(max_length=AUTHOR_CHARACTERS), AfterValidator(_has_a_word)]
+    text: Annotated[str, Field(max_length=NOTE_CHARACTERS), AfterValidator(_has_a_word)]
+
+
+@router.post("/tasks/{task_id}/notes", status_code=201, summary="Say something to everybody who watches")
+async def post_note(state: StateDep, task: TaskDep, note: Note) -> dict[str, Any]:
+    """Sent to watchers as a `note` event. Plain text: whoever shows it does not run it."""
+    said = {"author": note.author, "text": note.text, "at": rfc3339(utc_now())}
+    version = await state.publisher.emit(task.task_id, "note", said)
+    return said | {"version": version}

@@ -1,0 +1,281 @@
+"""The feed: every reading of the progress channel. What is written there is shared/progress.py's.
+
+Three kinds of truth can be read, each as it stood at one moment, with what came after a version that was seen before:
+a task's, an owner's (all its tasks, or some of them, on one feed) and a batch's roll-up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from shared import keys
+from shared.errors import UnknownTask
+from shared.models import Event, FeedEvent, OwnerId, Task, TaskId
+from shared.redis import AWAY, RedisClient
+
+#: The fields of a state event, in their order on the wire. `status` is near the head: Event.is_terminal looks there.
+LIVE_FIELDS: Final = (
+    *("task_id", "version", "status", "progress", "step", "total_steps", "message"),
+    *("done", "total", "unit", "rate", "eta_seconds", "attempt", "size_bytes"),
+    *("started_at", "updated_at", "finished_at", "result", "error"),
+)
+
+#: A new watcher of all tasks is shown those that have not ended and, of the others, this many that changed last.
+SHOWN_TASKS: Final = 100
+
+#: Between two tries of a patient reader or publisher: short beside what a watcher notices, long beside a refusal.
+PATIENCE_SECONDS: Final = 0.3
+
+
+def text_of(value: Any) -> str:
+    """One line of ASCII JSON: no byte of it can end an SSE line."""
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+
+
+def state_event(fields: Mapping[bytes, bytes]) -> Event:
+    """The snapshot: what progress.lua would publish for the hash as it stands."""
+    parts = (b'"%s":%s' % (name, fields.get(name, b"null")) for name in (f.encode() for f in LIVE_FIELDS))
+    return Event(int(fields[b"version"]), "", b"{" + b",".join(parts) + b"}")
+
+
+def task_state_event(fields: Mapping[bytes, bytes], number: int) -> FeedEvent:
+    """The same, on its owner's feed."""
+    state = state_event(fields)
+    task_id, batch_id = json.loads(fields[b"task_id"]), json.loads(fields[b"batch_id"])
+    return FeedEvent(number, "", state.data, TaskId(task_id), state.version, batch_id or "")
+
+
+def decode_message(message: bytes) -> Event:
+    """Reads what progress.lua publishes: `{version} {name} {data}`."""
+    version, name, data = message.split(b" ", 2)
+    return Event(int(version), name.decode(), data)
+
+
+def decode_feed_message(message: bytes) -> FeedEvent:
+    """Reads what progress.lua publishes to an owner: `{number} {task_id} {version} {batch_id} {name} {data}`."""
+    number, task_id, version, batch_id, name, data = message.split(b" ", 5)
+    return FeedEvent(int(number), name.decode(), data, TaskId(task_id.decode()), int(version), batch_id.decode())
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which of an owner's tasks: those named, those of a batch, or, with neither, all."""
+
+    task_ids: frozenset[TaskId] | None = None
+    batch_id: str | None = None
+
+    def holds(self, event: FeedEvent) -> bool:
+        if self.task_ids is not None:
+            return event.task_id in self.task_ids
+        return self.batch_id is None or event.batch_id == self.batch_id
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerTruth:
+    """An owner's feed at one moment.
+
+    `states` are the tasks as they are: all of the scope where nothing was seen before, else those that changed since
+    and whose events can no longer be replayed (`missed_from` is then the first number that cannot). `history` is what
+    came after what was seen. Of the tasks asked about, `gone` are those that Redis does not know, `ended` those that
+    have ended.
+    """
+
+    number: int
+    states: tuple[FeedEvent, ...]
+    history: tuple[FeedEvent, ...]
+    missed_from: int | None
+    gone: frozenset[TaskId]
+    ended: frozenset[TaskId]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The truth about a task at one moment: its state, and the history after the version that was asked for.
+
+    `missed_from` is the first version that was asked for and can no longer be replayed, else None.
+    """
+
+    task: Task
+    state: Event
+    history: tuple[Event, ...]
+    missed_from: int | None
+
+
+class Feed:
+    """Every reading of a task. Errors: UnknownTask, and shared.redis.AWAY where Redis is not there."""
+
+    def __init__(self, redis: RedisClient, *, patient: bool = False) -> None:
+        """`patient`: as the publisher's, for `task` alone."""
+        self._redis = redis
+        self._patient = patient
+
+    async def task(self, task_id: TaskId, owner: OwnerId | None = None) -> Task:
+        """The whole task. With `owner`, another owner's is as unknown as one that never was."""
+        fields = await patiently(partial(self._get_all, keys.state(task_id)), self._patient)
+        return _owned(fields, owner)
+
+    async def _get_all(self, key: str) -> dict[bytes, bytes]:
+        found: dict[bytes, bytes] = await self._redis.hgetall(key)  # type: ignore[misc]
+        return found
+
+    async def snapshot(self, task_id: TaskId, owner: OwnerId | None = None, after: int | None = None) -> Snapshot:
+        """State and history in one transaction, so that they agree.
+
+        With `after`, `history` is every event kept that has a greater version, in order; without it, empty.
+        """
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hgetall(keys.state(task_id))
+            if after is not None:
+                pipe.xrange(keys.events(task_id), min=f"({after}-0")
+            fields, *rest = await pipe.execute()
+        task = _owned(fields, owner)
+        history = tuple(_event(entry) for entry in rest[0]) if rest else ()
+        missed_from = None
+        if after is not None and after < task.version and (not history or history[0].version > after + 1):
+            missed_from = after + 1
+        return Snapshot(task, state_event(fields), history, missed_from)
+
+    async def owner(
+        self, owner: OwnerId, scope: Scope, *, after: int | None = None, known: Collection[TaskId] = ()
+    ) -> OwnerTruth:
+        """An owner's feed after number `after`. `known` are tasks to look for in `gone`."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.get(keys.OWNER_VERSION % owner)
+            if after is not None:
+                pipe.xrange(keys.OWNER_EVENTS % owner, min=f"({after}-0")
+            number, *rest = await pipe.execute()
+        number = int(number or 0)
+        history = tuple(_feed_event(entry) for entry in rest[0]) if rest else ()
+        missed_from = None
+        ids: list[TaskId] = []
+        if after is None or after > number:  # nothing seen, or seen on a Redis that is no more
+            history, ids = (), await self._in_scope(owner, scope)
+        elif after < number and (not history or history[0].version > after + 1):
+            missed_from = after + 1
+            changed = await self._members(keys.OWNER_CHANGED % owner, after + 1)
+            history, ids = (), [task_id for task_id in changed if scope.task_ids is None or task_id in scope.task_ids]
+        states = []
+        gone = set(known)
+        ended = set()
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for task_id in (*ids, *known):
+                pipe.hgetall(keys.state(task_id))
+            found = await pipe.execute() if ids or known else []
+        for position, fields in enumerate(found):
+            if not fields or json.loads(fields[b"owner"]) != owner:
+                continue
+            event = task_state_event(fields, number)
+            gone.discard(event.task_id)
+            if position >= len(ids):
+                ended |= {event.task_id} if event.is_terminal else set()
+            elif scope.holds(event):
+                states.append(event)
+        return OwnerTruth(
+            number,
+            tuple(states),
+            tuple(event for event in history if scope.holds(event)),
+            missed_from,
+            frozenset(gone),
+            frozenset(ended),
+        )
+
+    async def _in_scope(self, owner: OwnerId, scope: Scope) -> list[TaskId]:
+        """The tasks whose state a new watcher is shown, oldest change first."""
+        if scope.task_ids is not None:
+            return sorted(scope.task_ids)
+        if scope.batch_id is not None:
+            return await self._members(keys.BATCH_TASKS % (owner, scope.batch_id), 0)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.smembers(keys.OWNER_ACTIVE % owner)
+            pipe.zrange(keys.OWNER_CHANGED % owner, -SHOWN_TASKS, -1)
+            active, recent = await pipe.execute()
+        ids = dict.fromkeys([*sorted(active), *recent])
+        return [TaskId(task_id.decode()) for task_id in ids]
+
+    async def _members(self, key: str, least: int) -> list[TaskId]:
+        bottom: Any = least
+        top: Any = "+inf"
+        return [TaskId(member.decode()) for member in await self._redis.zrange(key, bottom, top, byscore=True)]
+
+    async def batch(self, owner: OwnerId, batch_id: str) -> Event:
+        """The roll-up of a batch. Raises UnknownTask."""
+        found = await self._redis.hmget(keys.BATCH_STATE % (owner, batch_id), ["version", "json"])  # type: ignore[misc]
+        if found[1] is None:
+            raise UnknownTask("There is no such batch.")
+        return Event(int(found[0]), "", found[1])
+
+    async def tasks(
+        self,
+        owner: OwnerId,
+        *,
+        limit: int,
+        before: tuple[int, TaskId] | None = None,
+        batch_id: str | None = None,
+    ) -> list[tuple[Task, tuple[int, TaskId]]]:
+        """Up to `limit` of an owner's tasks, newest first, each with its place; `before` is the last one's place.
+
+        Members whose task has expired are taken off the index on the way. An empty list is the end.
+        """
+        key = keys.OWNER_TASKS % owner if batch_id is None else keys.BATCH_TASKS % (owner, batch_id)
+        top: Any = "+inf" if before is None else before[0]
+        bottom: Any = "-inf"
+        # Tasks of the same millisecond are ordered by id, so a page that starts inside one skips those seen before.
+        while True:
+            rows = await self._redis.zrange(
+                key, top, bottom, desc=True, byscore=True, offset=0, num=limit + 1 + self._TIES, withscores=True
+            )
+            places = [(int(score), TaskId(member.decode())) for member, score in rows]
+            if before is not None:
+                places = [place for place in places if place < before]
+            places = places[:limit]
+            if not places:
+                return []
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for _, task_id in places:
+                    pipe.hgetall(keys.state(task_id))
+                found = await pipe.execute()
+            gone = [task_id for (_, task_id), fields in zip(places, found, strict=True) if not fields]
+            if gone:
+                await self._redis.zrem(key, *gone)
+            if len(gone) < len(places):
+                return [
+                    (Task.from_fields(fields), place) for place, fields in zip(places, found, strict=True) if fields
+                ]
+
+    _TIES = 256
+
+
+async def patiently(call: Callable[[], Awaitable[Any]], patient: bool) -> Any:
+    while True:
+        try:
+            return await call()
+        except AWAY:
+            if not patient:
+                raise
+            await asyncio.sleep(PATIENCE_SECONDS)
+
+
+def _owned(fields: Mapping[bytes, bytes], owner: OwnerId | None) -> Task:
+    if not fields:
+        raise UnknownTask
+    task = Task.from_fields(fields)
+    if owner is not None and task.owner != owner:
+        raise UnknownTask
+    return task
+
+
+def _feed_event(entry: tuple[bytes, Mapping[bytes, bytes]]) -> FeedEvent:
+    entry_id, values = entry
+    number = int(entry_id.partition(b"-")[0])
+    task_id, batch_id = TaskId(values[b"t"].decode()), values[b"b"].decode()
+    return FeedEvent(number, values[b"n"].decode(), values[b"d"], task_id, int(values[b"v"]), batch_id)
+
+
+def _event(entry: tuple[bytes, Mapping[bytes, bytes]]) -> Event:
+    entry_id, values = entry
+    return Event(int(entry_id.partition(b"-")[0]), values[b"n"].decode(), values[b"d"])
