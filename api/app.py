@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
 from api import problems
 from api.edge import Edge
@@ -32,8 +33,17 @@ class _Static(StaticFiles):
         return response
 
 
+class _App(FastAPI):
+    """Keeps the server's own `send`, which every layer below wraps: a stream whose client takes nothing is cut by it
+    (api/sse.py)."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["headway.send"] = send
+        await super().__call__(scope, receive, send)
+
+
 def create_app(settings: Settings) -> FastAPI:
-    app = FastAPI(
+    app = _App(
         title="Headway",
         version=version("headway"),
         summary="Task progress that is true whatever dies",

@@ -35,7 +35,6 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope["headway.send"] = send
         if scope["method"] not in _SAFE_METHODS and self._is_cross_site(Headers(scope=scope)):
             problem = problem_response(PROBLEMS[Forbidden], str(Forbidden()))
             await problem(scope, receive, send)

@@ -47,7 +47,6 @@ def lifespan_of(settings: Settings) -> Callable[[Any], Any]:
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[Mapping[str, Any]]:
         storage = Storage(settings.data_dir)
-        storage.prepare()
         registry = load_registry(settings.processors)
         for module, reason in registry.broken.items():
             log.error("processor module not loaded", module=module, reason=reason)

@@ -16,6 +16,7 @@ Three kinds: of one task, of an owner's feed (all its tasks or some), of a batch
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import deque
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
@@ -154,6 +155,8 @@ class Listener:
     def _gap(self, to: int, items: list[Item]) -> None:
         """Tells that what lies between the last version and `to`, `to` included, is not coming. Its id is `to`."""
         assert self._version is not None
+        if to <= self._version:
+            return
         data = text_of({**self._gap_names(), "from": self._version + 1, "to": to})
         self._version = to
         items.append((Event(to, "gap", data.encode()), None))
@@ -179,15 +182,21 @@ class TaskListener(Listener):
         super().__init__(source, channel, after)
         self._task_id = task_id
         self._owner = owner
+        self._last_state: Event | None = None
 
     async def _read(self) -> list[Item]:
         try:
             truth = await self._source.read_task(self.channel, self._task_id, self._owner, self._version)
         except UnknownTask:
             items: list[Item] = []
-            self._hand_over(lost_event(self._task_id, (self._version or 0) + 1), items)
+            self._hand_over(lost_event(self._task_id, (self._version or 0) + 1, self._last_state), items)
             return items
         return self._deliver(truth)
+
+    def _hand_over(self, event: Event, items: list[Item]) -> None:
+        super()._hand_over(event, items)
+        if event.is_state:
+            self._last_state = event
 
     def _deliver(self, truth: Snapshot) -> list[Item]:
         items: list[Item] = []
@@ -228,7 +237,7 @@ class OwnerListener(Listener):
         #: Of tasks whose state was read: its version there. What is live and not newer was seen in it.
         self._read_at: dict[TaskId, int] = {}
         #: Tasks that were shown and have not ended, which must be told if Redis loses them.
-        self._alive: dict[TaskId, int] = {}
+        self._alive: dict[TaskId, FeedEvent | None] = {}
         self._awaited = set(scope.task_ids or ())
 
     async def _read(self) -> list[Item]:
@@ -250,7 +259,8 @@ class OwnerListener(Listener):
             self._hand_over(event, items)
         for task_id in truth.gone:
             number = max(truth.number, self._version or 0)
-            lost = lost_event(task_id, self._alive.get(task_id, 0) + 1)
+            last = self._alive.get(task_id)
+            lost = lost_event(task_id, last.task_version + 1 if last else 1, last)
             self._show(FeedEvent(number, "", lost.data, task_id, lost.version, ""), items)
         self._version = truth.number
         self._settle(truth.ended)
@@ -271,8 +281,8 @@ class OwnerListener(Listener):
         if event.is_terminal:
             self._alive.pop(event.task_id, None)
             self._settle({event.task_id})
-        else:
-            self._alive[event.task_id] = event.task_version
+        elif event.is_state:
+            self._alive[event.task_id] = event
 
     def _settle(self, ended: AbstractSet[TaskId]) -> None:
         if self._scope.task_ids is not None:
@@ -314,8 +324,9 @@ def _task_of(event: Event) -> TaskId | None:
     return event.task_id if isinstance(event, FeedEvent) else None
 
 
-def lost_event(task_id: TaskId, version: int) -> Event:
-    """The end of a task that Redis no longer knows while somebody watches it."""
+def lost_event(task_id: TaskId, version: int, last: Event | None = None) -> Event:
+    """The end of a task that Redis no longer knows while somebody watches it; `last` is the state they saw."""
+    seen = json.loads(last.data) if last is not None else {}
     message = "Redis came back without this task. Submit the file again."
     now = rfc3339(utc_now())
     unknown: Sequence[str] = ("total", "unit", "rate", "eta_seconds", "size_bytes", "started_at", "result")
@@ -323,12 +334,12 @@ def lost_event(task_id: TaskId, version: int) -> Event:
         "task_id": task_id,
         "version": version,
         "status": Status.FAILED,
-        "progress": 0,
+        "progress": seen.get("progress", 0),
         "step": 0,
         "total_steps": 0,
         "message": message,
         "done": 0,
-        "attempt": 1,
+        "attempt": seen.get("attempt", 1),
         **dict.fromkeys(unknown),
         "updated_at": now,
         "finished_at": now,

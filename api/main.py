@@ -5,8 +5,11 @@ import sys
 from api.app import create_app
 from shared.errors import SettingsError
 from shared.settings import load_settings
+from shared.storage import Storage
 
 try:
-    app = create_app(load_settings())
+    settings = load_settings()
+    Storage(settings.data_dir).prepare()
+    app = create_app(settings)
 except SettingsError as error:
     sys.exit(str(error))

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
+import struct
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -232,4 +234,7 @@ def abort(scope: Scope) -> None:
     raw_send = scope.get("headway.send")
     transport = getattr(getattr(raw_send, "__self__", None), "transport", None)
     if transport is not None:
+        if (sock := transport.get_extra_info("socket")) is not None:
+            # A reset: else the kernel goes on offering what is buffered to a window that stays shut.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()

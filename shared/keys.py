@@ -14,8 +14,16 @@ from shared.models import TaskId
 QUEUE = "headway:queue"
 #: Pub/sub: `wake` when a job was enqueued or given back, `stop TASK_ID` when a task was cancelled.
 CONTROL = "headway:control"
+#: Pub/sub: nobody publishes here; a subscription needs a first channel.
+IDLE = "headway:idle"
 #: Sorted set, worker id by the Redis time in ms of its last heartbeat.
 WORKERS = "headway:workers"
+#: The id of the worker that sweeps at present.
+SWEEPER = "headway:sweeper"
+#: Since when this Redis has held what it holds, in ms of its own time: it is set anew where Redis came back empty.
+SINCE = "headway:since"
+#: What SCAN finds the tasks by, among others; those others are no hashes.
+ANY_TASK = "headway:task:*"
 
 
 def state(task_id: TaskId) -> str:
@@ -67,6 +75,10 @@ def job_id(task_id: TaskId, attempt: int) -> str:
 
 def task_of_job(job: str) -> TaskId:
     return TaskId(job.partition(".")[0])
+
+
+def task_of_state(key: str) -> TaskId:
+    return TaskId(key.rpartition(":")[2])
 
 
 def job(job: str) -> str:

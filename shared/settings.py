@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
+from redis.asyncio.connection import Connection, parse_url
 
 from shared.errors import SettingsError
 from shared.models import OwnerId
@@ -25,21 +26,25 @@ DAY_SECONDS = 86_400
 MEMORY_URL = "memory://"
 
 
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError("is not JSON") from None
+
+
 def _split(value: Any) -> Any:
     """`a, b` or a JSON list, as an environment variable carries it."""
     if not isinstance(value, str):
         return value
     if value.strip().startswith("["):
-        return json.loads(value)
+        return _json(value)
     return [part for part in (part.strip() for part in value.split(",")) if part]
 
 
 def _keys(value: Any) -> Any:
     if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.strip() else {}
-        except ValueError:
-            raise ValueError("is not JSON") from None
+        value = _json(value) if value.strip() else {}
         if not isinstance(value, dict):
             raise ValueError("must be a JSON object, owner to key")  # noqa: TRY004 - pydantic wants it
     return value
@@ -48,6 +53,15 @@ def _keys(value: Any) -> Any:
 def _redis_url(value: str) -> str:
     if not re.match(r"(rediss?|unix|memory)://", value):
         raise ValueError("must start with redis://, rediss:// or unix://")
+    if value.startswith(MEMORY_URL):
+        return value
+    try:  # redis-py's own reading of it, without connecting; the URL is not repeated, it may hold a password
+        options = dict(parse_url(value))
+        connection = options.pop("connection_class", Connection)(**options)  # type: ignore[operator]
+    except Exception:
+        raise ValueError("is not a URL that redis-py can read") from None
+    if not 0 < getattr(connection, "port", 1) < 65_536:
+        raise ValueError("has a port that is none")
     return value
 
 
@@ -71,6 +85,8 @@ def _owners(value: dict[OwnerId, SecretStr]) -> dict[OwnerId, SecretStr]:
             raise ValueError(f"owner {owner!r} must be 1 to 64 letters, digits or _ . @ -")
         if not re.fullmatch(r"[\x21-\x7e]{16,512}", key.get_secret_value()):
             raise ValueError(f"the key of {owner!r} must be 16 to 512 printable characters without spaces")
+    if len({key.get_secret_value() for key in value.values()}) < len(value):
+        raise ValueError("two owners have the same key")
     return value
 
 
@@ -120,6 +136,8 @@ def load_settings(**overrides: Any) -> Settings:
         return Settings(**overrides)
     except SourceError as error:
         raise SettingsError(f"The settings cannot be read: {error.__cause__ or error}") from None
+    except UnicodeDecodeError:
+        raise SettingsError("The settings cannot be read: .env is not UTF-8. Save it as UTF-8.") from None
     except ValidationError as error:
         lines = {}
         for problem in error.errors(include_url=False, include_input=False):

@@ -18,6 +18,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -60,6 +61,29 @@ class StoredResult:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """Something under `partial/`: an upload on its way in, or the scratch folder of an attempt."""
+
+    path: Path
+    task_id: TaskId
+    #: None for an upload.
+    attempt: int | None
+    size_bytes: int
+    #: Since it was last written to, by this machine's clock.
+    idle_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFolder:
+    task_id: TaskId
+    #: Since a file was put into it.
+    idle_seconds: float
+
+
+_PARTIAL = re.compile(r"([0-9a-f]{32})-(input|[0-9]+)-[0-9a-f]+")
+
+
 class Upload:
     """One file on its way in. Leave it by `commit`, or by `abort`, after which nothing of it is left."""
 
@@ -87,8 +111,9 @@ class Upload:
 
     async def _settle(self) -> None:
         if self._writing is not None:
-            writing, self._writing = self._writing, None
-            await writing
+            # Shielded, and forgotten only when done: whoever gives up here leaves it to `abort`, which waits for it.
+            await asyncio.shield(self._writing)
+            self._writing = None
 
     def _write_now(self, chunk: bytearray) -> None:
         with full_disk_is_said():
@@ -224,6 +249,33 @@ class Storage:
     def delete(self, task_id: TaskId) -> None:
         """Removes everything of a task. Blocking."""
         shutil.rmtree(self._tasks / task_id, ignore_errors=True)
+
+    # What the sweeper asks for: every entry, one at a time, so that a large directory is read in pages. Blocking.
+
+    def partials(self) -> Iterator[Partial]:
+        """What is not named as ours is not ours to judge, so it is left out."""
+        for entry, stat in _entries(self._partial):
+            if (name := _PARTIAL.fullmatch(entry.name)) is not None:
+                attempt = None if name[2] == "input" else int(name[2])
+                yield Partial(Path(entry.path), TaskId(name[1]), attempt, stat.st_size, time.time() - stat.st_mtime)
+
+    def task_folders(self) -> Iterator[TaskFolder]:
+        for entry, stat in _entries(self._tasks):
+            if re.fullmatch(r"[0-9a-f]{32}", entry.name):
+                yield TaskFolder(TaskId(entry.name), time.time() - stat.st_mtime)
+
+    def remove(self, partial: Partial) -> None:
+        if partial.attempt is None:
+            partial.path.unlink(missing_ok=True)
+        else:
+            self.discard(partial.path)
+
+
+def _entries(folder: Path) -> Iterator[tuple[os.DirEntry[str], os.stat_result]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # gone since it was listed
+                yield entry, entry.stat(follow_symlinks=False)
 
 
 def check_result_name(name: str) -> str:

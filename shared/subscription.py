@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
+from shared import keys
 from shared.cancellation import heed_cancellation
 from shared.logging import get_logger
 from shared.redis import AWAY, connect_pubsub, why_away
@@ -84,7 +85,7 @@ class Subscription:
             pubsub = client.pubsub()
             try:
                 # redis-py has no connection to read from before the first SUBSCRIBE; a channel nobody publishes on.
-                await pubsub.subscribe("headway:idle")
+                await pubsub.subscribe(keys.IDLE)
                 self._pubsub = pubsub
                 wanted = list(self._wanted)
                 for start in range(0, len(wanted), SUBSCRIBE_BATCH):

@@ -4,7 +4,7 @@ The child gets a spec and sends messages, JSON lines:
     spec      processor, options, input_path, output_folder, filename, content_type, size_bytes, memory_bytes,
               attempt, restored
     messages  {"kind": "phase" | "count", progress, step, total_steps, message, done, total, unit}
-              {"kind": "log", level, message, at}    {"kind": "checkpoint", state}
+              {"kind": "log", level, message, at}    {"kind": "checkpoint", state, progress}
               {"kind": "done", summary, outputs}     {"kind": "failed", type, message}
 
 Whoever enters `Sandbox` owns the fork server; whoever enters `attempt` owns the child, which is gone, with everything
@@ -61,9 +61,10 @@ class Child:
             while line := await self._pipe.readline():
                 last = json.loads(line)
                 if last["kind"] == "failed":
+                    last = {"kind": "failed", "type": ErrorType(last["type"]), "message": str(last["message"])}
                     break
                 yield last
-        except (ValueError, KeyError):  # too long a line, or not ours: somebody wrote to the pipe
+        except (ValueError, LookupError, TypeError, RecursionError):  # not ours: somebody wrote to the pipe
             self.kill()
             raise ProcessorFailure(ErrorType.PROCESSOR_ERROR, "The processor disturbed its progress pipe.") from None
         if last.get("kind") == "done":
