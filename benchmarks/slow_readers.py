@@ -85,8 +85,6 @@ async def run(stalled: int, healthy: int) -> None:
         with ExitStack() as stack:
             options = '{"step_seconds": 600}'
             quiet = (await asyncio.to_thread(platform.submit, "rehearsal", options=options))["task_id"]
-                "task_id"
-            ]
             await stall(platform, stalled, quiet, stack)
             with_them = await latencies(platform, healthy)
             httpx.post(f"{platform.url}/tasks/{quiet}/notes", json={"author": "x", "text": "x"})
