@@ -95,12 +95,16 @@ class Plain(Stack):
     def __init__(self, folder: Path, redis: RedisServer, python: Path) -> None:
         super().__init__(folder, redis)
         env = os.environ | {"PLAIN_REDIS_URL": redis.url}
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         cwd = Path(__file__).parent / "plain_stack"
         self.api = subprocess.Popen(
-            [python, "-m", "uvicorn", "app:app", "--port", str(self.port), "--no-access-log"], cwd=cwd, env=env, **quiet
+            [python, "-m", "uvicorn", "app:app", "--port", str(self.port), "--no-access-log"],
+            cwd=cwd,
+            env=env,
+            stderr=subprocess.DEVNULL,
         )
-        self.worker = subprocess.Popen([python, "-m", "arq", "app.WorkerSettings"], cwd=cwd, env=env, **quiet)
+        self.worker = subprocess.Popen(
+            [python, "-m", "arq", "app.WorkerSettings"], cwd=cwd, env=env, stderr=subprocess.DEVNULL
+        )
         wait_for("the plain API answers", self._answers, seconds=30)
 
     def _answers(self) -> bool:
@@ -114,7 +118,8 @@ class Plain(Stack):
         return str(httpx.post(f"http://127.0.0.1:{self.port}/tasks", params=query).json()["task_id"])
 
     def worker_code(self) -> int | None:
-        return self.worker.poll()
+        code: int | None = self.worker.poll()
+        return code
 
     def stop(self) -> None:
         for process in (self.api, self.worker):

@@ -118,8 +118,10 @@ def _failure(error: BaseException) -> dict[str, Any]:
         return {"kind": "failed", "type": ErrorType.STORAGE_FULL, "message": str(error)}
     if "OutOfMemory" in type(error).__name__:  # duckdb's, which is no MemoryError
         return {"kind": "failed", "type": ErrorType.MEMORY, "message": ""}
-    # The text of an exception may hold paths; the worker cuts those out before anybody sees it.
-    return {"kind": "failed", "type": ErrorType.PROCESSOR_ERROR, "message": f"{type(error).__name__}: {error}"}
+    # The text of an exception may hold paths; the worker cuts those out before anybody sees it. Some libraries put a
+    # stack trace below the first line.
+    text = f"{type(error).__name__}: {error}".partition("\n")[0]
+    return {"kind": "failed", "type": ErrorType.PROCESSOR_ERROR, "message": text}
 
 
 def limit_resources(memory_bytes: int) -> None:

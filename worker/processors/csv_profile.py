@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from pydantic import Field
 
+from shared.errors import BadInput
 from shared.processors import Job, Options, processor
 from worker.processors.csv_dialect import TEXT_CHARACTERS, cut, find_dialect
 from worker.processors.csv_table import CsvTable, Question
@@ -36,6 +37,8 @@ SAMPLE_ROWS: Final = 100
 #: for that is read in groups of columns, one after the other.
 COLUMN_BYTES: Final = 6 * 1024 * 1024
 
+#: The file is read once for every hundred columns: more of them than this would take minutes for megabytes.
+TABLE_COLUMNS: Final = 2000
 #: With more columns in one query duckdb plans for longer than a pass takes.
 MOST_COLUMNS: Final = 100
 
@@ -128,6 +131,8 @@ def csv_profile(job: Job) -> dict[str, Any]:
     job.phase("Looking at the first rows", unit="columns")
     separator = "\t" if options.delimiter == "\\t" else options.delimiter
     dialect = find_dialect(Path(job.input_path), separator, options.header)
+    if (found := len(dialect.names)) > TABLE_COLUMNS:
+        raise BadInput(f"It has {found} columns; at most {TABLE_COLUMNS} are profiled. Split it by columns.")
     with closing(CsvTable(job, dialect)) as table:
         result = _profile(job, table, options.top_values)
     report = {

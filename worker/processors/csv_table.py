@@ -28,7 +28,7 @@ BUFFER_BYTES: Final = 8 * 1024 * 1024
 
 TWO_THREADS_BYTES: Final = 512 * 1024 * 1024
 
-_SOURCE: Final = (
+SOURCE: Final = (
     "read_csv($path, auto_detect = false, compression = 'none', delim = $separator, quote = '\"', escape = '\"', "
     "header = $header, skip = $skip, columns = $columns, "
     f"max_line_size = {ROW_BYTES}, buffer_size = {BUFFER_BYTES})"
@@ -64,6 +64,8 @@ class CsvTable:
             "autoinstall_known_extensions": False,
             "allow_community_extensions": False,
         }
+        if int(duckdb.__version__.split(".")[0]) >= 2:
+            config["async_threads"] = 1  # of eight, which is its own choice, the stacks alone count as 64 MiB
         self._connection = duckdb.connect(":memory:", config=config)
         self._connection.execute("SET enable_progress_bar = true")
         self._connection.execute("SET enable_progress_bar_print = false")
@@ -98,8 +100,8 @@ class CsvTable:
         # Columns by name, because a limit keeps duckdb from leaving out those of `*` that nobody asked for.
         columns = ", ".join(sql for n, asked in questions.items() for sql in (f"c{n}", *asked.derived))
         limit = f"LIMIT {sample_rows}" if sample_rows else ""
-        sql = f"SELECT {wanted} FROM (SELECT {columns} FROM {_SOURCE} {limit})"  # noqa: S608 - nothing of it is from outside
-        with _plain_errors():
+        sql = f"SELECT {wanted} FROM (SELECT {columns} FROM {SOURCE} {limit})"  # noqa: S608 - nothing of it is from outside
+        with plain_errors():
             rows, *answers = self._run(sql, {**self._source, **(values or {})}, progress)
         following = iter(answers)
         return rows, {n: [next(following) for _ in asked.aggregates] for n, asked in questions.items()}
@@ -123,7 +125,7 @@ class CsvTable:
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
+def plain_errors() -> Iterator[None]:
     """Says what duckdb found wrong without its words: they name a path on this machine and settings nobody has here."""
     import duckdb
 

@@ -1,0 +1,175 @@
+"""The processor `extract`: what is in an archive, listed and unpacked, whatever the archive would like to happen.
+
+Each file is a result under one plain name: `a/b.txt` is `a__b.txt`, and the second of a name is numbered. Of more than
+500 files nobody wants 500 links, so they are one result then, `files.zip`, not compressed, with their folders. Nothing
+is written outside of this task's folder: links, devices and paths that lead elsewhere are left out, counted and told.
+An archive within the archive is unpacked as the file it is.
+
+Sizes are counted as the bytes come, see archive_stream.py, so a bomb ends as BadInput at the limits of the options.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from pydantic import Field
+
+from shared.errors import BadInput
+from shared.processors import Job, Options, processor
+from worker.processors.archive_members import BLOCK_BYTES, Member, is_tar, tar_members, zip_members
+from worker.processors.archive_stream import PIECE_BYTES, Packing, Stream, packing_of, too_large
+from worker.processors.result_names import plain_name
+from worker.processors.unpacked_files import LISTING, Unpacked, UnpackedFiles
+
+GIBIBYTE: Final = 1024**3
+
+#: Of the summary, which is kept in Redis. The rest is in the result `listing.json`.
+LISTED_FILES: Final = 1000
+LISTED_BYTES: Final = 256 * 1024
+NAME_CHARACTERS: Final = 200
+
+#: A small file may unpack to this much, whatever its ratio: a table of zeros is no bomb.
+ALWAYS_BYTES: Final = 16 * 1024 * 1024
+
+#: What a tar has besides its files: a header and its padding, and some for longer names.
+MEMBER_BYTES: Final = 4096
+
+#: Members that are left out are told one by one up to here, and by their number after it.
+TOLD: Final = 20
+
+#: Office's documents are zips too, which the content tells apart.
+ACCEPTS: Final = (
+    *("application/zip", "application/x-tar", "application/gzip", "application/x-bzip2", "application/x-xz"),
+    *("application/zstd", "application/epub+zip"),
+    "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+    "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+    *(f"application/vnd.oasis.opendocument.{kind}" for kind in ("text", "spreadsheet", "presentation")),
+)
+
+
+class ExtractOptions(Options):
+    """How much an archive may unpack to. The smaller of `max_bytes` and `max_ratio` counts."""
+
+    max_bytes: int = Field(default=GIBIBYTE, ge=1, le=64 * GIBIBYTE, description="bytes of all files together")
+    max_ratio: int = Field(
+        default=100, ge=1, le=10_000, description="how many times the archive's size; 16 MiB are always allowed"
+    )
+    max_files: int = Field(default=10_000, ge=1, le=100_000, description="files, folders and links")
+
+
+@processor(
+    "extract",
+    description="Lists and unpacks a zip, a tar, or what is packed by gzip, bzip2, xz or zstd",
+    accepts=ACCEPTS,
+    options=ExtractOptions,
+    phases={"Unpacking": 1},
+    preload=("tarfile", "zipfile", "bz2", "lzma"),
+)
+def extract(job: Job) -> dict[str, Any]:
+    """Unpacks the archive, or raises BadInput and leaves nothing.
+
+    Summary: `format` (`zip`, `tar`, `tar.gz`, `gz`, …); `files` and `bytes`, of what was unpacked; `skipped`, how many
+    members were left out; `listing`, of each file its `name` in the archive, `size_bytes`, and `file`, the result that
+    has it. A listing of more than 1000 files is cut, and whole in the result `listing.json`.
+    """
+    options: ExtractOptions = job.options
+    most_bytes = min(options.max_bytes, max(ALWAYS_BYTES, options.max_ratio * job.size_bytes))
+    job.phase("Unpacking", total=job.size_bytes, unit="bytes")
+    skipped = 0
+    with job.open_input() as raw, UnpackedFiles(job) as files:
+        kind, members = _members(job, raw, most_bytes)
+        counted = _Counted(job, raw, most_bytes)
+        for number, member in enumerate(members, start=1):
+            if member.left_out:
+                skipped += 1
+                if skipped <= TOLD:
+                    job.log(f"Left out, because it is {member.left_out}: {_cut(member.name)}", "warning")
+            elif not member.folder:
+                files.add(number, member.name, counted.pieces(member))
+            job.progress_to(raw.tell())
+        if skipped > TOLD:
+            job.log(f"Left out {skipped - TOLD:,} more members", "warning")
+        found = files.finish()
+    job.progress_to(job.size_bytes)
+    return {
+        "format": kind,
+        "files": len(found),
+        "bytes": sum(file.size_bytes for file in found),
+        "skipped": skipped,
+        "listing": _listing(job, found),
+    }
+
+
+class _Counted:
+    """Counts what is unpacked over all members, and says how much of the archive has been read."""
+
+    def __init__(self, job: Job, raw: BinaryIO, most_bytes: int) -> None:
+        self._job, self._raw, self._most_bytes = job, raw, most_bytes
+        self._came = 0
+
+    def pieces(self, member: Member) -> Iterator[bytes]:
+        for piece in member.pieces:
+            self._came += len(piece)
+            if self._came > self._most_bytes:
+                raise too_large(self._most_bytes)
+            yield piece
+            self._job.progress_to(self._raw.tell())
+
+
+def _members(job: Job, raw: BinaryIO, most_bytes: int) -> tuple[str, Iterator[Member]]:
+    """The archive's kind, told by its content, and its members. Raises BadInput."""
+    options: ExtractOptions = job.options
+    limits = {"max_files": options.max_files, "max_bytes": most_bytes}
+    head = raw.read(BLOCK_BYTES)
+    raw.seek(0)
+    if not head:
+        raise BadInput("The file is empty. Send an archive: .zip, .tar, .tar.gz, .gz, .bz2, .xz or .zst.")
+    if head.startswith((b"PK\3\4", b"PK\5\6")):
+        return "zip", zip_members(Path(job.input_path), raw, memory_bytes=job.memory_bytes, **limits)
+    packing = packing_of(head)
+    if packing is None and not is_tar(head):
+        raise BadInput("This is not an archive that is known here. Send a .zip, .tar, .tar.gz, .gz, .bz2, .xz or .zst.")
+    stream = Stream(
+        raw,
+        packing,
+        memory_bytes=job.memory_bytes,
+        # A tar has headers too, and members that are left out.
+        most_bytes=most_bytes + MEMBER_BYTES * options.max_files,
+    )
+    if packing is None:
+        return "tar", tar_members(stream, **limits)
+    if is_tar(stream.peek(BLOCK_BYTES)):
+        return f"tar.{packing.name}", tar_members(stream, **limits)
+    return packing.name, _only_member(job, packing, stream)
+
+
+def _only_member(job: Job, packing: Packing, stream: Stream) -> Iterator[Member]:
+    name = plain_name(job.filename)
+    ending = next((ending for ending in packing.endings if name.lower().endswith(ending)), "")
+    name = name[: len(name) - len(ending)] or "file"
+    yield Member(name, folder=False, left_out=None, pieces=iter(lambda: stream.read(PIECE_BYTES), b""))
+
+
+def _listing(job: Job, files: Sequence[Unpacked]) -> list[dict[str, Any]]:
+    """What the summary has room for. Where that is not all of it, all of it is a result."""
+    listing, left_bytes = [], LISTED_BYTES
+    for file in files[:LISTED_FILES]:
+        entry = {"name": _cut(file.name), "size_bytes": file.size_bytes, "file": file.file}
+        if (left_bytes := left_bytes - len(json.dumps(entry))) < 0:
+            break
+        listing.append(entry)
+    if len(listing) < len(files):
+        with job.create_output(LISTING, "application/json") as output:
+            output.write(json.dumps([asdict(file) for file in files], indent=1).encode())
+    return listing
+
+
+def _cut(name: str) -> str:
+    """As it can be shown and kept: a name in an archive may be any bytes."""
+    name = name.encode(errors="replace").decode()
+    return name if len(name) <= NAME_CHARACTERS else name[: NAME_CHARACTERS - 1] + "…"
