@@ -67,10 +67,11 @@ class SSE:
         return b"id: %s\n%sdata: %s\n\n" % ((event_id or str(event.version)).encode(), name, event.data)
 
     def comment(self, text: str) -> bytes:
-        return b": %s\n\n" % text.encode()
+        # One line, no empty line: there httpx-sse and fetch-event-source would hand over a message without data.
+        return b": %s\n" % text.encode()
 
     def goodbye(self) -> bytes:
-        return b"retry: %d\n: the server is restarting, come back\n\n" % random.randint(*DRAIN_RETRY_MS)  # noqa: S311
+        return b"retry: %d\n: the server is restarting, come back\n" % random.randint(*DRAIN_RETRY_MS)  # noqa: S311
 
 
 class NDJSON:
@@ -178,6 +179,10 @@ class EventStreamResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._enter as source:
+            if _came_through_a_proxy(scope):
+                # `no-transform` forbids it, and yet Caddy 2.6 with `encode`, and nginx with `gzip_types *`, compress a
+                # stream, the first until nothing arrives at all. What is encoded already they leave alone.
+                self.headers["Content-Encoding"] = "identity"
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if scope["method"] == "HEAD":
                 await send({"type": "http.response.body", "body": b""})
@@ -222,6 +227,12 @@ class EventStreamResponse(Response):
     async def _send(self, send: Send, body: bytes, *, more: bool) -> None:
         async with asyncio.timeout(self._send_timeout_seconds):
             await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+def _came_through_a_proxy(scope: Scope) -> bool:
+    """By what proxies add to a request: a header, or HTTP/1.0, as nginx asks where nobody told it better."""
+    names = {name for name, _ in scope.get("headers", ())}
+    return scope.get("http_version") == "1.0" or not names.isdisjoint((b"x-forwarded-for", b"forwarded", b"via"))
 
 
 async def _gone(receive: Receive) -> None:

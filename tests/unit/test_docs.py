@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from api.app import create_app
-from shared.models import ErrorType
 from shared.feed import LIVE_FIELDS
+from shared.models import ErrorType
 from shared.settings import Settings
 
 ROOT = Path(__file__).parents[2]
