@@ -73,10 +73,18 @@ class Job(Protocol):
         """Declares the phases of this run and their weights, where they depend on the options."""
 
     def phase(
-        self, name: str, *, weight: float | None = None, total: int | None = None, unit: str | None = None
+        self,
+        name: str,
+        *,
+        weight: float | None = None,
+        total: int | None = None,
+        unit: str | None = None,
+        done: int = 0,
     ) -> AbstractContextManager[None]:
         """Starts the next phase; used plainly or in a `with`. It takes the weight it was declared with in `processor`
-        or `plan`; an undeclared one takes `weight / (weight + 1)` of what is left (weight 1, if none is given)."""
+        or `plan`, and those declared before it that were left out count as done; an undeclared one takes
+        `weight / (weight + 1)` of what is left (weight 1, if none is given). `done` units of it were done before, by an
+        attempt that was lost."""
 
     def advance(self, n: int = 1) -> None:
         """`n` more units are done in this phase."""
@@ -84,14 +92,21 @@ class Job(Protocol):
     def progress_to(self, done: int, total: int | None = None) -> None:
         """`done` units are done in this phase: for a library that counts by itself."""
 
-    def track(self, iterable: Iterable[T], *, total: int | None = None, unit: str | None = None) -> Iterator[T]:
-        """Counts what it passes on. The total is `len(iterable)` where it has one."""
+    def track(
+        self, iterable: Iterable[T], *, total: int | None = None, unit: str | None = None, done: int = 0
+    ) -> Iterator[T]:
+        """Counts what it passes on. The total is `len(iterable)` where it has one. `done` more were done before, by an
+        attempt that was lost."""
+
+    def tqdm_hook(self) -> AbstractContextManager[None]:
+        """Inside it the bars that tqdm draws, in a library too, count for this job: the outermost is a phase."""
 
     def log(self, text: str, level: str = "info") -> None:
         """A line for the people who watch: a `log` event. Level `info`, `warning` or `error`."""
 
     def checkpoint(self, state: Any) -> None:
-        """Keeps `state` (JSON) for the next attempt's `restored`, should this one be lost."""
+        """Keeps `state` (JSON, at most 64 KiB) for the next attempt's `restored`, should this one be lost or given back
+        by a worker that stops. It is sent at most 4 times a second, the newest only. Output files are not kept."""
 
 
 @dataclass(frozen=True, slots=True)

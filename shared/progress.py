@@ -163,7 +163,7 @@ class Publisher:
 
     async def checkpoint(self, task_id: TaskId, checkpoint: Checkpoint, *, attempt: int) -> None:
         """Keeps where the next attempt goes on, should this one be lost. Nobody is told."""
-        args = [attempt, text_of(checkpoint.model_dump())]
+        args: list[Any] = [attempt, text_of(checkpoint.model_dump())]
         if not await patiently(partial(self._keep_checkpoint, keys=[keys.state(task_id)], args=args), self._patient):
             raise Refused("stale")
 

@@ -67,6 +67,25 @@ def why_away(error: BaseException) -> str:
             return "Redis cannot be reached: start it, or correct HEADWAY_REDIS_URL"
 
 
+async def trouble_ahead(redis: RedisClient) -> str | None:
+    """What is wrong with a Redis that answers, and what to do: it evicts, or has no room. Raises AWAY.
+
+    None where it cannot be asked: a fake one, or a managed one without INFO.
+    """
+    try:
+        memory = await redis.info("memory")
+    except ResponseError:
+        return None
+    most = int(memory.get("maxmemory", 0))
+    used = int(memory.get("used_memory", 0)) - int(memory.get("mem_not_counted_for_evict", 0))
+    policy = str(memory.get("maxmemory_policy", "noeviction"))
+    if policy != "noeviction":
+        return f"Redis may throw tasks away (maxmemory-policy {policy}); run CONFIG SET maxmemory-policy noeviction"
+    if most and used >= most:
+        return why_away(OutOfMemoryError())
+    return None
+
+
 _memory_lock = threading.Lock()
 
 
@@ -140,4 +159,4 @@ def _options(settings: Settings) -> dict[str, Any]:
     return options
 
 
-__all__ = ["AWAY", "RedisClient", "RedisError", "connect", "connect_pubsub", "why_away"]
+__all__ = ["AWAY", "RedisClient", "RedisError", "connect", "connect_pubsub", "trouble_ahead", "why_away"]

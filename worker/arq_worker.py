@@ -67,6 +67,7 @@ class LeasedWorker(Worker):
         self._lease_seconds = lease_seconds
         self._on_lost = on_lost
         self._wake = asyncio.Event()
+        self._renewed_at = float("-inf")
         self._away: str | None = None
 
     def wake(self) -> None:
@@ -95,6 +96,8 @@ class LeasedWorker(Worker):
                     log.warning("job left to its lease", job_id=job_id, reason=why_away(error))
         free = self.max_jobs - len(self.tasks)
         if free > 0 and self.allow_pick_jobs:
+            if self.loop.time() - self._renewed_at > self._lease_seconds:
+                await self._renew()  # first ours: after a break they would look like jobs that nobody has
             for job_id in await self._leases.claim(free, QUEUE_LOOK):
                 await self.sem.acquire()
                 self.job_counter += 1
@@ -115,6 +118,7 @@ class LeasedWorker(Worker):
         running = [job_id for job_id, task in self.tasks.items() if not task.done()]
         for job_id in await self._leases.renew(running):
             self._on_lost(job_id)
+        self._renewed_at = self.loop.time()
 
     async def _guarded(self, step: Callable[[], Any]) -> None:
         """A Redis that is away is said once, and once more when it is back; the worker lives."""

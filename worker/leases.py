@@ -25,13 +25,16 @@ return taken
 """
 
 #: Renews ours, takes back one that ran out and nobody took, and returns those that somebody else has or that ended.
+#: PEXPIRE and not SET for ours: a Redis that is full still takes it, so nobody loses a task to a full Redis.
 #: Registers the worker by Redis's clock and drops those that have been silent for a minute.
 _RENEW = """
 local lost = {}
 for i = 4, #ARGV do
   local key = ARGV[3] .. ARGV[i]
   local owner = redis.call('GET', key)
-  if owner == ARGV[1] or (not owner and redis.call('ZSCORE', KEYS[1], ARGV[i])) then
+  if owner == ARGV[1] then
+    redis.call('PEXPIRE', key, ARGV[2])
+  elseif not owner and redis.call('ZSCORE', KEYS[1], ARGV[i]) then
     redis.call('SET', key, ARGV[1], 'PX', ARGV[2])
   else
     lost[#lost + 1] = ARGV[i]

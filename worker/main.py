@@ -22,7 +22,7 @@ from shared.models import TaskId
 from shared.processors import load_registry
 from shared.progress import Publisher
 from shared.queue import PROCESS_FILE, WAKE
-from shared.redis import AWAY, connect
+from shared.redis import AWAY, RedisClient, connect, trouble_ahead
 from shared.settings import Settings
 from shared.storage import Storage
 from shared.subscription import Subscription
@@ -30,14 +30,16 @@ from worker.arq_worker import LeasedWorker
 from worker.jobs import Runner, process_file
 from worker.leases import Leases
 from worker.sandbox import Sandbox
+from worker.sweeper import Sweeper
 
 log = get_logger(__name__)
 
 #: arq's own time limit is a backstop behind ours.
 ARQ_EXTRA_SECONDS = 60.0
 
-#: CONTRACT section 5: a worker that is told to stop has exited within 5 s.
-STOP_SECONDS = 4.0
+#: CONTRACT section 5: a worker that is told to stop has exited within 5 s, also where Redis does not answer.
+STOP_SECONDS = 3.5
+LEAVE_SECONDS = 0.3
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -60,6 +62,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             registry=registry,
             sandbox=sandbox,
         )
+        # Not patient: what is swept can wait for the next round.
+        publisher = Publisher(redis, settings)
+        sweeper = Sweeper(redis, settings, publisher=publisher, storage=storage, worker_id=worker_id)
         worker = LeasedWorker(
             func(process_file, name=PROCESS_FILE),
             redis=redis,
@@ -86,17 +91,27 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             services = [
                 group.create_task(subscription.run(), name="subscription"),
                 group.create_task(worker.main(), name="arq"),
+                group.create_task(sweeper.run(), name="sweeper"),
+                group.create_task(_say_trouble(redis), name="trouble"),
             ]
             await stop.wait()
             log.info("worker stopping", running=len(worker.tasks))
             worker.allow_pick_jobs = False
-            with suppress(TimeoutError):
-                async with asyncio.timeout(STOP_SECONDS):
-                    await cancel(*worker.tasks.values())
-            await cancel(*services)
-        with suppress(*AWAY):
-            await leases.leave()
+            runner.give_back_all()
+            if worker.tasks:
+                await asyncio.wait(worker.tasks.values(), timeout=STOP_SECONDS)
+            await cancel(*worker.tasks.values(), *services)
+        with suppress(*AWAY, TimeoutError):
+            async with asyncio.timeout(LEAVE_SECONDS):
+                await leases.leave()
+                await sweeper.leave()
     log.info("worker stopped")
+
+
+async def _say_trouble(redis: RedisClient) -> None:
+    with suppress(*AWAY):  # the loops say that themselves, and go on asking
+        if (trouble := await trouble_ahead(redis)) is not None:
+            log.error("redis not fit for tasks", reason=trouble)
 
 
 def run(settings: Settings) -> int:

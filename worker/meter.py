@@ -13,25 +13,27 @@ SMOOTHING_SECONDS: Final = 2.0
 #: Before this much time and progress a guess at the time left is noise, so it is null.
 GUESS_AFTER_SECONDS: Final = 0.5
 GUESS_AFTER_PROGRESS: Final = 0.5
+#: A guess beyond this is a bar that stands still.
+LONGEST_GUESS_SECONDS: Final = 30 * 86_400
 #: 100 is said by `completed` alone.
 MOST_PROGRESS: Final = 99.9
 
 
 class Meter:
-    """`base` is the progress at which the attempt's work starts: what the upload has taken of the bar."""
+    """`base` is the progress at which the work starts: what the upload has taken of the bar. `begun` is where this
+    attempt begins, which is further on after a checkpoint."""
 
-    def __init__(self, base: float, now: float) -> None:
+    def __init__(self, base: float, now: float, begun: float = 0.0) -> None:
         self._base = base
         self._started = now
-        self._progress = base
-        self._speed = _Average(now, base)  # percent a second, over the whole attempt
+        self._begun = self._progress = min(MOST_PROGRESS, max(base, begun))
+        self._speed = _Average(now, self._progress)  # percent a second, over the whole attempt
         self._rate: _Average | None = None  # units a second, in this phase
         self._step = -1
 
     def read(self, message: dict[str, Any], now: float) -> dict[str, Any]:
         """The fields of a state from a `phase` or `count` message. `now` in seconds of a monotonic clock."""
-        whole = self._base + (100 - self._base) * float(message["progress"]) / 100
-        self._progress = min(MOST_PROGRESS, max(self._progress, whole))
+        self._progress = max(self._progress, self.whole(message["progress"]))
         if message["step"] != self._step or self._rate is None:
             self._step = message["step"]
             self._rate = _Average(now, message["done"])
@@ -49,10 +51,16 @@ class Meter:
             "eta_seconds": self._eta(speed, now),
         }
 
+    def whole(self, progress: float) -> float:
+        """What a child's progress, 0 to 100 of its work, is of the bar."""
+        return min(MOST_PROGRESS, max(self._begun, self._base + (100 - self._base) * float(progress) / 100))
+
     def _eta(self, speed: float | None, now: float) -> float | None:
-        if not speed or now - self._started < GUESS_AFTER_SECONDS or self._progress - self._base < GUESS_AFTER_PROGRESS:
+        elapsed, covered = now - self._started, self._progress - self._begun
+        if not speed or elapsed < GUESS_AFTER_SECONDS or covered < GUESS_AFTER_PROGRESS:
             return None
-        return round((100 - self._progress) / speed, 1)
+        seconds = (100 - self._progress) / speed
+        return round(seconds, 1) if seconds < LONGEST_GUESS_SECONDS else None
 
 
 class _Average:

@@ -8,20 +8,45 @@ messages are plain dicts, see worker/sandbox.py.
 from __future__ import annotations
 
 import io
+import json
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar
 
+from shared.feed import text_of
 from shared.models import rfc3339, utc_now
 from shared.processors import Processor
 from shared.progress import TEXT_CHARACTERS
 from shared.storage import check_result_name
+from worker.tqdm_hook import hooked
 
 SAMPLE_SECONDS: Final = 0.05
+#: Each is a write to Redis, and what is done again after a loss is this much less.
+CHECKPOINT_SECONDS: Final = 0.25
+#: It stands beside the state, which is read whole. What is larger than a place to go on from is a result.
+CHECKPOINT_BYTES: Final = 64 * 1024
 T = TypeVar("T")
 Send = Callable[[dict[str, Any]], None]
+
+
+class _Input(io.FileIO):
+    """A file that knows how far it was read, also when it has been closed."""
+
+    _position = 0
+
+    def position(self) -> int:
+        try:
+            return self.tell()
+        except (ValueError, OSError):  # closed, now or while we asked
+            return self._position
+
+    def close(self) -> None:
+        if not self.closed:
+            self._position = self.tell()
+        super().close()
 
 
 class Reporter:
@@ -54,7 +79,10 @@ class Reporter:
         self._output_folder = output_folder
         self._send = send
         self._lock = threading.Lock()
-        self._weights: dict[str, float] = dict(processor.phases)
+        self._declared: dict[str, tuple[int, float, float]] = {}  # step, share of those before it, its own share
+        self._declare(processor.phases)
+        self._checkpoint: dict[str, Any] | None = None  # that has not been sent yet
+        self._checkpointed = float("-inf")
         self._step = 0
         self._name = "Processing"
         self._spent = 0.0  # of the whole, by the phases before this one
@@ -62,7 +90,8 @@ class Reporter:
         self._done = 0
         self._total: int | None = None
         self._unit: str | None = None
-        self._reading: io.FileIO | None = None
+        self._given: tuple[int | None, str | None] = (None, None)  # total and unit, by the phase
+        self._reading: _Input | None = None
         self._progress = 0.0
         self._sent: tuple[Any, ...] = ()
 
@@ -75,7 +104,7 @@ class Reporter:
         return str(self._input_path)
 
     def open_input(self) -> BinaryIO:
-        raw = io.FileIO(self.input_path)
+        raw = _Input(self.input_path)
         if self._total is None:
             self._reading, self._total, self._unit = raw, self.size_bytes, "bytes"
         return io.BufferedReader(raw, 1024 * 1024)
@@ -92,24 +121,39 @@ class Reporter:
             raise RuntimeError("plan the phases before the first one starts")
         if any(weight <= 0 for weight in phases.values()):
             raise ValueError("a phase's weight is greater than 0")
-        self._weights = dict(phases)
+        self._declare(phases)
+
+    def _declare(self, phases: Mapping[str, float]) -> None:
+        self._declared, before, whole = {}, 0.0, sum(phases.values())
+        for step, (name, weight) in enumerate(phases.items(), start=1):
+            self._declared[name] = (step, before / whole, weight / whole)
+            before += weight
 
     def phase(
-        self, name: str, *, weight: float | None = None, total: int | None = None, unit: str | None = None
+        self,
+        name: str,
+        *,
+        weight: float | None = None,
+        total: int | None = None,
+        unit: str | None = None,
+        done: int = 0,
     ) -> AbstractContextManager[None]:
         with self._lock:
             if self._step:
                 self._spent += self._share
             self._step += 1
-            left = max(0.0, 1.0 - self._spent)
-            if name in self._weights and weight is None:
-                self._share = min(left, self._weights[name] / sum(self._weights.values()))
+            if name in self._declared and weight is None:
+                step, before, share = self._declared[name]
+                # What was left out before it is done: a resumed attempt begins in the middle.
+                self._step, self._spent = max(self._step, step), max(self._spent, before)
+                self._share = min(max(0.0, 1.0 - self._spent), share)
             else:
                 given = 1.0 if weight is None else weight
                 if given <= 0:
                     raise ValueError("a phase's weight is greater than 0")
-                self._share = left * given / (given + 1)
-            self._name, self._done, self._total, self._unit, self._reading = name, 0, total, unit, None
+                self._share = max(0.0, 1.0 - self._spent) * given / (given + 1)
+            self._name, self._done, self._total, self._unit, self._reading = name, done, total, unit, None
+            self._given = (total, unit)
             state = self._state()
             self._sent = tuple(state.values())
             self._send({"kind": "phase", **state})
@@ -123,13 +167,17 @@ class Reporter:
         if total is not None:
             self._total = total
 
-    def track(self, iterable: Iterable[T], *, total: int | None = None, unit: str | None = None) -> Iterator[T]:
+    def track(
+        self, iterable: Iterable[T], *, total: int | None = None, unit: str | None = None, done: int = 0
+    ) -> Iterator[T]:
         if total is None and isinstance(iterable, Sized):
-            total = len(iterable)
+            total = done + len(iterable)
         # An input that is read line by line has no count of lines, but its bytes are an honest measure already.
         counts = total is not None or self._reading is None
         if counts:
-            self._done, self._total, self._unit, self._reading = 0, total, unit, None
+            self._total = self._given[0] if total is None else total
+            self._unit = self._given[1] if unit is None else unit
+            self._done, self._reading = done, None
         for item in iterable:
             yield item
             if counts:
@@ -143,9 +191,17 @@ class Reporter:
                 {"kind": "log", "level": level, "message": str(text)[:TEXT_CHARACTERS], "at": rfc3339(utc_now())}
             )
 
+    def tqdm_hook(self) -> AbstractContextManager[None]:
+        return hooked(self)
+
     def checkpoint(self, state: Any) -> None:
+        text = text_of(state)  # at once: the processor may go on to change it
+        if len(text) > CHECKPOINT_BYTES:
+            raise ValueError(f"a checkpoint is at most {CHECKPOINT_BYTES} bytes of JSON; this one is {len(text)}")
         with self._lock:
-            self._send({"kind": "checkpoint", "state": state})
+            progress = self._state()["progress"]
+            self._checkpoint = {"kind": "checkpoint", "state": json.loads(text), "progress": progress}
+            self._send_checkpoint()
 
     # What the child process calls.
 
@@ -167,6 +223,13 @@ class Reporter:
         while not stop.wait(SAMPLE_SECONDS):
             with self._lock:
                 self._send_count()
+                self._send_checkpoint()
+
+    def _send_checkpoint(self) -> None:
+        now = time.monotonic()
+        if self._checkpoint is not None and now - self._checkpointed >= CHECKPOINT_SECONDS:
+            self._send(self._checkpoint)
+            self._checkpoint, self._checkpointed = None, now
 
     def _send_count(self) -> None:
         if (state := self._state()) and (now := tuple(state.values())) != self._sent:
@@ -175,17 +238,14 @@ class Reporter:
 
     def _state(self) -> dict[str, Any]:
         if (reading := self._reading) is not None:
-            try:
-                self._done = reading.tell()
-            except (ValueError, OSError):  # closed: what was read is what was done
-                self._reading = None
+            self._done = reading.position()
         done, total = self._done, self._total
         fraction = min(1.0, done / total) if total else 0.0
         self._progress = max(self._progress, 100 * min(1.0, self._spent + self._share * fraction))
         return {
             "progress": self._progress,
             "step": self._step,
-            "total_steps": max(self._step, len(self._weights)),
+            "total_steps": max(self._step, len(self._declared)),
             "message": self._name[:TEXT_CHARACTERS],
             "done": done,
             "total": total,

@@ -70,7 +70,8 @@ class Child:
         if last.get("kind") == "done":
             return
         if last.get("kind") == "failed" and last["type"] != ErrorType.MEMORY:
-            raise ProcessorFailure(ErrorType(last["type"]), last["message"])
+            error_type = ErrorType(last["type"])
+            raise ProcessorFailure(error_type, last["message"], retryable=error_type is ErrorType.STORAGE_FULL)
         status = await self._ended if last.get("kind") != "failed" else 0
         if self._over_memory or last.get("kind") == "failed":
             limit = f"{self._memory_bytes / 1024**2:.0f} MiB"
@@ -97,8 +98,7 @@ class Child:
     def kill(self) -> None:
         """SIGKILL to the child and all it started: nothing that runs can refuse it, the GIL or not."""
         if not self._ended.done():
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+            kill_child(self.pid)
 
 
 class Sandbox:
@@ -132,17 +132,17 @@ class Sandbox:
         read, write = os.pipe()
         try:
             reader = asyncio.StreamReader(limit=LINE_BYTES)
+            # From here on the transport alone closes `read`: a number closed twice is soon another attempt's pipe.
             transport, _ = await asyncio.get_running_loop().connect_read_pipe(
                 lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read, "rb", buffering=0)
             )
             try:
                 pid, ended = await server.fork(spec, write)
-            finally:
-                os.close(write)
-        except BaseException:
-            with suppress(OSError):
-                os.close(read)
-            raise
+            except BaseException:
+                transport.close()
+                raise
+        finally:
+            os.close(write)
         child = Child(pid, reader, ended, spec["memory_bytes"])
         try:
             yield child
@@ -212,7 +212,11 @@ class _Server:
                 self._sending.sendall(line[sent:])
             except OSError:
                 self._forget()
-        return await started, ended
+        try:
+            return await asyncio.shield(started), ended
+        except asyncio.CancelledError:
+            started.add_done_callback(_kill_unwanted)
+            raise
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         try:
@@ -241,6 +245,22 @@ class _Server:
                 future.exception()  # whoever waits is told; where nobody does, that is no error
         self._starts.clear()
         self._ends.clear()
+
+
+def kill_child(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:  # just forked, and not yet a group of its own; or gone
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    except PermissionError:
+        pass
+
+
+def _kill_unwanted(started: asyncio.Future[int]) -> None:
+    """The attempt was cancelled before its child was there."""
+    if not started.cancelled() and started.exception() is None:
+        kill_child(started.result())
 
 
 def how_it_ended(status: int) -> str:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from api.dependencies import StateDep
 from api.lifespan import State
 from shared import keys
-from shared.redis import AWAY, why_away
+from shared.redis import AWAY, trouble_ahead, why_away
 
 router = APIRouter(tags=["health"])
 
@@ -24,21 +24,25 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz", summary="Can it do its work", responses={503: {"description": "Not ready; `checks` says why"}})
 async def readyz(response: Response, state: StateDep) -> dict[str, Any]:
-    """200 while Redis and the relay work. Without a worker it is still 200, `degraded`: files are taken and wait."""
+    """200 while Redis and the relay work. Without a worker, or with a Redis that is full or evicts, it is still 200,
+    `degraded`: files are taken and wait, or the operator has something to do."""
     checks = {"redis": await _redis(state), "relay": _relay(state), "workers": await _workers(state)}
     if not (checks["redis"]["ok"] and checks["relay"]["ok"]):
         response.status_code = 503
         response.headers["Retry-After"] = "2"
         return {"status": "unready", "checks": checks}
-    return {"status": "ready" if checks["workers"]["ok"] else "degraded", "checks": checks}
+    well = checks["workers"]["ok"] and not checks["redis"]["degraded"]
+    return {"status": "ready" if well else "degraded", "checks": checks}
 
 
 async def _redis(state: State) -> dict[str, Any]:
     try:
         await state.redis.ping()
+        trouble = await trouble_ahead(state.redis)
     except AWAY as error:
         return {"ok": False, "reason": why_away(error)}
-    return {"ok": True, "reason": "answers"}
+    # It answers, so work goes on; what is wrong with it is said all the same.
+    return {"ok": True, "degraded": trouble is not None, "reason": trouble or "answers"}
 
 
 def _relay(state: State) -> dict[str, Any]:

@@ -59,10 +59,16 @@ class RecordingJob:
         self.planned = dict(phases)
 
     def phase(
-        self, name: str, *, weight: float | None = None, total: int | None = None, unit: str | None = None
+        self,
+        name: str,
+        *,
+        weight: float | None = None,
+        total: int | None = None,
+        unit: str | None = None,
+        done: int = 0,
     ) -> AbstractContextManager[None]:
         self.phases.append(name)
-        self._done, self._total = 0, total
+        self._done, self._total = done, total
         return nullcontext()
 
     def advance(self, n: int = 1) -> None:
@@ -72,7 +78,12 @@ class RecordingJob:
         self._done, self._total = done, total if total is not None else self._total
         self.counts.append((self.phases[-1], done, self._total))
 
-    def track(self, iterable: Iterable[T], *, total: int | None = None, unit: str | None = None) -> Iterator[T]:
+    def tqdm_hook(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def track(
+        self, iterable: Iterable[T], *, total: int | None = None, unit: str | None = None, done: int = 0
+    ) -> Iterator[T]:
         for item in iterable:
             yield item
             self.advance()

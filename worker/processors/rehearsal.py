@@ -1,7 +1,8 @@
 """The processor `rehearsal`: work that is only time, for trying a page, and faults on demand, for trying the platform.
 
 It needs no file. Its steps are phases of equal weight, so each is one state event: at the start of step i of n, `step`
-is i and `progress` is (i - 1) / n of 100. A fault comes after its step's event, never before.
+is i and `progress` is (i - 1) / n of 100. A fault comes after its step's event, never before. Each step is a
+checkpoint: the attempt after a lost one goes on at the step where that was.
 """
 
 from __future__ import annotations
@@ -55,9 +56,13 @@ def rehearsal(job: Job) -> dict[str, Any]:
     held: list[bytearray] = []
     names = [f"Processing step {step} of {options.steps}" for step in range(1, options.steps + 1)]
     job.plan(dict.fromkeys(names, 1.0))
-    for step, name in enumerate(names, start=1):
+    first = job.restored["step"] if job.restored else 1
+    if first > 1:
+        job.log(f"Resuming at step {first} of {options.steps}")
+    for step, name in enumerate(names[first - 1 :], start=first):
         job.phase(name)
-        if step == 1 and options.memory_bytes:
+        job.checkpoint({"step": step})
+        if step == first and options.memory_bytes:
             held = _take(options.memory_bytes)
         if step == options.fail_at:
             raise RuntimeError(f"Step {step} failed, as it was told to.")

@@ -1,0 +1,92 @@
+"""A cancel and a completion at the same moment: one end, and the answer to the call agrees with it (scoreboard row 5).
+
+Each trial's cancel leaves after an event chosen at random and a little later by chance, so that it meets the task
+everywhere between its birth and its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from shared import keys
+from shared.feed import decode_message
+from shared.models import TERMINAL, TaskId
+from shared.redis import RedisClient, connect
+from shared.settings import Settings
+from tests.processes import Platform
+
+#: The scoreboard's figure is of 10,000: CANCEL_TRIALS=10000.
+TRIALS = int(os.environ.get("CANCEL_TRIALS", "300"))
+AT_ONCE = 6
+LONGEST_WAIT_SECONDS = 0.004
+
+#: An event for each of: queued, starting, the steps, and the end.
+WORK: dict[str, Any] = {"processor": "rehearsal", "options": {"steps": 2, "step_seconds": 0}}
+EVENTS = 4
+
+
+@pytest.fixture
+async def redis_client_of(platform: Platform) -> AsyncIterator[RedisClient]:
+    async with connect(Settings(redis_url=platform.redis_url)) as client:
+        yield client
+
+
+async def history(redis: RedisClient, task_id: TaskId) -> list[dict[str, Any]]:
+    entries = await redis.xrange(keys.events(task_id))
+    return [json.loads(values[b"d"]) for _, values in entries if not values[b"n"]]
+
+
+async def until_version(redis: RedisClient, task_id: TaskId, version: int) -> None:
+    """Returns when the task has had that many events, or has ended."""
+    async with redis.pubsub() as pubsub:
+        await pubsub.subscribe(keys.channel(task_id))
+        while True:
+            message = await pubsub.get_message(timeout=10)
+            assert message is not None, f"the task says nothing: {await redis.hgetall(keys.state(task_id))}"  # type: ignore[misc]
+            known = json.loads(await redis.hget(keys.state(task_id), "version") or b"0")  # type: ignore[misc]
+            seen = decode_message(message["data"]).version if message["type"] == "message" else int(known)
+            ended = await redis.hget(keys.state(task_id), "ended_version")  # type: ignore[misc]
+            if seen >= version or ended:
+                return
+
+
+async def trial(client: httpx.AsyncClient, redis: RedisClient, chosen: random.Random) -> tuple[int, str]:
+    submitted = await client.post("/tasks", json=WORK)
+    task_id = TaskId(submitted.json()["task_id"])
+    await until_version(redis, task_id, chosen.randint(1, EVENTS))
+    # This wait is the trial: where in the task's life the cancel arrives.
+    await asyncio.sleep(chosen.random() * LONGEST_WAIT_SECONDS)
+    answer = await client.post(f"/tasks/{task_id}/cancel")
+    if answer.status_code == 202:
+        assert answer.json()["status"] == "cancelled"
+    end = (await client.get(f"/tasks/{task_id}")).json()
+    assert (answer.status_code, end["status"]) in ((202, "cancelled"), (409, "completed"))
+    return answer.status_code, task_id
+
+
+@pytest.mark.timeout(60 + TRIALS // 5)
+async def test_a_cancel_that_races_the_end_is_one_end_and_its_answer_agrees(
+    platform: Platform, redis_client_of: RedisClient
+) -> None:
+    chosen, answers, tasks = random.Random(TRIALS), Counter[int](), list[TaskId]()
+    limits = httpx.Limits(max_connections=AT_ONCE)
+    async with httpx.AsyncClient(base_url=platform.url, limits=limits, timeout=30) as client:
+        for _ in range(-(-TRIALS // AT_ONCE)):
+            trials = (trial(client, redis_client_of, chosen) for _ in range(AT_ONCE))
+            for status, task_id in await asyncio.gather(*trials):
+                answers[status] += 1
+                tasks.append(TaskId(task_id))
+    for task_id in tasks:  # now, when whoever was late has had time to be wrong
+        story = await history(redis_client_of, task_id)
+        assert [state["status"] in TERMINAL for state in story] == [False] * (len(story) - 1) + [True]
+    print(json.dumps({"trials": len(tasks), "cancelled": answers[202], "completed": answers[409]}))
+    assert min(answers[202], answers[409]) > len(tasks) / 20, "both sides have to win now and then to be a race"

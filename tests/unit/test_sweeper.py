@@ -1,0 +1,149 @@
+"""The sweeper, step by step, on a real Redis and on fakeredis: what it ends and puts back, and what it leaves alone."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from shared import keys
+from shared.models import ErrorType, OwnerId, Status, TaskId, utc_now
+from shared.redis import RedisClient
+from shared.settings import DAY_SECONDS, Settings
+from tests.unit.sweeping import Bench
+from worker import leftovers, sweeper
+from worker.seen import look
+from worker.sweeper import LOCK_SECONDS, UPLOAD_IDLE_SECONDS
+
+HOUR = 3600.0
+
+
+@pytest.fixture
+def bench(any_redis: RedisClient, any_settings: Settings) -> Bench:
+    return Bench(any_redis, any_settings)
+
+
+async def test_an_upload_that_was_cut_and_not_taken_up_fails(bench: Bench) -> None:
+    task = await bench.uploading()
+    await bench.sweep()
+    await bench.sweep(after=UPLOAD_IDLE_SECONDS)
+    assert (await bench.task(task)).status is Status.UPLOADING
+    await bench.sweep(after=1)
+    failed = await bench.task(task)
+    assert failed.error is not None
+    assert (failed.status, failed.error.type, failed.error.retryable) == (Status.FAILED, ErrorType.BAD_INPUT, False)
+    assert "never arrived" in failed.error.message
+
+
+async def test_an_upload_that_goes_on_however_slowly_is_left_alone(bench: Bench) -> None:
+    task = await bench.uploading()
+    for done in range(2, 6):
+        await bench.sweep(after=UPLOAD_IDLE_SECONDS - 1)
+        await bench.publisher.change(task.task_id, {"done": done}, allowed=(Status.UPLOADING,))
+    assert (await bench.task(task)).status is Status.UPLOADING
+
+
+@pytest.mark.parametrize(("age", "status"), [(DAY_SECONDS - 60, Status.UPLOADING), (DAY_SECONDS + 60, Status.FAILED)])
+async def test_an_upload_that_never_began_may_wait_a_day(bench: Bench, age: float, status: Status) -> None:
+    task = await bench.uploading(begun=False, created_at=utc_now() - timedelta(seconds=age))
+    for _ in range(3):
+        await bench.sweep(after=HOUR)
+    assert (await bench.task(task)).status is status
+
+
+async def test_a_whole_upload_that_the_disk_is_still_making_safe_is_left_alone(bench: Bench) -> None:
+    task = await bench.uploading(size_bytes=10)
+    upload = bench.storage.upload(task.task_id)
+    await upload.write(b"0123456789")
+    await upload._flush()
+    await upload._settle()
+    for _ in range(3):
+        await bench.sweep(after=UPLOAD_IDLE_SECONDS + 1)
+    assert (await bench.task(task)).status is Status.UPLOADING
+    await upload.commit()
+
+
+@pytest.mark.parametrize("claimed", [False, True], ids=["queued", "processing"])
+async def test_a_task_whose_job_was_lost_is_put_back_and_runs(bench: Bench, claimed: bool) -> None:
+    task = await bench.created()
+    if claimed:
+        await bench.publisher.claim(task.task_id, bench.feed)
+    before = await bench.task(task)
+    await bench.taken_off_the_queue(task)
+    await bench.sweep()
+    await bench.sweep()
+    assert await bench.queue() == [keys.job_id(task.task_id, 1)]
+    assert await bench.redis.get(keys.job(keys.job_id(task.task_id, 1))) is not None
+    assert (await bench.task(task)).version == before.version, "being put back is no event"
+    claim = await bench.publisher.claim(task.task_id, bench.feed)
+    assert claim is not None
+    assert claim.attempt == (2 if claimed else 1)
+
+
+async def test_a_task_with_a_job_or_a_lease_is_not_put_back(bench: Bench) -> None:
+    waiting = await bench.created()
+    running = await bench.created()
+    await bench.publisher.claim(running.task_id, bench.feed)
+    await bench.taken_off_the_queue(running)
+    await bench.redis.set(keys.job_lease(keys.job_id(running.task_id, 1)), "some worker")
+    await bench.sweep()
+    assert await bench.queue() == [keys.job_id(waiting.task_id, 1)]
+
+
+async def test_the_job_of_an_earlier_attempt_counts_as_the_tasks(bench: Bench) -> None:
+    task = await bench.created()
+    for _ in range(2):
+        await bench.publisher.claim(task.task_id, bench.feed)
+    assert (await bench.task(task)).attempt == 2
+    await bench.sweep()
+    assert await bench.queue() == [keys.job_id(task.task_id, 1)]
+
+
+async def test_a_task_that_no_list_names_is_found_all_the_same(bench: Bench) -> None:
+    task = await bench.created(owner=OwnerId("somebody"))
+    await bench.redis.delete(keys.OWNER_ACTIVE % "somebody")
+    await bench.taken_off_the_queue(task)
+    await bench.sweep()
+    assert await bench.queue() == [keys.job_id(task.task_id, 1)]
+
+
+async def test_each_round_is_a_page_and_every_task_has_its_turn(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeper, "SCAN_KEYS", 1000)
+    monkeypatch.setattr(leftovers, "PAGE", 7)
+    tasks = [await bench.created() for _ in range(30)]
+    for task in tasks:
+        await bench.taken_off_the_queue(task)
+        bench.folder(task.task_id, 0)
+    unknown = bench.folder(TaskId("f" * 32), 9 * DAY_SECONDS)
+    await bench.redis_has_been_there(DAY_SECONDS)
+    for _ in range(6):
+        await bench.sweep()
+    assert len(await bench.queue()) == 30
+    assert not unknown.exists()
+
+
+async def test_every_key_of_the_sweeper_expires(bench: Bench) -> None:
+    assert await bench.sweeper.may_sweep()
+    await bench.sweep()
+    assert 0 < await bench.redis.pttl(keys.SWEEPER) <= LOCK_SECONDS * 1000
+    assert await bench.redis.pttl(keys.SINCE) > DAY_SECONDS * 1000
+
+
+async def test_one_sweeps_at_a_time_and_the_next_one_follows(bench: Bench) -> None:
+    other = bench.another("second")
+    assert [await bench.sweeper.may_sweep(), await other.may_sweep(), await bench.sweeper.may_sweep()] == [
+        True,
+        False,
+        True,
+    ]
+    await other.leave()
+    assert not await other.may_sweep()
+    await bench.sweeper.leave()
+    assert await other.may_sweep()
+
+
+async def test_a_look_leaves_out_what_redis_does_not_know(bench: Bench) -> None:
+    task = await bench.created()
+    found = await look(bench.redis, [TaskId("0" * 32), task.task_id])
+    assert [one.task_id for one in found] == [task.task_id]
+    assert await look(bench.redis, []) == []

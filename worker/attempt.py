@@ -1,0 +1,213 @@
+"""One attempt at a task, from an empty scratch folder to `completed`: what its child says becomes events.
+
+Whoever runs it writes the other ends (worker/jobs.py). However it ends, the child is gone and the scratch folder with
+it. `checkpoint` is the newest place to go on from: this attempt's own, or the one it went on from itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from shared.cancellation import heed_cancellation
+from shared.errors import HeadwayError, ProcessorFailure, Refused, UnknownFile
+from shared.logging import get_logger
+from shared.models import Checkpoint, ErrorType, Result, ResultFile, Status, TaskId
+from shared.processors import Processor, Registry
+from shared.progress import Claim, Publisher
+from shared.settings import Settings
+from shared.storage import Storage
+from worker.meter import Meter
+from worker.sandbox import Sandbox
+
+log = get_logger(__name__)
+
+#: Updates that wait for Redis. Counts replace each other, so this bounds phases and logs; beyond it the pipe is not
+#: read and the processor waits, which loses nothing.
+PENDING_UPDATES: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """What every attempt of a worker works with."""
+
+    settings: Settings
+    publisher: Publisher
+    storage: Storage
+    registry: Registry
+    sandbox: Sandbox
+
+
+class Attempt:
+    """`run` is called once. It raises Refused where the task is somebody else's or has ended, TimeoutError, and what
+    ended the work: ProcessorFailure, StorageFull."""
+
+    def __init__(self, claim: Claim, place: Workplace) -> None:
+        self._claim = claim
+        self._task = claim.task
+        self._place = place
+        self.checkpoint: Checkpoint | None = claim.task.checkpoint
+        self._unsaved = asyncio.Event()
+        self._updates = _Updates()
+
+    async def run(self) -> None:
+        storage = self._place.storage
+        processor = self._processor()
+        scratch = await asyncio.to_thread(storage.scratch, self._task.task_id, self._claim.attempt)
+        try:
+            spec = self._spec(processor, str(scratch))
+            async with asyncio.timeout(self._place.settings.task_timeout_seconds):
+                done = await self._watch(spec)
+            await self._finish(done, scratch)
+        finally:
+            await asyncio.shield(asyncio.to_thread(storage.discard, scratch))
+
+    def _processor(self) -> Processor:
+        try:
+            return self._place.registry.get(self._task.processor)
+        except HeadwayError:
+            raise ProcessorFailure(
+                ErrorType.PROCESSOR_ERROR, f"No worker knows the processor {self._task.processor!r}.", retryable=True
+            ) from None
+
+    def _spec(self, processor: Processor, scratch: str) -> dict[str, Any]:
+        task, storage = self._task, self._place.storage
+        try:
+            input_path = storage.input_path(task.task_id, task.input_name) if task.filename is not None else None
+        except UnknownFile:
+            why = "The uploaded file is not on this worker's disk: do API and workers share HEADWAY_DATA_DIR?"
+            raise ProcessorFailure(ErrorType.PROCESSOR_ERROR, why) from None
+        return {
+            "processor": processor.name,
+            "options": task.options,
+            "input_path": str(input_path) if input_path else None,
+            "output_folder": scratch,
+            "filename": task.filename,
+            "content_type": task.content_type,
+            "size_bytes": task.size_bytes or 0,
+            "memory_bytes": int(self._place.settings.task_memory_bytes),
+            "attempt": self._claim.attempt,
+            "restored": self.checkpoint.state if self.checkpoint else None,
+        }
+
+    async def _watch(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """The child's life. Returns its `done` message."""
+        begun = self.checkpoint.progress if self.checkpoint else 0.0
+        meter = Meter(self._task.progress_base, time.monotonic(), begun)
+        done: dict[str, Any] = {}
+        try:
+            async with self._place.sandbox.attempt(spec) as child, asyncio.TaskGroup() as group:
+                aside = [
+                    group.create_task(child.watch_memory(), name="memory"),
+                    group.create_task(self._keep_checkpoints(), name="checkpoints"),
+                ]
+                group.create_task(self._publish(), name="publish")
+                async for message in child.messages():
+                    match message["kind"]:
+                        case "phase" | "count":
+                            fields = meter.read(message, time.monotonic())
+                            await self._updates.put(fields, replaces=message["kind"] == "count")
+                        case "log":
+                            fields = {key: message[key] for key in ("level", "message", "at")}
+                            await self._updates.put(fields, name="log")
+                        case "checkpoint":
+                            progress = round(meter.whole(message["progress"]), 2)
+                            self.checkpoint = Checkpoint(state=message["state"], progress=progress)
+                            self._unsaved.set()
+                        case "done":
+                            done = message
+                for task in aside:
+                    task.cancel()
+                await self._updates.close()
+        except BaseExceptionGroup as group_error:
+            raise _first(group_error) from None
+        return done
+
+    async def _publish(self) -> None:
+        task_id, publisher = self._task.task_id, self._place.publisher
+        fence: Any = {"allowed": (Status.PROCESSING,), "attempt": self._claim.attempt}
+        while (update := await self._updates.take()) is not None:
+            heed_cancellation()
+            name, fields = update
+            if name:
+                await publisher.emit(task_id, name, fields, **fence)
+            else:
+                await publisher.change(task_id, fields, **fence)
+
+    async def _keep_checkpoints(self) -> None:
+        """The newest, one at a time: what comes while Redis is slow or away replaces what waits."""
+        while True:
+            heed_cancellation()
+            await self._unsaved.wait()
+            self._unsaved.clear()
+            assert self.checkpoint is not None
+            await self._place.publisher.checkpoint(self._task.task_id, self.checkpoint, attempt=self._claim.attempt)
+
+    async def _finish(self, done: dict[str, Any], scratch: Path) -> None:
+        task_id, attempt, storage = self._task.task_id, self._claim.attempt, self._place.storage
+        kept = await asyncio.to_thread(storage.keep_results, task_id, attempt, scratch, done["outputs"])
+        files = [
+            ResultFile(
+                name=file.name,
+                size_bytes=file.size_bytes,
+                content_type=file.content_type,
+                sha256=file.sha256,
+                url=file_url(task_id, file.name),
+            )
+            for file in kept
+        ]
+        try:
+            result = Result(summary=done["summary"], files=files)
+            await self._place.publisher.complete(task_id, result, attempt=attempt)
+        except Refused:
+            await asyncio.to_thread(storage.discard_results, task_id, attempt)
+            raise
+        log.info("attempt completed", task_id=task_id, attempt=attempt)
+
+
+class _Updates:
+    """What waits to be published, in order. A count replaces the count before it; nothing else is ever dropped."""
+
+    def __init__(self) -> None:
+        self._pending: deque[tuple[str, dict[str, Any], bool]] = deque()
+        self._changed = asyncio.Condition()
+        self._closed = False
+
+    async def put(self, fields: dict[str, Any], *, name: str = "", replaces: bool = False) -> None:
+        async with self._changed:
+            if replaces and self._pending and self._pending[-1][2]:
+                self._pending.pop()
+            while len(self._pending) >= PENDING_UPDATES:
+                await self._changed.wait()
+            self._pending.append((name, fields, replaces))
+            self._changed.notify_all()
+
+    async def take(self) -> tuple[str, dict[str, Any]] | None:
+        """The next one, or None when closed and empty."""
+        async with self._changed:
+            while not self._pending:
+                if self._closed:
+                    return None
+                await self._changed.wait()
+            name, fields, _ = self._pending.popleft()
+            self._changed.notify_all()
+            return name, fields
+
+    async def close(self) -> None:
+        async with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+
+def file_url(task_id: TaskId, name: str) -> str:
+    return f"/tasks/{task_id}/files/{quote(name, safe='')}"

@@ -1,0 +1,45 @@
+"""What the sweeper sees of a task, for many tasks in one call to Redis."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+
+from shared import keys
+from shared.models import OwnerId, Status, TaskId
+from shared.redis import RedisClient
+
+_FIELDS = ["status", "version", "attempt", "owner", "size_bytes", "created_at"]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    task_id: TaskId
+    status: Status
+    version: int
+    attempt: int
+    owner: OwnerId
+    size_bytes: int | None
+    created_at: datetime
+    #: What Redis keeps it for.
+    ttl_ms: int
+
+
+async def look(redis: RedisClient, task_ids: Collection[TaskId]) -> list[Seen]:
+    """Those of the tasks that Redis knows. Errors: shared.redis.AWAY."""
+    if not task_ids:
+        return []
+    async with redis.pipeline(transaction=False) as pipe:
+        for task_id in task_ids:
+            pipe.hmget(keys.state(task_id), _FIELDS)
+            pipe.pttl(keys.state(task_id))
+        answers = await pipe.execute()
+    seen = []
+    for task_id, values, ttl_ms in zip(task_ids, answers[::2], answers[1::2], strict=True):
+        if values[0] is not None:
+            status, version, attempt, owner, size_bytes, created_at = map(json.loads, values)
+            at = datetime.fromisoformat(created_at)
+            seen.append(Seen(task_id, Status(status), version, attempt, owner, size_bytes, at, ttl_ms))
+    return seen

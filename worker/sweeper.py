@@ -1,0 +1,199 @@
+"""The sweeper: ends, puts back and removes what fell between two steps because something died there.
+
+It runs in every worker, and one of them at a time works, by a lock in Redis that outlives its holder for seconds; every
+step may be done twice without harm, so the lock only saves work. Each round is bounded: a page of the tasks, of the
+partial files and of the task folders, and the next round goes on where it ended.
+
+    an upload that never began, or was cut off and not taken up    `failed`, `bad_input`
+    a task that waits or runs without a job and without a worker   back on the queue, in one step with the check
+    files that nobody needs any more                               removed (worker/leftovers.py)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from typing import Any, Final
+
+from shared import keys
+from shared.cancellation import heed_cancellation
+from shared.errors import Refused
+from shared.logging import get_logger
+from shared.models import ANYONE, ErrorType, OwnerId, Status, TaskId
+from shared.progress import ACTIVE_TTL_SECONDS, Publisher
+from shared.queue import WAKE, JobTicket
+from shared.redis import AWAY, RedisClient, why_away
+from shared.settings import DAY_SECONDS, Settings
+from shared.storage import Partial, Storage
+from worker.leftovers import Leftovers
+from worker.seen import Seen, look
+
+log = get_logger(__name__)
+
+#: With UPLOAD_IDLE_SECONDS it keeps the scoreboard's promise that no cut upload waits after 60 s.
+SWEEP_SECONDS: Final = 5.0
+#: A worker that sweeps and dies is followed after this long.
+LOCK_SECONDS: Final = 15.0
+
+#: An upload that has begun and shows nothing new for this long was cut off. Seen by the sweeper's own clock.
+UPLOAD_IDLE_SECONDS: Final = 40.0
+#: One that was announced and not begun: people announce, then go looking for the file.
+UPLOAD_UNBEGUN_SECONDS: Final = DAY_SECONDS
+#: All of it has arrived and the disk is making it safe: 5 GiB on a slow disk.
+UPLOAD_COMMIT_SECONDS: Final = 900.0
+
+#: Of one round: active tasks of each owner, and keys of whatever there is.
+TASKS: Final = 1000
+SCAN_KEYS: Final = 5000
+#: Owners that are known, at most. Those of the settings are; others are learned from their tasks.
+OWNERS: Final = 1000
+#: Uploads that are watched, at most: those that were not looked at for longest are learned again.
+UPLOADS: Final = 10_000
+
+#: Puts the job of a task on the queue, if the task still waits or runs and none of its jobs is there or leased.
+_PUT_BACK = """
+local known = redis.call('HMGET', KEYS[1], 'status', 'attempt')
+if (known[1] ~= '"queued"' and known[1] ~= '"processing"') or known[2] ~= ARGV[1] then return 0 end
+for i = 9, #ARGV do
+  if redis.call('ZSCORE', KEYS[2], ARGV[i]) or redis.call('EXISTS', ARGV[8] .. ARGV[i]) == 1 then return 0 end
+end
+redis.call('SET', KEYS[3], ARGV[3], 'PX', ARGV[5])
+redis.call('ZADD', KEYS[2], ARGV[4], ARGV[2])
+redis.call('PUBLISH', ARGV[6], ARGV[7])
+return 1
+"""
+
+
+class Sweeper:
+    """`run` is the service. `clock` is monotonic, in seconds."""
+
+    def __init__(
+        self,
+        redis: RedisClient,
+        settings: Settings,
+        *,
+        publisher: Publisher,
+        storage: Storage,
+        worker_id: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._redis = redis
+        self._put_back_script = redis.register_script(_PUT_BACK)
+        self._publisher = publisher
+        self._leftovers = Leftovers(redis, settings, storage, clock)
+        self._worker_id = worker_id
+        self._clock = clock
+        self._owners: dict[OwnerId, int] = dict.fromkeys((ANYONE, *settings.api_keys), 0)  # and where SSCAN goes on
+        self._cursor = 0
+        self._uploads: dict[TaskId, tuple[int, float]] = {}  # its version, and since when
+
+    async def run(self) -> None:
+        broken: str | None = None
+        while True:
+            heed_cancellation()
+            try:
+                if await self.may_sweep():
+                    await self.sweep()
+                broken = None
+            except AWAY as error:
+                if broken != (broken := why_away(error)):
+                    log.warning("sweep put off", reason=broken)
+            except Exception as error:
+                # A mistake here must not end the worker, whose tasks are well.
+                if broken != (broken := repr(error)):
+                    log.exception("sweep broke")
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def may_sweep(self) -> bool:
+        """Takes the lock or keeps it. Two that both think so do no harm."""
+        lock_ms = int(LOCK_SECONDS * 1000)
+        if await self._redis.set(keys.SWEEPER, self._worker_id, nx=True, px=lock_ms):
+            return True
+        if await self._redis.get(keys.SWEEPER) != self._worker_id.encode():
+            return False
+        return bool(await self._redis.pexpire(keys.SWEEPER, lock_ms))
+
+    async def leave(self) -> None:
+        """Another worker may sweep at once."""
+        if await self._redis.get(keys.SWEEPER) == self._worker_id.encode():
+            await self._redis.delete(keys.SWEEPER)
+
+    async def sweep(self) -> None:
+        """One round."""
+        tasks = await look(self._redis, await self._some_tasks())
+        self._learn_owners(tasks)
+        await self._put_back([task for task in tasks if task.status in (Status.QUEUED, Status.PROCESSING)])
+        partials = await self._leftovers.partials()
+        await self._give_up_uploads(tasks, partials)
+        await self._leftovers.remove_partials(partials)
+        await self._leftovers.remove_expired(task for task in tasks if task.status.is_terminal)
+        await self._leftovers.remove_unknown()
+
+    async def _some_tasks(self) -> set[TaskId]:
+        """Active tasks by their owners' lists, and a few of whatever there is, in case a list should not be true."""
+        found: set[TaskId] = set()
+        for owner, cursor in list(self._owners.items()):
+            self._owners[owner], members = await self._redis.sscan(keys.OWNER_ACTIVE % owner, cursor, count=TASKS)
+            found |= {TaskId(member.decode()) for member in members}
+        for _ in range(SCAN_KEYS // 1000):
+            self._cursor, names = await self._redis.scan(self._cursor, keys.ANY_TASK, count=1000, _type="hash")
+            found |= {keys.task_of_state(name.decode()) for name in names}
+            if self._cursor == 0:
+                break
+        return found
+
+    def _learn_owners(self, tasks: Iterable[Seen]) -> None:
+        for task in tasks:
+            if len(self._owners) < OWNERS:
+                self._owners.setdefault(task.owner, 0)
+
+    async def _put_back(self, tasks: Collection[Seen]) -> None:
+        if not tasks:
+            return
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for task in tasks:
+                ticket = JobTicket.new(task.task_id, task.attempt)
+                # A job keeps its id through take-overs, so any attempt's may be the one that is there.
+                jobs = [keys.job_id(task.task_id, attempt) for attempt in range(1, task.attempt + 1)]
+                args: list[Any] = [task.attempt, ticket.job_id, ticket.payload, ticket.score_ms]
+                args += [ACTIVE_TTL_SECONDS * 1000, keys.CONTROL, WAKE, keys.job_lease(""), *jobs]
+                names = [keys.state(task.task_id), keys.QUEUE, keys.job(ticket.job_id)]
+                await self._put_back_script(keys=names, args=args, client=pipe)
+            answers = await pipe.execute()
+        for task, put_back in zip(tasks, answers, strict=True):
+            if put_back:
+                log.warning("task put back on the queue", task_id=task.task_id, status=task.status)
+
+    async def _give_up_uploads(self, tasks: Iterable[Seen], partials: Iterable[Partial]) -> None:
+        arriving = {partial.task_id: partial for partial in partials if partial.attempt is None}
+        now = self._clock()
+        for task in tasks:
+            version, since = self._uploads.pop(task.task_id, (0, now))
+            if task.status is not Status.UPLOADING:
+                continue
+            since = since if version == task.version else now
+            self._uploads[task.task_id] = (task.version, since)
+            if len(self._uploads) > UPLOADS:
+                del self._uploads[next(iter(self._uploads))]
+            if task.version == 1:
+                overdue = time.time() - task.created_at.timestamp() > UPLOAD_UNBEGUN_SECONDS
+                message = "The upload never arrived. Submit the file again."
+            else:
+                overdue = now - since > UPLOAD_IDLE_SECONDS
+                message = "The upload was cut off and the rest never arrived. Submit the file again."
+            if overdue and not _is_being_made_safe(task, arriving.get(task.task_id)):
+                await self._give_up(task, message)
+
+    async def _give_up(self, task: Seen, message: str) -> None:
+        fence: Any = {"attempt": task.attempt, "allowed": (Status.UPLOADING,)}
+        with suppress(Refused):  # it has arrived after all, or was cancelled
+            await self._publisher.fail(task.task_id, ErrorType.BAD_INPUT, message, **fence)
+            log.info("upload given up", task_id=task.task_id, version=task.version)
+
+
+def _is_being_made_safe(task: Seen, partial: Partial | None) -> bool:
+    if partial is None or task.size_bytes is None:
+        return False
+    return partial.size_bytes >= task.size_bytes and partial.idle_seconds < UPLOAD_COMMIT_SECONDS
