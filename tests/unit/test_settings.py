@@ -1,0 +1,241 @@
+"""Every setting of the contract's section 2: its default, a good value, a bad one, and what is said about the bad one.
+
+A field that has no case here fails `test_every_setting_has_a_case_here`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pytest
+from pydantic import SecretStr
+
+from shared.errors import SettingsError
+from shared.settings import DAY_SECONDS, GIB, Settings, load_settings
+
+SECRET: Final = "a-secret-that-nobody-may-read"
+
+
+class Case(NamedTuple):
+    default: Any
+    good: str
+    parsed: Any
+    bad: tuple[str, ...]
+
+
+CASES: Final[dict[str, Case]] = {
+    "redis_url": Case(
+        "redis://127.0.0.1:6379/0",
+        "rediss://cache.example.com:6380/2",
+        "rediss://cache.example.com:6380/2",
+        ("localhost:6379", f"http://:{SECRET}@host"),
+    ),
+    "data_dir": Case(Path("data"), "/var/lib/headway", Path("/var/lib/headway"), ()),
+    "files_dir": Case(Path("files"), "/srv/files", Path("/srv/files"), ()),
+    "api_keys": Case(
+        {},
+        '{"alice": "' + SECRET + '"}',
+        {"alice": SecretStr(SECRET)},
+        (
+            SECRET,
+            f'["{SECRET}"]',
+            '{"alice": "short"}',
+            '{"a b": "' + SECRET + '"}',
+            '{"alice": ["' + SECRET + '"]}',
+            '{"alice": "' + SECRET + ' with spaces"}',
+        ),
+    ),
+    "insecure": Case(False, "1", True, ("maybe",)),
+    "cors_origins": Case(
+        [],
+        "https://a.example.com, http://b.example.com:8080",
+        ["https://a.example.com", "http://b.example.com:8080"],
+        ("*", "https://*.example.com", "https://a.example.com/", "a.example.com", "[1"),
+    ),
+    "max_upload_bytes": Case(5 * GIB, "10GiB", 10 * GIB, ("0", "-1", "many", "10 parsecs", "9" * 400)),
+    "task_ttl_seconds": Case(7 * DAY_SECONDS, "60", 60, ("0", "-1", "1.5", "week", "9" * 5000)),
+    "history_length": Case(1000, "20", 20, ("0", "1000000", "all")),
+    "lease_seconds": Case(3.0, "0.5", 0.5, ("0", "nan", "inf", "soon")),
+    "max_attempts": Case(3, "1", 1, ("0", "1000", "1.5")),
+    "task_timeout_seconds": Case(3600.0, "2.5", 2.5, ("0", "nan", "1h")),
+    "task_memory_bytes": Case(GIB, "512MiB", 512 * 1024**2, ("1MiB", "lots")),
+    "worker_concurrency": Case(os.cpu_count() or 1, "2", 2, ("0", "1.5", "all")),
+    "heartbeat_seconds": Case(15.0, "0.2", 0.2, ("0", "nan", "often")),
+    "send_timeout_seconds": Case(20.0, "5", 5.0, ("0", "-5", "late")),
+    "token_seconds": Case(3600, "60", 60, ("0", "never")),
+    "processors": Case([], "mine.one,mine.two", ["mine.one", "mine.two"], ("my-module", "mine.", "a/b.py")),
+    "log_format": Case(None, "json", "json", ("xml", "JSON!")),
+}
+
+BAD: Final = [(name, value) for name, case in CASES.items() for value in case.bad]
+
+
+@pytest.fixture(autouse=True)
+def _without_a_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def variable(name: str) -> str:
+    return f"HEADWAY_{name.upper()}"
+
+
+def complaint_about(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv(variable(name), value)
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    return str(refused.value)
+
+
+def test_every_setting_has_a_case_here() -> None:
+    assert CASES.keys() == Settings.model_fields.keys()
+    assert {name for name, case in CASES.items() if not case.bad} == {"data_dir", "files_dir"}  # any text is a path
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_the_default_is_the_contracts(name: str) -> None:
+    assert getattr(load_settings(), name) == CASES[name].default
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_a_good_value_is_taken_from_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable(name), CASES[name].good)
+    assert getattr(load_settings(), name) == CASES[name].parsed
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_an_empty_variable_means_the_default(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable(name), "")
+    assert getattr(load_settings(), name) == CASES[name].default
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_the_example_in_a_complaint_is_itself_a_good_value(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    [example, *_] = Settings.model_fields[name].examples or [""]
+    assert example
+    monkeypatch.setenv(variable(name), example)
+    load_settings()
+
+
+@pytest.mark.parametrize(("name", "value"), BAD, ids=[f"{name}={value[:20]}" for name, value in BAD])
+def test_a_bad_value_is_told_on_one_line_with_its_variable_and_an_example(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = complaint_about(name, value, monkeypatch)
+    assert told.startswith(f"{variable(name)}: ")
+    assert f"Example: {variable(name)}={(Settings.model_fields[name].examples or ['?'])[0]}" in told
+    assert "\n" not in told
+    assert "validation error" not in told
+    assert SECRET not in told
+
+
+def test_every_bad_variable_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWAY_MAX_ATTEMPTS", "0")
+    told = complaint_about("lease_seconds", "soon", monkeypatch).splitlines()
+    assert [line.partition(":")[0] for line in told] == ["HEADWAY_LEASE_SECONDS", "HEADWAY_MAX_ATTEMPTS"]
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [("5GiB", 5 * GIB), ("5 GiB", 5 * GIB), ("1.5KiB", 1536), ("10MB", 10_000_000), ("123", 123), ("1TiB", 1024 * GIB)],
+)
+def test_a_size_has_a_unit_or_is_bytes(text: str, size_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWAY_MAX_UPLOAD_BYTES", text)
+    assert load_settings().max_upload_bytes == size_bytes
+
+
+@pytest.mark.parametrize("text", ["a.b,c", " a.b , c ,", '["a.b", "c"]'])
+def test_a_list_is_comma_separated_or_json(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWAY_PROCESSORS", text)
+    assert load_settings().processors == ["a.b", "c"]
+
+
+def test_a_dotenv_file_is_read_and_the_environment_wins_over_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".env").write_text("HEADWAY_HISTORY_LENGTH=7\nHEADWAY_MAX_ATTEMPTS=8\nOTHER=ignored\n")
+    monkeypatch.setenv("HEADWAY_MAX_ATTEMPTS", "9")
+    settings = load_settings()
+    assert (settings.history_length, settings.max_attempts) == (7, 9)
+
+
+def test_a_bad_value_in_a_dotenv_file_is_told_as_one_in_the_environment(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("HEADWAY_HISTORY_LENGTH=none\n")
+    with pytest.raises(SettingsError, match=r"^HEADWAY_HISTORY_LENGTH: .*Example: HEADWAY_HISTORY_LENGTH=1000$"):
+        load_settings()
+
+
+def test_an_override_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWAY_HISTORY_LENGTH", "7")
+    assert load_settings(history_length=9).history_length == 9
+
+
+def test_settings_cannot_be_changed_once_read() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_settings().max_attempts = 4  # type: ignore[misc]
+
+
+def test_a_key_is_not_shown_where_settings_are_printed() -> None:
+    settings = load_settings(api_keys={"alice": SECRET})
+    assert SECRET not in f"{settings!r} {settings} {settings.model_dump()}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1:port/0",
+        "redis://127.0.0.1:99999999/0",
+        "redis://[::1",
+        "redis://127.0.0.1?socket_timeout=x",
+        "redis://127.0.0.1?nothing=1",
+    ],
+)
+def test_a_redis_url_that_no_client_can_use_is_told_at_the_start(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert complaint_about("redis_url", url, monkeypatch).startswith("HEADWAY_REDIS_URL: ")
+
+
+@pytest.mark.parametrize("name", ["api_keys", "cors_origins", "processors"])
+def test_json_that_is_too_deep_is_told_as_any_bad_value(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert complaint_about(name, "[" * 100_000, monkeypatch).startswith(variable(name))
+
+
+def test_a_dotenv_file_that_is_not_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"HEADWAY_HISTORY_LENGTH=\xff\xfe\n")
+    with pytest.raises(SettingsError, match=r"\.env|settings"):
+        load_settings()
+
+
+COMMANDS: Final = {
+    "uvicorn": ["-m", "uvicorn", "api.main:app", "--port", "0"],
+    "headway api": ["-m", "cli.main", "api", "--port", "0"],
+    "headway worker": ["-m", "cli.main", "worker"],
+}
+
+
+def start(command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *COMMANDS[command]], env=os.environ | env, capture_output=True, text=True, timeout=30
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_start_with_a_bad_value_ends_with_that_line_and_no_traceback(command: str) -> None:
+    ended = start(command, HEADWAY_LEASE_SECONDS="soon", HEADWAY_API_KEYS=SECRET)
+    assert ended.returncode not in (0, None)
+    first, second = ended.stderr.splitlines()
+    assert first.startswith("HEADWAY_API_KEYS: ")
+    assert second.startswith("HEADWAY_LEASE_SECONDS: ")
+    assert second.endswith("Example: HEADWAY_LEASE_SECONDS=3")
+    assert SECRET not in ended.stderr + ended.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_data_directory_that_cannot_be_written_is_told_without_a_traceback(command: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file, no directory")
+    ended = start(command, HEADWAY_DATA_DIR=str(tmp_path / "file"))
+    assert ended.returncode not in (0, None)
+    assert "HEADWAY_DATA_DIR: " in ended.stderr
+    assert "Traceback" not in ended.stderr
