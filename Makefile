@@ -36,8 +36,9 @@ setup: $(READY) ## put everything needed, as locked, into .venv
 run: $(READY) ## start the platform, process a sample, keep serving until Ctrl-C (PORT=8000)
 	@exec .venv/bin/headway up --demo --port $(PORT)
 
+# Three at a time: most of a test's time is waiting for processes. A file's tests stay together and share their platform.
 test: $(READY) ## run the tests (ARGS="-k word" goes to pytest)
-	@.venv/bin/pytest $(ARGS)
+	@.venv/bin/pytest -n 3 --dist loadfile $(ARGS)
 
 # No cache for the lint: ruff's keeps the order of imports it found before a module of ours was there.
 check: $(READY) ## formatting, lint, types, import contracts; the docs are checked by `make test`

@@ -63,7 +63,6 @@ def api(
     """Run the API alone. HEADWAY_REDIS_URL says where Redis is."""
     with exits(), settings_errors():
         from api.server import run
-
         from shared.settings import load_settings
 
         raise typer.Exit(run(load_settings(), host=host, port=port, workers=workers))
