@@ -23,8 +23,8 @@ from cli.exits import CliError, ExitCode, WrongUse
 
 #: From the signal, when what is left of the API and the worker is killed. An answer to Ctrl-C takes 2 s at most, and
 #: Redis and this process itself need what remains.
-KILL_SECONDS: Final = 1.4
-STOP_SECONDS: Final = 1.8
+KILL_SECONDS: Final = 1.2
+STOP_SECONDS: Final = 1.5
 #: A child that lived this long was well: the next start is not put off.
 WELL_SECONDS: Final = 10.0
 FIRST_WAIT_SECONDS: Final = 0.2

@@ -175,14 +175,19 @@ def test_a_header_that_is_said_to_be_there_or_not_is_believed(tmp_path: Path, he
     assert profile(tmp_path, "1,2\n3,4\n", header=header)["rows"] == rows
 
 
-def test_two_thousand_columns_are_read_in_groups(tmp_path: Path) -> None:
-    names = [f"column {number}" for number in range(2000)]
-    rows = ([str(number * row) for number in range(2000)] for row in range(20))
+def test_more_than_a_thousand_columns_are_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="1001 columns"):
+        profile(tmp_path, ",".join(["1"] * 1001) + "\n")
+
+
+def test_a_thousand_columns_are_read_in_groups(tmp_path: Path) -> None:
+    names = [f"column {number}" for number in range(1000)]
+    rows = ([str(number * row) for number in range(1000)] for row in range(20))
     job = job_for(tmp_path, "\n".join(map(",".join, (names, *rows))), top_values=0)
     result = csv_profile(job) or {}
     assert result["rows"] == 20
     assert [found["name"] for found in result["columns"]] == names
-    assert [found["max"] for found in result["columns"]] == [number * 19 for number in range(2000)]
+    assert [found["max"] for found in result["columns"]] == [number * 19 for number in range(1000)]
     done, total = job.counts[-1][1:]
     assert done == total
     assert done > job.size_bytes

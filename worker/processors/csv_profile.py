@@ -38,7 +38,7 @@ SAMPLE_ROWS: Final = 100
 COLUMN_BYTES: Final = 6 * 1024 * 1024
 
 #: The file is read once for every hundred columns: more of them than this would take minutes for megabytes.
-TABLE_COLUMNS: Final = 2000
+TABLE_COLUMNS: Final = 1000
 #: With more columns in one query duckdb plans for longer than a pass takes.
 MOST_COLUMNS: Final = 100
 
