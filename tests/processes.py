@@ -176,6 +176,7 @@ class Platform:
         self.apis: list[HeadwayProcess] = []
         self.workers: list[HeadwayProcess] = []
         self.urls: list[str] = []
+        self._workers_started = 0
         folder.mkdir(parents=True, exist_ok=True)
         self.files_dir.mkdir(exist_ok=True)
         self._env = {
@@ -205,7 +206,8 @@ class Platform:
         return process
 
     def start_worker(self, *, wait: bool = True, **env: str) -> HeadwayProcess:
-        log = self.folder / f"worker-{len(self.workers)}.log"
+        self._workers_started += 1
+        log = self.folder / f"worker-{self._workers_started}.log"
         process = HeadwayProcess(["worker"], env=self._env | env, log=log)
         process.start()
         self.workers.append(process)

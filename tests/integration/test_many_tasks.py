@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -267,3 +268,30 @@ def test_redis_back_empty_tells_every_task_on_the_feed_as_lost(own_platform: Pla
         story = until_all_ended(frames, ids)
     assert {frame.data["error"]["type"] for frame in story} == {"lost"}
     assert {json.dumps(frame.data["task_id"]) for frame in story} == {json.dumps(task_id) for task_id in ids}
+
+
+def test_the_feed_resumes_across_a_cut_and_a_restart_of_the_api(own_platform: Platform) -> None:
+    api = own_platform.start_api()
+    own_platform.start_worker(HEADWAY_WORKER_CONCURRENCY="3")
+    options = '{"steps": 30, "step_seconds": 0.1}'
+    ids = {own_platform.submit("rehearsal", options=options)["task_id"] for _ in range(3)}
+    story: list[Frame] = []
+    with opened(f"{own_platform.url}/events") as answer:
+        for frame in frames_of(answer):
+            story.append(frame)
+            if frame.data["step"] == 3:
+                break  # the line is cut here
+    resumed = {"Last-Event-ID": str(story[-1].id)}
+    with contextlib.suppress(httpx.HTTPError), opened(f"{own_platform.url}/events", **resumed) as answer:
+        for frame in frames_of(answer):
+            story.append(frame)
+            if frame.data["step"] == 8 and api.code is None:
+                api.kill()
+    assert api.code is not None
+    own_platform.start_api(port=int(own_platform.url.rsplit(":", 1)[1]))
+    with opened(f"{own_platform.url}/events", **{"Last-Event-ID": str(story[-1].id)}) as answer:
+        story += until_all_ended(frames_of(answer), ids)
+    assert_each_is_true(story)
+    for frames in by_task(story).values():
+        versions = [frame.data["version"] for frame in frames]
+        assert versions == list(range(versions[0], versions[-1] + 1))
