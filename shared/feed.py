@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Final
 
 from shared import keys
+from shared.cancellation import heed_cancellation
 from shared.errors import UnknownTask
 from shared.models import Event, FeedEvent, OwnerId, Task, TaskId
 from shared.redis import AWAY, RedisClient
@@ -266,6 +267,7 @@ async def patiently(call: Callable[[], Awaitable[Any]], patient: bool) -> Any:
         except AWAY:
             if not patient:
                 raise
+            heed_cancellation()
             await asyncio.sleep(PATIENCE_SECONDS)
 
 

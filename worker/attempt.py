@@ -131,8 +131,11 @@ class Attempt:
     async def _publish(self) -> None:
         task_id, publisher = self._task.task_id, self._place.publisher
         fence: Any = {"allowed": (Status.PROCESSING,), "attempt": self._claim.attempt}
-        while (update := await self._updates.take()) is not None:
+        while True:
+            # Before the wait: a cancellation that the last write swallowed would never be heard in it.
             heed_cancellation()
+            if (update := await self._updates.take()) is None:
+                return
             name, fields = update
             if name:
                 await publisher.emit(task_id, name, fields, **fence)
