@@ -251,7 +251,10 @@ class OwnerListener(Listener):
         if self._version is not None and truth.number < self._version:
             self._version = None
         if truth.missed_from is not None:
+            seen = str(self._version)
             self._gap(truth.number, items)
+            if truth.states:  # who is cut off behind it is told it again, and so the states that stand for it
+                items = [(item[0], seen) for item in items if not isinstance(item, Comment)]
         for state in truth.states:
             self._read_at[state.task_id] = state.task_version
             self._show(state, items)

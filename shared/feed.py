@@ -10,7 +10,7 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -90,9 +90,10 @@ class OwnerTruth:
     """An owner's feed at one moment.
 
     `states` are the tasks as they are: all of the scope where nothing was seen before, else those that changed since
-    and whose events can no longer be replayed (`missed_from` is then the first number that cannot). `history` is what
-    came after what was seen. Of the tasks asked about, `gone` are those that Redis does not know, `ended` those that
-    have ended.
+    and whose events can no longer be replayed (`missed_from` is then the first number that cannot). Each stands under
+    the number at which it last changed, in that order, so that who is cut off among them resumes with the others; the
+    last one stands under the newest. `history` is what came after what was seen. Of the tasks asked about, `gone` are
+    those that Redis does not know, `ended` those that have ended.
     """
 
     number: int
@@ -154,37 +155,66 @@ class Feed:
         self, owner: OwnerId, scope: Scope, *, after: int | None = None, known: Collection[TaskId] = ()
     ) -> OwnerTruth:
         """An owner's feed after number `after`. `known` are tasks to look for in `gone`."""
+        while (truth := await self._owner_at_once(owner, scope, after, known)) is None:
+            heed_cancellation()
+        return truth
+
+    async def _owner_at_once(
+        self, owner: OwnerId, scope: Scope, after: int | None, known: Collection[TaskId]
+    ) -> OwnerTruth | None:
+        """First which tasks are meant, then all of it in one transaction: a state must not be newer than the number
+        it is shown under, or who resumes from that number sees it twice. None: meanwhile a task came or history was
+        trimmed, so read again."""
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.get(keys.OWNER_VERSION % owner)
             if after is not None:
-                pipe.xrange(keys.OWNER_EVENTS % owner, min=f"({after}-0")
-            number, *rest = await pipe.execute()
-        number = int(number or 0)
-        history = tuple(_feed_event(entry) for entry in rest[0]) if rest else ()
-        missed_from = None
+                pipe.xrange(keys.OWNER_EVENTS % owner, min=f"({after}-0", count=1)
+            found, *rest = await pipe.execute()
+        begun = int(found or 0)
         ids: list[TaskId] = []
-        if after is None or after > number:  # nothing seen, or seen on a Redis that is no more
-            history, ids = (), await self._in_scope(owner, scope)
-        elif after < number and (not history or history[0].version > after + 1):
+        missed_from = None
+        replay_after = begun
+        if after is None or after > begun:  # nothing seen, or seen on a Redis that is no more
+            ids = await self._in_scope(owner, scope)
+        elif after < begun and (not rest[0] or _feed_event(rest[0][0]).version > after + 1):
             missed_from = after + 1
             changed = await self._members(keys.OWNER_CHANGED % owner, after + 1)
-            history, ids = (), [task_id for task_id in changed if scope.task_ids is None or task_id in scope.task_ids]
+            ids = [task_id for task_id in changed if scope.task_ids is None or task_id in scope.task_ids]
+        else:
+            replay_after = after
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.get(keys.OWNER_VERSION % owner)
+            pipe.xrange(keys.OWNER_EVENTS % owner, min=f"({replay_after}-0")
+            if ids:
+                pipe.zmscore(keys.OWNER_CHANGED % owner, [*ids])
+            for task_id in (*ids, *known):
+                pipe.hgetall(keys.state(task_id))
+            found, entries, *hashes = await pipe.execute()
+        changed_at = [int(score or 0) for score in hashes.pop(0)] if ids else []
+        number = int(found or 0)
+        history = tuple(_feed_event(entry) for entry in entries)
+        trimmed = number > replay_after and (not history or history[0].version > replay_after + 1)
+        if number < begun or trimmed:
+            return None
+        if replay_after != after:  # states stand for all that happened
+            if any(scope.holds(event) and event.task_id not in ids for event in history):
+                return None
+            history = ()
         states = []
         gone = set(known)
         ended = set()
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for task_id in (*ids, *known):
-                pipe.hgetall(keys.state(task_id))
-            found = await pipe.execute() if ids or known else []
-        for position, fields in enumerate(found):
+        for position, fields in enumerate(hashes):
             if not fields or json.loads(fields[b"owner"]) != owner:
                 continue
-            event = task_state_event(fields, number)
+            event = task_state_event(fields, changed_at[position] if position < len(ids) else number)
             gone.discard(event.task_id)
             if position >= len(ids):
                 ended |= {event.task_id} if event.is_terminal else set()
             elif scope.holds(event):
                 states.append(event)
+        states.sort(key=lambda event: event.version)
+        if states:
+            states[-1] = replace(states[-1], version=number)
         return OwnerTruth(
             number,
             tuple(states),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -59,7 +60,57 @@ async def test_a_first_look_shows_what_has_not_ended_and_what_changed_last(publi
     await publisher.cancel(ended)
     truth = await feed.owner(ANYONE, ALL)
     assert {event.task_id: event.is_terminal for event in truth.states} == {ended.task_id: True, active.task_id: False}
-    assert all(event.version == truth.number == 3 for event in truth.states)
+    assert [event.task_id for event in truth.states] == [active.task_id, ended.task_id], "in the order of their changes"
+    assert [event.version for event in truth.states] == [2, 3]
+
+
+class _Meanwhile(Feed):
+    """Does something between the two readings that a truth is made of."""
+
+    def __init__(self, redis: RedisClient, act: Callable[[], Awaitable[object]]) -> None:
+        super().__init__(redis)
+        self._act: Callable[[], Awaitable[object]] | None = act
+
+    async def _in_scope(self, owner: OwnerId, scope: Scope) -> list[TaskId]:
+        found = await super()._in_scope(owner, scope)
+        if self._act is not None:
+            act, self._act = self._act, None
+            await act()
+        return found
+
+
+async def test_a_state_is_never_newer_than_the_number_it_is_shown_under(
+    publisher: Publisher, any_redis: RedisClient
+) -> None:
+    task = a_task()
+    await publisher.create(task)
+    truth = await _Meanwhile(any_redis, lambda: publisher.cancel(task)).owner(ANYONE, ALL)
+    assert [(event.task_version, event.version) for event in truth.states] == [(2, 2)]
+    assert (await Feed(any_redis).owner(ANYONE, ALL, after=truth.number)).history == ()
+
+
+async def test_a_task_that_comes_while_the_others_are_read_is_shown_with_them(
+    publisher: Publisher, any_redis: RedisClient
+) -> None:
+    first, second = a_task(), a_task()
+    await publisher.create(first)
+    truth = await _Meanwhile(any_redis, lambda: publisher.create(second)).owner(ANYONE, ALL)
+    assert [event.task_id for event in truth.states] == [first.task_id, second.task_id]
+    assert truth.number == 2
+
+
+async def test_who_is_cut_off_among_the_states_resumes_with_the_others(publisher: Publisher, feed: Feed) -> None:
+    first, second, third = a_task(), a_task(), a_task()
+    for task in (first, second, third):
+        await publisher.create(task)
+    await publisher.cancel(first)
+    truth = await feed.owner(ANYONE, ALL)
+    seen = truth.states[0]
+    assert seen.task_id == second.task_id
+    rest = await feed.owner(ANYONE, ALL, after=seen.version)
+    assert [(event.task_id, event.is_terminal) for event in rest.history] == [
+        (third.task_id, False), (first.task_id, True)
+    ]  # fmt: skip
 
 
 async def test_where_history_was_trimmed_the_tasks_that_changed_are_shown(publisher: Publisher, feed: Feed) -> None:

@@ -43,7 +43,9 @@ def test_any_text_is_one_ascii_line_of_json(text: str) -> None:
     line = text_of({"message": text})
     assert line.isascii()
     assert line.isprintable()
-    assert json.loads(line) == json.loads(json.dumps({"message": text}))
+    # Half a character cannot be encoded again by whoever reads it, so it is replaced.
+    whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    assert json.loads(line) == {"message": whole}
 
 
 @given(version=VERSIONS, name=NAMES, data=st.dictionaries(st.text(), JSON))
