@@ -23,7 +23,7 @@ from shared.processors import Registry, load_registry
 from shared.progress import Publisher
 from shared.redis import RedisClient, connect
 from shared.settings import Settings
-from shared.storage import Storage
+from shared.storage import Storage, open_storage
 
 log = get_logger(__name__)
 
@@ -46,7 +46,7 @@ class State:
 def lifespan_of(settings: Settings) -> Callable[[Any], Any]:
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[Mapping[str, Any]]:
-        storage = Storage(settings.data_dir)
+        storage = open_storage(settings)
         registry = load_registry(settings.processors)
         for module, reason in registry.broken.items():
             log.error("processor module not loaded", module=module, reason=reason)

@@ -5,11 +5,11 @@ import sys
 from api.app import create_app
 from shared.errors import SettingsError
 from shared.settings import load_settings
-from shared.storage import Storage
+from shared.storage import open_storage
 
 try:
     settings = load_settings()
-    Storage(settings.data_dir).prepare()
+    open_storage(settings).prepare()
     app = create_app(settings)
 except SettingsError as error:
     sys.exit(str(error))

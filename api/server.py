@@ -19,7 +19,7 @@ from api.app import create_app
 from shared.errors import SettingsError
 from shared.logging import configure, get_logger
 from shared.settings import Settings
-from shared.storage import Storage
+from shared.storage import open_storage
 
 log = get_logger(__name__)
 
@@ -62,7 +62,7 @@ def bind(host: str, port: int) -> socket.socket:
 def run(settings: Settings, *, host: str = "127.0.0.1", port: int = 8000, workers: int = 1) -> int:
     """Serves until a signal. Returns the exit code. Raises SettingsError before anything has started."""
     check_exposure(settings, host)
-    Storage(settings.data_dir).prepare()
+    open_storage(settings).prepare()
     configure(settings.log_format)
     sock = bind(host, port)
     config = uvicorn.Config(

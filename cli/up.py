@@ -26,7 +26,7 @@ from cli.embedded import Choice, Kind, choose, embedded_redis
 from cli.exits import CliError, ExitCode, Unreachable, WrongUse, complain, settings_errors
 from cli.lock import sole_use
 from shared.settings import MEMORY_URL, Settings, load_settings
-from shared.storage import Storage
+from shared.storage import open_storage
 
 READY_SECONDS: Final = 30.0
 _LOOK_AGAIN_SECONDS: Final = 0.05
@@ -63,7 +63,7 @@ def up(host: str, port: int, data_dir: Path | None, when_ready: WhenReady | None
     with settings_errors():
         settings = load_settings(**({} if data_dir is None else {"data_dir": data_dir}))
         check_host(settings, host)
-        Storage(settings.data_dir).prepare()
+        open_storage(settings).prepare()
     with sole_use(settings.data_dir):
         port = check_port(host, port)
         redis = choose(settings, os.environ)

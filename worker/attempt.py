@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -58,14 +60,13 @@ class Attempt:
     async def run(self) -> None:
         storage = self._place.storage
         processor = self._processor()
-        scratch = await asyncio.to_thread(storage.scratch, self._task.task_id, self._claim.attempt)
+        scratch = await storage.scratch(self._task.task_id, self._claim.attempt)
         try:
-            spec = self._spec(processor, str(scratch))
-            async with asyncio.timeout(self._place.settings.task_timeout_seconds):
-                done = await self._watch(spec)
+            async with asyncio.timeout(self._place.settings.task_timeout_seconds), self._input() as input_path:
+                done = await self._watch(self._spec(processor, input_path, scratch))
             await self._finish(done, scratch)
         finally:
-            await asyncio.shield(asyncio.to_thread(storage.discard, scratch))
+            await asyncio.shield(storage.discard(scratch))
 
     def _processor(self) -> Processor:
         try:
@@ -75,18 +76,27 @@ class Attempt:
                 ErrorType.PROCESSOR_ERROR, f"No worker knows the processor {self._task.processor!r}.", retryable=True
             ) from None
 
-    def _spec(self, processor: Processor, scratch: str) -> dict[str, Any]:
-        task, storage = self._task, self._place.storage
-        try:
-            input_path = storage.input_path(task.task_id, task.input_name) if task.filename is not None else None
-        except UnknownFile:
-            why = "The uploaded file is not on this worker's disk: do API and workers share HEADWAY_DATA_DIR?"
-            raise ProcessorFailure(ErrorType.PROCESSOR_ERROR, why) from None
+    @asynccontextmanager
+    async def _input(self) -> AsyncIterator[Path | None]:
+        task = self._task
+        async with AsyncExitStack() as stack:
+            path = None
+            if task.filename is not None:
+                try:
+                    local = self._place.storage.local_input(task.task_id, task.input_name)
+                    path = await stack.enter_async_context(local)
+                except UnknownFile:
+                    why = "The uploaded file is not where this worker looks: do API and workers share HEADWAY_DATA_DIR?"
+                    raise ProcessorFailure(ErrorType.PROCESSOR_ERROR, why) from None
+            yield path
+
+    def _spec(self, processor: Processor, input_path: Path | None, scratch: Path) -> dict[str, Any]:
+        task = self._task
         return {
             "processor": processor.name,
             "options": task.options,
             "input_path": str(input_path) if input_path else None,
-            "output_folder": scratch,
+            "output_folder": str(scratch),
             "filename": task.filename,
             "content_type": task.content_type,
             "size_bytes": task.size_bytes or 0,
@@ -153,7 +163,7 @@ class Attempt:
 
     async def _finish(self, done: dict[str, Any], scratch: Path) -> None:
         task_id, attempt, storage = self._task.task_id, self._claim.attempt, self._place.storage
-        kept = await asyncio.to_thread(storage.keep_results, task_id, attempt, scratch, done["outputs"])
+        kept = await storage.keep_results(task_id, attempt, scratch, done["outputs"])
         files = [
             ResultFile(
                 name=file.name,
@@ -168,7 +178,7 @@ class Attempt:
             result = Result(summary=done["summary"], files=files)
             await self._place.publisher.complete(task_id, result, attempt=attempt)
         except Refused:
-            await asyncio.to_thread(storage.discard_results, task_id, attempt)
+            await storage.discard_results(task_id, attempt)
             raise
         log.info("attempt completed", task_id=task_id, attempt=attempt)
 

@@ -1,14 +1,12 @@
 """Files that nobody needs any more: what a dead upload or attempt left half, and what an expired task left whole.
 
-One page of each folder a round, in threads; the next round goes on where it ended. The sweeper owns it and calls it.
+One page of each folder a round; the next round goes on where it ended. The sweeper owns it and calls it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from itertools import islice
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from typing import Final, Generic, TypeVar
 
 from shared import keys
@@ -41,17 +39,21 @@ LEAVING_SECONDS: Final = 600.0
 class Pages(Generic[T]):
     """A listing, a page at a time, begun anew when it was read to its end."""
 
-    def __init__(self, begin: Callable[[], Iterator[T]]) -> None:
+    def __init__(self, begin: Callable[[], AsyncIterator[T]]) -> None:
         self._begin = begin
         self._rest = begin()
 
     async def next(self) -> list[T]:
-        return await asyncio.to_thread(self._next)
-
-    def _next(self) -> list[T]:
-        page = list(islice(self._rest, PAGE))
-        if len(page) < PAGE:
-            self._rest = self._begin()
+        page: list[T] = []
+        try:
+            async for item in self._rest:
+                page.append(item)
+                if len(page) == PAGE:
+                    return page
+        except BaseException:
+            self._rest = self._begin()  # one that was broken off cannot go on
+            raise
+        self._rest = self._begin()
         return page
 
 
@@ -77,8 +79,8 @@ class Leftovers:
         tasks = {task.task_id: task for task in seen}
         for partial in partials:
             if is_left_behind(partial, tasks.get(partial.task_id)):
-                await asyncio.to_thread(self._storage.remove, partial)
-                log.info("partial file removed", task_id=partial.task_id, name=partial.path.name)
+                await self._storage.remove(partial)
+                log.info("partial file removed", task_id=partial.task_id, name=partial.name)
 
     async def remove_expired(self, ended: Iterable[Seen]) -> None:
         """`ended` are tasks that were looked at just now. Those that will expire soon are remembered, and looked for
@@ -116,7 +118,7 @@ class Leftovers:
         return (now_ms - int(since_ms)) / 1000
 
     async def _remove_files(self, task_id: TaskId, why: str) -> None:
-        await asyncio.to_thread(self._storage.delete, task_id)
+        await self._storage.delete(task_id)
         log.info("files removed", task_id=task_id, why=why)
 
 

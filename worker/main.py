@@ -24,7 +24,7 @@ from shared.progress import Publisher
 from shared.queue import PROCESS_FILE, WAKE
 from shared.redis import AWAY, RedisClient, connect, trouble_ahead
 from shared.settings import Settings
-from shared.storage import Storage
+from shared.storage import open_storage
 from shared.subscription import Subscription
 from worker.arq_worker import LeasedWorker
 from worker.jobs import Runner, process_file
@@ -45,7 +45,7 @@ LEAVE_SECONDS = 0.3
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Runs a worker until `stop` is set. Raises SettingsError where the data directory cannot be used."""
     worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-    storage = Storage(settings.data_dir)
+    storage = open_storage(settings)
     storage.prepare()
     registry = load_registry(settings.processors)
     for module, reason in registry.broken.items():

@@ -104,7 +104,8 @@ async def result_file(
     file = next((file for file in task.result.files if file.name == name), None) if task.result else None
     if file is None:
         raise UnknownFile
-    path = await asyncio.to_thread(state.storage.result_path, task.task_id, task.attempt, name)
+    path = (await state.storage.result(task.task_id, task.attempt, name)).path
+    assert path is not None
     show = transfer_of(state, task, name) if transfer else None
     return attachment(request, path, name=name, content_type=file.content_type, etag=file.sha256, show=show)
 
@@ -115,7 +116,8 @@ async def input_file(request: Request, state: StateDep, task: TaskDep, transfer:
     """The file as it was uploaded."""
     if task.input_sha256 is None or task.filename is None:
         raise UnknownFile("The file has not arrived, or the task has none.")
-    path = await asyncio.to_thread(state.storage.input_path, task.task_id, task.input_name)
+    path = (await state.storage.input(task.task_id, task.input_name)).path
+    assert path is not None
     show = transfer_of(state, task, task.filename) if transfer else None
     etag = task.input_sha256
     return attachment(request, path, name=task.filename, content_type=task.content_type, etag=etag, show=show)

@@ -311,4 +311,4 @@ async def retry(state: StateDep, task: TaskDep) -> dict[str, Any]:
 async def delete(state: StateDep, task_id: TaskIdDep, owner: OwnerDep) -> None:
     task = await state.feed.task(task_id, owner)
     await state.publisher.delete(task)
-    await asyncio.to_thread(state.storage.delete, task_id)
+    await state.storage.delete(task_id)

@@ -15,11 +15,11 @@ import pytest
 import redis
 
 from shared import keys
+from shared.directory import DirectoryStorage
 from shared.models import TaskId
 from shared.progress import Publisher
 from shared.redis import connect
 from shared.settings import Settings
-from shared.storage import Storage
 from tests.processes import Platform, RedisServer
 from tests.resilience.test_worker_faults import running_step
 from tests.streams import assert_true_story, watch
@@ -52,7 +52,7 @@ async def broom(own_platform: Platform) -> AsyncIterator[Broom]:
     settings = Settings(redis_url=own_platform.redis_url, data_dir=own_platform.data_dir)
     now = [0.0]
     async with connect(settings) as client:
-        services = {"publisher": Publisher(client, settings), "storage": Storage(settings.data_dir)}
+        services = {"publisher": Publisher(client, settings), "storage": DirectoryStorage(settings.data_dir)}
         yield Broom(Sweeper(client, settings, worker_id="test", clock=lambda: now[0], **services), now)  # type: ignore[arg-type]
 
 

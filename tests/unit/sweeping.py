@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from shared import keys
+from shared.directory import DirectoryStorage
 from shared.feed import Feed
 from shared.models import Status, Task, TaskId
 from shared.progress import Publisher
 from shared.redis import RedisClient
 from shared.settings import Settings
-from shared.storage import Storage
 from tests.contract.test_progress_channel import a_task
 from worker.sweeper import Sweeper
 
@@ -27,7 +27,7 @@ class Bench:
         self.settings = settings
         self.publisher = Publisher(redis, settings)
         self.feed = Feed(redis)
-        self.storage = Storage(settings.data_dir)
+        self.storage = DirectoryStorage(settings.data_dir)
         self.storage.prepare()
         self.sweeper = self.another("first")
 

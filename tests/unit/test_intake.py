@@ -21,9 +21,9 @@ from api.intake import (
     parse_options,
     read_form,
 )
+from shared.directory import DirectoryStorage
 from shared.errors import HeadwayError, InvalidRequest, TooLarge, UnsupportedType, UploadCut
 from shared.models import TaskId
-from shared.storage import Storage
 
 LIMIT_BYTES = 5_000_000
 TASK = TaskId("0" * 32)
@@ -149,7 +149,7 @@ FORMS = {
 
 async def received(tmp_path: Path, *pieces: bytes, limit_bytes: int = LIMIT_BYTES, **how: Any) -> tuple[Any, ...]:
     """What a form held, its file's content included, or the class and the words of the error it was refused with."""
-    storage = Storage(tmp_path)
+    storage = DirectoryStorage(tmp_path)
     upload = storage.upload(TASK)
     try:
         form: Form = await read_form(Sent(*pieces, **how).request, upload, limit_bytes=limit_bytes)
@@ -159,7 +159,7 @@ async def received(tmp_path: Path, *pieces: bytes, limit_bytes: int = LIMIT_BYTE
         return type(error), str(error)
     content = None
     if form.stored is not None:
-        content = storage.input_path(TASK, form.stored.name).read_bytes()
+        content = (await storage.input(TASK, form.stored.name)).path.read_bytes()
         assert form.stored.size_bytes == len(content)
     await upload.abort()
     return form.fields, form.filename, form.content_type, content

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from shared import keys
@@ -96,14 +94,14 @@ def seen(status: Status, attempt: int = 1) -> Seen:
 def test_a_partial_file_is_left_behind_when_nobody_can_be_writing_it(
     attempt: int | None, idle: float, task: Seen | None, left_behind: bool
 ) -> None:
-    assert is_left_behind(Partial(Path("x"), TaskId("0" * 32), attempt, 1, idle), task) is left_behind
+    assert is_left_behind(Partial("x", TaskId("0" * 32), attempt, 1, idle), task) is left_behind
 
 
 async def test_partial_files_that_are_left_behind_are_removed_and_no_others(bench: Bench) -> None:
     task = await bench.created()
     for _ in range(2):
         await bench.publisher.claim(task.task_id, bench.feed)
-    old, current = (bench.storage.scratch(task.task_id, attempt) for attempt in (1, 2))
+    old, current = [await bench.storage.scratch(task.task_id, attempt) for attempt in (1, 2)]
     for folder in (old, current):
         (folder / "half").write_bytes(b"x")
         aged(folder, HOUR)
