@@ -122,6 +122,8 @@ class Processor:
     needs_file: bool = True
     #: Modules that are slow to import: the fork server imports them once, ahead of every child.
     preload: tuple[str, ...] = ()
+    #: Without a network, and writing only to its output folder, where the kernel can see to that.
+    confined: bool = True
     #: Where it was found, for a message about it.
     origin: str = ""
 
@@ -148,14 +150,17 @@ def processor(
     phases: Mapping[str, float] | None = None,
     needs_file: bool = True,
     preload: Iterable[str] = (),
+    confined: bool = True,
 ) -> Callable[[Callable[[Job], Mapping[str, Any] | None]], Callable[[Job], Mapping[str, Any] | None]]:
     """Declares a function as the processor `name`. `accepts` are media types, `text/*` included; content decides, not
-    the name. The function stays a plain function."""
+    the name. `confined=False` lets it use the network and write where its user may (worker/confinement.py). The
+    function stays a plain function."""
 
     def declare(run: Callable[[Job], Mapping[str, Any] | None]) -> Callable[[Job], Mapping[str, Any] | None]:
         text = description or inspect.cleandoc(run.__doc__ or "").partition("\n")[0]
         run.__headway_processor__ = Processor(  # type: ignore[attr-defined]
-            name, run, text, tuple(accepts), options, dict(phases or {}), needs_file, tuple(preload), run.__module__
+            *(name, run, text, tuple(accepts), options, dict(phases or {}), needs_file, tuple(preload)),
+            *(confined, run.__module__),
         )
         return run
 

@@ -1,8 +1,9 @@
 """arq's Worker with a lease and a wake-up.
 
-What arq does stays arq's: the queue's layout, the payload, running a job, counting tries. What differs: jobs are
-claimed in one call to Redis and leased (worker/leases.py), not locked for as long as the longest job; the loop waits
-for a wake-up and polls once a second only to find what a dead worker left; Redis being away ends nothing.
+The queue's layout, the payload and the functions are arq's. What differs: one call to Redis lets go of the jobs that
+have ended and claims as many others with their payloads, so a job costs no call of its own; claims are leased
+(worker/leases.py), not locked for as long as the longest job; the loop waits for a wake-up and looks by itself only to
+find what a dead worker left; Redis being away ends nothing.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
-from arq.worker import Worker
+from arq.jobs import SerializationError, deserialize_job_raw
+from arq.worker import Retry, Worker
 
 from shared.cancellation import heed_cancellation
 from shared.logging import get_logger
@@ -22,14 +25,27 @@ from worker.leases import Leases
 
 log = get_logger(__name__)
 
-#: A lease that ran out is found this late at most, and an idle worker asks Redis no more often.
+#: A lease that ran out is found this late at most.
 POLL_SECONDS: Final = 1.0
+
+#: Where the queue is empty there is none to find: whatever comes wakes the worker, and so does a subscription that was
+#: lost and is back. This is for what nobody thought of.
+EMPTY_POLL_SECONDS: Final = 10.0
 
 #: How far into the queue to look: running jobs stay on it, so this is the most jobs a fleet runs at once.
 QUEUE_LOOK: Final = 2000
 
 #: arq counts a try whenever a job is picked up, and gives up by itself. Attempts are ours to count.
 _NO_LIMIT: Final = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """A job that has run, and waits for the next turn to be let go of."""
+
+    job_id: str
+    ended: bool
+    told: asyncio.Future[None]
 
 
 class LeasedWorker(Worker):
@@ -67,6 +83,11 @@ class LeasedWorker(Worker):
         self._lease_seconds = lease_seconds
         self._on_lost = on_lost
         self._wake = asyncio.Event()
+        self._payloads: dict[str, bytes] = {}
+        self._ends: list[_End] = []
+        #: A turn and a renewal at once would take a job back that was just let go of.
+        self._asking = asyncio.Lock()
+        self._look_again_seconds = POLL_SECONDS
         self._renewed_at = float("-inf")
         self._away: str | None = None
 
@@ -81,44 +102,91 @@ class LeasedWorker(Worker):
             group.create_task(self._renewing(), name="leases")
             while True:
                 heed_cancellation()
+                self._look_again_seconds = POLL_SECONDS
                 await self._guarded(self._poll_iteration)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_SECONDS):
+                    async with asyncio.timeout(self._look_again_seconds):
                         await self._wake.wait()
                 self._wake.clear()
 
     async def _poll_iteration(self) -> None:
-        for job_id, task in list(self.tasks.items()):
-            if task.done():
-                del self.tasks[job_id]
-                if not task.cancelled() and (error := task.exception()) is not None:
-                    # Only Redis can make arq's own part fail; the job stays leased and comes back by itself.
-                    log.warning("job left to its lease", job_id=job_id, reason=why_away(error))
-        free = self.max_jobs - len(self.tasks)
-        if free > 0 and self.allow_pick_jobs:
-            if self.loop.time() - self._renewed_at > self._lease_seconds:
-                await self._renew()  # first ours: after a break they would look like jobs that nobody has
-            for job_id in await self._leases.claim(free, QUEUE_LOOK):
-                await self.sem.acquire()
-                self.job_counter += 1
-                self.tasks[job_id] = task = self.loop.create_task(self.run_job(job_id, 1), name=f"job {job_id}")
-                task.add_done_callback(self._ended)
+        if self.tasks and self.loop.time() - self._renewed_at > self._lease_seconds:
+            await self._renew()  # first ours: after a break they would look like jobs that nobody has
+        async with self._asking:
+            ends = list(self._ends)
+            free = self.max_jobs - len(self.tasks) + len(ends) if self.allow_pick_jobs else 0
+            if not ends and free <= 0:
+                return
+            turn = await self._leases.turn(
+                free,
+                QUEUE_LOOK,
+                ended=[end.job_id for end in ends if end.ended],
+                given_back=[end.job_id for end in ends if not end.ended],
+            )
+            del self._ends[: len(ends)]
+            for end in ends:
+                self.tasks.pop(end.job_id, None)
+                if not end.told.done():
+                    end.told.set_result(None)
+            for job_id, payload in turn.taken.items():
+                self._payloads[job_id] = payload
+                self.tasks[job_id] = self.loop.create_task(self.run_job(job_id, 1), name=f"job {job_id}")
+        if not turn.queued:
+            self._look_again_seconds = EMPTY_POLL_SECONDS
 
-    def _ended(self, _: asyncio.Task[Any]) -> None:
-        self._release_sem_dec_counter_on_complete()
-        self.wake()
+    async def run_job(self, job_id: str, score: int) -> None:
+        """arq's, without a call to Redis of its own. When it returns, the job has been let go of."""
+        ended = False
+        try:
+            ended = await self._call(job_id, self._payloads.pop(job_id))
+            if self.tasks.get(job_id) is not asyncio.current_task():
+                return  # this worker slept through the lease and has the job again: it is the other one's to end
+            end = _End(job_id, ended, self.loop.create_future())
+            self._ends.append(end)
+            self.wake()
+            await end.told
+        except asyncio.CancelledError:
+            if self.tasks.get(job_id) is asyncio.current_task():
+                del self.tasks[job_id]
+                jobs = ([job_id], []) if ended else ([], [job_id])
+                with suppress(*AWAY):  # it comes back when its lease runs out
+                    await asyncio.shield(self._leases.turn(ended=jobs[0], given_back=jobs[1]))
+            raise
+
+    async def _call(self, job_id: str, payload: bytes) -> bool:
+        """True if the job has ended, False if it is to be run again."""
+        if not payload:
+            log.warning("job expired", job_id=job_id)
+            return True
+        try:
+            name, args, kwargs, _, _ = deserialize_job_raw(payload, deserializer=self.job_deserializer)
+            function = self.functions[name]
+        except (SerializationError, KeyError) as error:
+            # Not the error itself, which quotes the job.
+            log.error("job not understood", job_id=job_id, reason=type(error).__name__)  # noqa: TRY400
+            return True
+        try:
+            async with asyncio.timeout(self.job_timeout_s):
+                await function.coroutine(self.ctx, *args, **kwargs)
+        except Retry:
+            return False
+        except Exception as error:
+            log.error("job broke", job_id=job_id, exc_info=error)  # noqa: TRY400
+        return True
 
     async def _renewing(self) -> None:
         while True:
             heed_cancellation()
-            await self._guarded(self._renew)
+            # With nothing to renew it only says that this worker is alive, which readiness wants every three leases.
+            if self.tasks or self.loop.time() - self._renewed_at > 1.2 * self._lease_seconds:
+                await self._guarded(self._renew)
             await asyncio.sleep(self._lease_seconds / 3)
 
     async def _renew(self) -> None:
-        running = [job_id for job_id, task in self.tasks.items() if not task.done()]
-        for job_id in await self._leases.renew(running):
-            self._on_lost(job_id)
-        self._renewed_at = self.loop.time()
+        async with self._asking:
+            for job_id in await self._leases.renew(list(self.tasks)):
+                self._on_lost(job_id)
+            self._renewed_at = self.loop.time()
 
     async def _guarded(self, step: Callable[[], Any]) -> None:
         """A Redis that is away is said once, and once more when it is back; the worker lives."""
@@ -132,20 +200,3 @@ class LeasedWorker(Worker):
             if self._away is not None:
                 self._away = None
                 log.info("redis back")
-
-    # arq's ends of a job, which would delete a lease that may be another worker's by now.
-
-    async def finish_job(
-        self,
-        job_id: str,
-        finish: bool,
-        result_data: bytes | None,
-        result_timeout_s: float | None,
-        keep_result_forever: bool,
-        incr_score: int | None,
-        keep_in_progress: float | None,
-    ) -> None:
-        await self._leases.release(job_id, ended=finish)
-
-    async def finish_failed_job(self, job_id: str, result_data: bytes | None) -> None:
-        await self._leases.release(job_id, ended=True)

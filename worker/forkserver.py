@@ -6,7 +6,7 @@ It ends when the worker does: its socket closes, it kills its children's process
 itself, the kernel kills the children (PR_SET_PDEATHSIG, Linux).
 
 Started as `python -m worker.forkserver FD MODULE…`. Protocol on the socket FD, JSON lines:
-request, with the attempt's pipe as ancillary descriptor: {"id", "spec"}; answers: {"ready"}, {"id", "pid"},
+request, with the attempt's pipe as ancillary descriptor: {"id", "spec"}; answers: {"ready", "walls"}, {"id", "pid"},
 {"id", "status", "rss_bytes"} when the child has ended, status as of waitpid.
 """
 
@@ -23,9 +23,11 @@ import selectors
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 from shared.processors import Processor, load_registry
+from worker.confinement import confine, gain_no_rights, has_landlock, leave_the_network
 
 PR_SET_PDEATHSIG = 1
 _MOST_DESCRIPTORS = 16
@@ -41,9 +43,11 @@ def die_with(parent_pid: int, sig: int) -> None:
 
 
 class ForkServer:
-    def __init__(self, control: socket.socket, processors: dict[str, Processor]) -> None:
+    def __init__(self, control: socket.socket, processors: dict[str, Processor], *, offline: bool) -> None:
+        """`offline`: this process has left the network already, and so have its children."""
         self._control = control
         self._processors = processors
+        self._offline = offline
         self._children: dict[int, int] = {}  # pid → request id
         self._buffer = b""
         self._descriptors: list[int] = []
@@ -60,7 +64,7 @@ class ForkServer:
         selector.register(self._control, selectors.EVENT_READ)
         selector.register(wake_read, selectors.EVENT_READ)
         self._selector = selector
-        self._answer({"ready": True})
+        self._answer({"ready": True, "walls": ["network"] * self._offline + ["landlock"] * has_landlock()})
         try:
             while True:
                 for key, _ in selector.select():
@@ -110,9 +114,14 @@ class ForkServer:
             for descriptor in (*self._to_close, *self._descriptors):
                 os.close(descriptor)
             os.chdir(spec["output_folder"])
+            processor = self._processors[spec["processor"]]
+            if processor.confined:
+                if not self._offline:
+                    leave_the_network()
+                confine(Path(spec["output_folder"]))
             from worker.child import run_attempt
 
-            run_attempt(spec, self._processors[spec["processor"]], pipe)
+            run_attempt(spec, processor, pipe)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -148,10 +157,13 @@ def main(descriptor: int, modules: list[str]) -> None:
     for processor in registry.processors.values():
         for name in processor.preload:
             importlib.import_module(name)
+    gain_no_rights()
+    # A namespace for all of them costs nothing an attempt; where one may use the network, each gets its own.
+    offline = all(processor.confined for processor in registry.processors.values()) and leave_the_network()
     gc.collect()
     gc.freeze()  # the pages of what was imported stay shared with the children
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        ForkServer(control, dict(registry.processors)).serve()
+        ForkServer(control, dict(registry.processors), offline=offline).serve()
     os._exit(0)  # nothing to clean up, and libraries that were only imported for the children stay quiet
 
 

@@ -8,25 +8,55 @@ both think they have a job are told apart by the attempt (shared/progress.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from shared import keys
 from shared.queue import WAKE
 from shared.redis import RedisClient
 
-#: Takes up to ARGV[3] jobs that nobody has. Looks at no more than ARGV[4] of the queue, where running ones still are.
-_CLAIM = """
-local taken = {}
-for _, job in ipairs(redis.call('ZRANGE', KEYS[1], 0, ARGV[4] - 1)) do
-  if #taken >= tonumber(ARGV[3]) then break end
-  if redis.call('SET', ARGV[5] .. job, ARGV[1], 'NX', 'PX', ARGV[2]) then taken[#taken + 1] = job end
+#: Lets go of the jobs from ARGV[10] on: the first ARGV[9] have ended and leave the queue with their payload, the others
+#: are given back, which wakes the other workers. Then takes up to ARGV[7] jobs that nobody has, oldest first. Answers
+#: how many jobs the queue held and each job taken with its payload. Looks at no more than ARGV[8] of the queue, where
+#: running jobs still are, and at a page at a time, because a long queue is not to be read for one job. A Redis that is
+#: full refuses a lease only where nothing was let go of before it, so what has ended always gets through.
+_TURN = """
+local queue, worker, lease, payload = KEYS[1], ARGV[1], ARGV[3], ARGV[4]
+local given_back = false
+for i = 10, #ARGV do
+  local job = ARGV[i]
+  local owner = redis.call('GET', lease .. job)
+  if not owner or owner == worker then
+    if i < 10 + ARGV[9] then
+      redis.call('DEL', lease .. job, payload .. job)
+      redis.call('ZREM', queue, job)
+    else
+      redis.call('DEL', lease .. job)
+      given_back = true
+    end
+  end
 end
-return taken
+if given_back then redis.call('PUBLISH', ARGV[5], ARGV[6]) end
+local wanted, look, at, answer = 2 * ARGV[7], tonumber(ARGV[8]), 0, {0}
+while #answer - 1 < wanted and at < look do
+  local page = redis.call('ZRANGE', queue, at, at + 127)
+  for _, job in ipairs(page) do
+    if #answer - 1 >= wanted then break end
+    if redis.call('SET', lease .. job, worker, 'NX', 'PX', ARGV[2]) then
+      answer[#answer + 1] = job
+      answer[#answer + 1] = redis.call('GET', payload .. job) or ''
+    end
+  end
+  at = at + #page
+  if #page < 128 then break end
+end
+answer[1] = at
+return answer
 """
 
 #: Renews ours, takes back one that ran out and nobody took, and returns those that somebody else has or that ended.
 #: PEXPIRE and not SET for ours: a Redis that is full still takes it, so nobody loses a task to a full Redis.
-#: Registers the worker by Redis's clock and drops those that have been silent for a minute.
+#: Registers the worker by Redis's clock; a new one drops those that have been silent for a minute.
 _RENEW = """
 local lost = {}
 for i = 4, #ARGV do
@@ -42,26 +72,20 @@ for i = 4, #ARGV do
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-redis.call('ZADD', KEYS[2], now, ARGV[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - 60000)
+if redis.call('ZADD', KEYS[2], now, ARGV[1]) == 1 then
+  redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - 60000)
+end
 redis.call('PEXPIRE', KEYS[2], 120000)
 return lost
 """
 
-#: Lets go of a job, and takes it off the queue if it has ended; a job that is given back wakes the others.
-_RELEASE = """
-local key = ARGV[3] .. ARGV[2]
-local owner = redis.call('GET', key)
-if owner and owner ~= ARGV[1] then return 0 end
-redis.call('DEL', key)
-if ARGV[4] == '1' then
-  redis.call('ZREM', KEYS[1], ARGV[2])
-  redis.call('DEL', ARGV[5], ARGV[6])
-else
-  redis.call('PUBLISH', ARGV[7], ARGV[8])
-end
-return 1
-"""
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    #: Job id to payload, empty where it has expired.
+    taken: dict[str, bytes]
+    #: How many jobs the queue held, running ones included; 0 is an empty queue, more may not be all.
+    queued: int
 
 
 class Leases:
@@ -71,16 +95,21 @@ class Leases:
         self._redis = redis
         self._worker_id = worker_id
         self._lease_ms = int(lease_seconds * 1000)
-        self._claim = redis.register_script(_CLAIM)
+        self._turn = redis.register_script(_TURN)
         self._renew = redis.register_script(_RENEW)
-        self._release = redis.register_script(_RELEASE)
 
-    async def claim(self, count: int, look_at: int) -> list[str]:
-        """Takes up to `count` waiting jobs, oldest first."""
-        taken = await self._claim(
-            keys=[keys.QUEUE], args=[self._worker_id, self._lease_ms, count, look_at, keys.job_lease("")]
-        )
-        return [job.decode() for job in taken]
+    async def turn(
+        self, count: int = 0, look_at: int = 0, *, ended: Sequence[str] = (), given_back: Sequence[str] = ()
+    ) -> Turn:
+        """Lets go of jobs, but for those that another worker has, and takes up to `count` waiting ones, oldest first.
+
+        May be called again with the same jobs where it failed.
+        """
+        args: list[str | int] = [self._worker_id, self._lease_ms, keys.job_lease(""), keys.job(""), keys.CONTROL, WAKE]
+        args += [count, look_at, len(ended), *ended, *given_back]
+        queued, *taken = await self._turn(keys=[keys.QUEUE], args=args)
+        jobs = {job.decode(): payload for job, payload in zip(taken[::2], taken[1::2], strict=True)}
+        return Turn(jobs, int(queued))
 
     async def renew(self, jobs: Iterable[str]) -> list[str]:
         """Renews these and says that this worker is alive. Returns those that are no longer ours."""
@@ -88,16 +117,6 @@ class Leases:
             keys=[keys.QUEUE, keys.WORKERS], args=[self._worker_id, self._lease_ms, keys.job_lease(""), *jobs]
         )
         return [job.decode() for job in lost]
-
-    async def release(self, job: str, *, ended: bool) -> None:
-        """Lets go of a job. Does nothing if another worker has it."""
-        await self._release(
-            keys=[keys.QUEUE],
-            args=[
-                *(self._worker_id, job, keys.job_lease(""), int(ended)),
-                *(keys.job(job), keys.job_retries(job), keys.CONTROL, WAKE),
-            ],
-        )
 
     async def leave(self) -> None:
         """This worker is no more."""

@@ -16,6 +16,7 @@ from arq.worker import func
 
 from shared import keys
 from shared.cancellation import cancel
+from shared.errors import ProcessorFailure
 from shared.feed import Feed
 from shared.logging import configure, get_logger
 from shared.models import TaskId
@@ -27,6 +28,7 @@ from shared.settings import Settings
 from shared.storage import open_storage
 from shared.subscription import Subscription
 from worker.arq_worker import LeasedWorker
+from worker.confinement import hide_from_children
 from worker.jobs import Runner, process_file
 from worker.leases import Leases
 from worker.sandbox import Sandbox
@@ -43,7 +45,8 @@ LEAVE_SECONDS = 0.3
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
-    """Runs a worker until `stop` is set. Raises SettingsError where the data directory cannot be used."""
+    """Runs a worker until `stop` is set. Raises SettingsError where the data directory cannot be used, ProcessorFailure
+    where the sandbox does not come up."""
     worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     storage = open_storage(settings)
     storage.prepare()
@@ -85,7 +88,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 runner.stop(TaskId(task_id), "it was cancelled")
 
         subscription = Subscription(settings, on_message=on_message, on_subscribed=lambda _: worker.wake())
-        await subscription.subscribe(keys.CONTROL)
+        subscription.subscribe(keys.CONTROL)
         log.info("worker ready", worker_id=worker_id, concurrency=settings.worker_concurrency)
         async with asyncio.TaskGroup() as group:
             services = [
@@ -117,6 +120,7 @@ async def _say_trouble(redis: RedisClient) -> None:
 def run(settings: Settings) -> int:
     """A worker process: `headway worker`. Returns the exit code."""
     configure(settings.log_format)
+    hide_from_children()
 
     async def main() -> None:
         stop = asyncio.Event()
@@ -131,5 +135,9 @@ def run(settings: Settings) -> int:
             loop.add_signal_handler(sig, on_signal)
         await serve(settings, stop)
 
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except ProcessorFailure as error:  # no attempt's, those have ends of their own: the sandbox has not come up
+        log.error("worker not started", reason=str(error))  # noqa: TRY400 - the reason is all there is to say
+        return 1
     return 0

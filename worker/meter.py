@@ -47,7 +47,7 @@ class Meter:
             "done": message["done"],
             "total": message["total"],
             "unit": message["unit"],
-            "rate": round(rate, 1) if rate else None,
+            "rate": round(rate or 0.0, 1) or None,
             "eta_seconds": self._eta(speed, now),
         }
 

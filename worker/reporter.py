@@ -1,18 +1,21 @@
 """The `job` a processor is handed: counts, phases, logs and outputs, made into messages for the worker.
 
-Counting is free: `advance` adds to a number, and a thread samples it 20 times a second. A change of phase and a log
-line are sent at once. Progress is 0 to 100 over the weighted phases and never falls. Runs in the child process; the
-messages are plain dicts, see worker/sandbox.py.
+Counting is cheap: `advance` adds to a number, `track` counts in C, and a thread looks 20 times a second. A change of
+phase and a log line are sent at once. Progress is 0 to 100 over the weighted phases and never falls. Runs in the child
+process; the messages are plain dicts, see worker/sandbox.py.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain, compress, repeat
+from operator import length_hint
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar
 
@@ -92,6 +95,7 @@ class Reporter:
         self._unit: str | None = None
         self._given: tuple[int | None, str | None] = (None, None)  # total and unit, by the phase
         self._reading: _Input | None = None
+        self._tracked: repeat[bool] | None = None  # shorter by one with each item that `track` has passed on
         self._progress = 0.0
         self._sent: tuple[Any, ...] = ()
 
@@ -152,7 +156,8 @@ class Reporter:
                 if given <= 0:
                     raise ValueError("a phase's weight is greater than 0")
                 self._share = max(0.0, 1.0 - self._spent) * given / (given + 1)
-            self._name, self._done, self._total, self._unit, self._reading = name, done, total, unit, None
+            self._name, self._done, self._total, self._unit = name, done, total, unit
+            self._reading = self._tracked = None
             self._given = (total, unit)
             state = self._state()
             self._sent = tuple(state.values())
@@ -163,7 +168,7 @@ class Reporter:
         self._done += n
 
     def progress_to(self, done: int, total: int | None = None) -> None:
-        self._done = done
+        self._done, self._tracked = done, None
         if total is not None:
             self._total = total
 
@@ -178,10 +183,19 @@ class Reporter:
             self._total = self._given[0] if total is None else total
             self._unit = self._given[1] if unit is None else unit
             self._done, self._reading = done, None
-        for item in iterable:
-            yield item
-            if counts:
-                self._done += 1
+            self._tracked = None
+        if not counts:
+            return iter(iterable)
+        # Counting stays in C: `compress` takes one from `left` with each item, and its length is asked when sampled.
+        self._tracked = left = repeat(True, sys.maxsize)
+
+        def finish() -> Iterator[T]:
+            with self._lock:
+                if self._tracked is left:
+                    self._done, self._tracked = self._done + sys.maxsize - length_hint(left), None
+            yield from ()
+
+        return chain(compress(iterable, left), finish())
 
     def log(self, text: str, level: str = "info") -> None:
         if level not in ("info", "warning", "error"):
@@ -240,6 +254,8 @@ class Reporter:
         if (reading := self._reading) is not None:
             self._done = reading.position()
         done, total = self._done, self._total
+        if (left := self._tracked) is not None:
+            done += max(0, sys.maxsize - length_hint(left) - 1)  # the one that is being worked on does not count yet
         fraction = min(1.0, done / total) if total else 0.0
         self._progress = max(self._progress, 100 * min(1.0, self._spent + self._share * fraction))
         return {

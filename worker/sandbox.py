@@ -177,14 +177,24 @@ class _Server:
         reader, self._writer = await asyncio.open_connection(sock=ours)
         self._listening = asyncio.create_task(self._listen(reader), name="fork server answers")
         try:
-            await asyncio.wait_for(self._ready.wait(), START_SECONDS)
+            await self._until_ready()
         except BaseException:
             await self.__aexit__()
             raise
-        if self.dead:
-            await self.__aexit__()
-            raise ProcessorFailure(ErrorType.PROCESSOR_ERROR, "The fork server did not start.", retryable=True)
         return self
+
+    async def _until_ready(self) -> None:
+        why = "ended before it was ready: the lines above say why"
+        try:
+            await asyncio.wait_for(self._ready.wait(), START_SECONDS)
+        except TimeoutError:
+            self.dead = True
+            why = (
+                f"was not ready after {START_SECONDS:g} s: give the machine more CPU or memory, or find the module of "
+                "HEADWAY_PROCESSORS whose import does not end, and start the worker again"
+            )
+        if self.dead:
+            raise ProcessorFailure(ErrorType.PROCESSOR_ERROR, f"The fork server {why}.", retryable=True)
 
     async def __aexit__(self, *_: object) -> None:
         self._writer.close()
@@ -224,6 +234,7 @@ class _Server:
                 answer = json.loads(line)
                 if "ready" in answer:
                     self._ready.set()
+                    log.info("sandbox ready", walls=answer["walls"])
                 elif "pid" in answer:
                     self._starts.pop(answer["id"]).set_result(answer["pid"])
                 else:
