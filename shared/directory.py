@@ -24,7 +24,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from shared.errors import BadInput, SettingsError, UnknownFile
+from shared.errors import BadInput, SettingsError, StorageFull, UnknownFile
 from shared.models import TaskId
 from shared.storage import (
     CHUNK_BYTES,
@@ -43,12 +43,18 @@ _PARTIAL = re.compile(r"([0-9a-f]{32})-(input|[0-9]+)-[0-9a-f]+")
 _Entry = tuple[os.DirEntry[str], os.stat_result]
 
 
+#: What is left free where no setting says it: little enough for a small disk, enough for Redis and logs on a large one.
+_RESERVE_SHARE: Final = 0.01
+_RESERVE_BYTES: Final = 256 * 1024**2
+
+
 class DirectoryStorage:
     """A shared.storage.Storage."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, reserve_bytes: int | None = None) -> None:
         self._tasks = data_dir.absolute() / "tasks"
         self._partial = data_dir.absolute() / "partial"
+        self._reserve_bytes = reserve_bytes
 
     def prepare(self) -> None:
         try:
@@ -63,15 +69,20 @@ class DirectoryStorage:
                 "Example: HEADWAY_DATA_DIR=./data"
             ) from None
 
+    async def check_room(self, size_bytes: int) -> None:
+        await asyncio.to_thread(check_room, self._partial, size_bytes, self._reserve_bytes)
+
     # Inputs.
 
     def upload(self, task_id: TaskId) -> DirectoryUpload:
         name = _input_name()
-        return DirectoryUpload(self._partial / f"{task_id}-{name}", self._tasks / task_id / name)
+        partial, final = self._partial / f"{task_id}-{name}", self._tasks / task_id / name
+        return DirectoryUpload(partial, final, reserve_bytes=self._reserve_bytes)
 
     async def resume(self, task_id: TaskId) -> DirectoryUpload:
         received = await self.received(task_id)
-        return DirectoryUpload(self._resumable(task_id), self._tasks / task_id / _input_name(), received)
+        partial, final = self._resumable(task_id), self._tasks / task_id / _input_name()
+        return DirectoryUpload(partial, final, received, self._reserve_bytes)
 
     async def received(self, task_id: TaskId) -> int:
         return await asyncio.to_thread(_size_of, self._resumable(task_id))
@@ -97,6 +108,7 @@ class DirectoryStorage:
     # Results.
 
     async def scratch(self, task_id: TaskId, attempt: int) -> Path:
+        await self.check_room(0)
         folder = self._partial / f"{task_id}-{attempt}-{secrets.token_hex(4)}"
         with full_disk_is_said():
             await asyncio.to_thread(folder.mkdir, parents=True)
@@ -165,9 +177,10 @@ class DirectoryStorage:
 class DirectoryUpload:
     """A shared.storage.Upload. Each byte has its own place in the file, so whoever writes it twice changes nothing."""
 
-    def __init__(self, partial: Path, final: Path, received: int = 0) -> None:
+    def __init__(self, partial: Path, final: Path, received: int = 0, reserve_bytes: int | None = None) -> None:
         self._partial = partial
         self._final = final
+        self._reserve_bytes = reserve_bytes
         self._committed = False
         self._file: int | None = None
         #: Of all that was written; None where earlier bytes were not seen, so the file is read at the end.
@@ -191,12 +204,17 @@ class DirectoryUpload:
     async def _settle(self) -> None:
         if self._writing is not None:
             # Shielded, and forgotten only when done: whoever gives up here leaves it to `abort`, which waits for it.
-            await asyncio.shield(self._writing)
-            self._writing = None
+            writing = self._writing
+            try:
+                await asyncio.shield(writing)
+            finally:
+                if writing.done():
+                    self._writing = None
 
     def _write_now(self, chunk: bytearray) -> None:
         with full_disk_is_said():
             file = self._opened()
+            check_room(self._partial, len(chunk), self._reserve_bytes)
             view = memoryview(chunk)
             while view:
                 count = os.pwrite(file, view, self._written)
@@ -219,9 +237,11 @@ class DirectoryUpload:
         self._hash = hashlib.sha256() if size_bytes == 0 else None
 
     async def pause(self) -> None:
-        await self._flush()
-        await self._settle()
-        await asyncio.to_thread(self._close)
+        try:
+            await self._flush()
+            await self._settle()
+        finally:
+            await asyncio.to_thread(self._close)
 
     async def commit(self) -> StoredFile:
         await self._flush()
@@ -293,6 +313,18 @@ class DiskFile:
                     raise UnknownFile("The file became shorter while it was read.")
                 position += len(data)
                 yield data
+
+
+def check_room(place: Path, size_bytes: int, reserve_bytes: int | None) -> None:
+    """Raises StorageFull where so much more would leave less than the reserve on the disk of `place`. Blocking."""
+    try:
+        disk = os.statvfs(place)
+    except FileNotFoundError:
+        return  # whoever writes here says what is wrong
+    if reserve_bytes is None:
+        reserve_bytes = min(_RESERVE_BYTES, int(disk.f_blocks * disk.f_frsize * _RESERVE_SHARE))
+    if size_bytes + reserve_bytes > disk.f_bavail * disk.f_frsize:
+        raise StorageFull
 
 
 def outputs_of(scratch: Path, names: Mapping[str, str | None]) -> list[StoredResult]:

@@ -3,16 +3,34 @@
     HeadwayError
     ├── SettingsError            a setting is wrong; says which variable, why, and an example
     ├── InvalidRequest           what was sent is not what the route takes; carries `errors`
+    │   ├── KeyReused            another request came with this Idempotency-Key
     │   ├── TooLarge             over HEADWAY_MAX_UPLOAD_BYTES
     │   ├── UnsupportedType      neither multipart nor JSON
+    │   ├── BadHeader            a header is missing or is not what the protocol asks for
+    │   ├── TooSlow              the body came more slowly than HEADWAY_RECEIVE_TIMEOUT_SECONDS takes
     │   └── UploadCut            the body ended before the bytes that were promised
     ├── UnknownTask              no such task, or another owner's
     ├── UnknownFile              the task has no such file
+    ├── PreconditionFailed       the file is not the one that the client means
+    ├── RangeNotSatisfiable      no byte that was asked for exists
+    ├── UploadGone               the resumable upload was cancelled, or given up
+    ├── UploadBusy               another request writes to the resumable upload
+    ├── WrongTusVersion          the client speaks another tus than 1.0.0
+    ├── ChecksumMismatch         a piece is not what its Upload-Checksum says
+    ├── Stopping                 the server is told to stop
     ├── Conflict                 the task is not in a state that allows it
+    ├── KeyInUse                 a request with the same Idempotency-Key is still under way
     ├── NotAllowed               the key is missing or wrong
     ├── Forbidden                the request comes from another site
+    ├── ForeignHost              in open mode: the request names a host that this machine is not
+    ├── NotWithToken             a task token is used for more than reading its task
+    ├── NoPolicy                 the route does not say who may use it
+    ├── TooMany                  a limit of an owner or an address is reached; carries `retry_after_seconds`
     ├── StorageFull              the disk has no room
+    │   └── QuotaFull            the owner's files hold as much as they may
+    ├── StorageAway              the object storage does not answer, or refuses
     ├── Refused                  the progress script said no: the attempt is stale, or the task has ended
+    ├── ExportCut                the rest of a table on its way out cannot be had
     └── ProcessorFailure         an attempt ended badly; `type` is one of models.ErrorType
         └── BadInput             the file or its options are not what the processor takes
 
@@ -48,12 +66,24 @@ class InvalidRequest(HeadwayError):
         self.errors = tuple(errors)
 
 
+class KeyReused(InvalidRequest):
+    """Another request was sent with this Idempotency-Key. Send a new key with a new request."""
+
+
 class TooLarge(InvalidRequest):
     """The file is larger than this server takes."""
 
 
 class UnsupportedType(InvalidRequest):
     """Send multipart/form-data with a file, or application/json to announce an upload."""
+
+
+class BadHeader(InvalidRequest):
+    """A header is missing or is not what the protocol asks for."""
+
+
+class TooSlow(InvalidRequest):
+    """The body came too slowly, or not at all. Send it again over a better line; /uploads takes it in pieces."""
 
 
 class UploadCut(InvalidRequest):
@@ -68,8 +98,40 @@ class UnknownFile(HeadwayError):
     """The task has no such file."""
 
 
+class UploadGone(HeadwayError):
+    """The upload was cancelled or given up, and its bytes are gone. Begin a new one."""
+
+
+class UploadBusy(HeadwayError):
+    """Another request is writing to this upload. Ask for its offset again in a moment."""
+
+
+class WrongTusVersion(HeadwayError):
+    """Send `Tus-Resumable: 1.0.0`: it is the one version spoken here."""
+
+
+class ChecksumMismatch(HeadwayError):
+    """The piece is not what its Upload-Checksum says, so it was taken back. Send it again."""
+
+
+class Stopping(HeadwayError):
+    """This server is being stopped. What has arrived is kept; send the rest in a moment."""
+
+
+class PreconditionFailed(HeadwayError):
+    """The file is not the one that If-Match or If-Unmodified-Since asks for: it has changed since."""
+
+
+class RangeNotSatisfiable(HeadwayError):
+    """None of the bytes that were asked for exists."""
+
+
 class Conflict(HeadwayError):
     """The task is not in a state that allows this."""
+
+
+class KeyInUse(HeadwayError):
+    """A request with this Idempotency-Key is still under way. Try again in a moment for its answer."""
 
 
 class NotAllowed(HeadwayError):
@@ -80,8 +142,44 @@ class Forbidden(HeadwayError):
     """This request comes from another site and would change something, so it is refused."""
 
 
+class ForeignHost(HeadwayError):
+    """Without keys Headway answers to names of this machine alone, because any web page could have its own name lead
+    here. Set HEADWAY_API_KEYS, or HEADWAY_INSECURE=1 if everybody who can reach this address may use it."""
+
+
+class NotWithToken(HeadwayError):
+    """A task token reads its task and nothing else. Send a key."""
+
+
+class NoPolicy(HeadwayError):
+    """This route does not say who may use it, so nobody may."""
+
+
+class TooMany(HeadwayError):
+    """There are too many of these at once. Try again later."""
+
+    def __init__(self, message: str | None = None, *, retry_after_seconds: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
 class StorageFull(HeadwayError):
     """The disk has no room for this. Free some space, then try again."""
+
+
+class QuotaFull(StorageFull):
+    """Your files hold as much as they may. Delete tasks that you no longer need, then try again."""
+
+    @classmethod
+    def of(cls, held_bytes: int, quota_bytes: int) -> QuotaFull:
+        return cls(
+            f"Your files hold {held_bytes} of {quota_bytes} bytes, and this one does not fit. "
+            "Delete tasks that you no longer need, then try again."
+        )
+
+
+class StorageAway(HeadwayError):
+    """The storage of the files cannot be used right now. Try again in a moment."""
 
 
 class Refused(HeadwayError):
@@ -95,6 +193,10 @@ class Refused(HeadwayError):
         super().__init__(f"refused: {reason}" + (f" ({status})" if status else ""))
         self.reason = reason
         self.status = status
+
+
+class ExportCut(HeadwayError):
+    """The rest of the table cannot be had."""
 
 
 class ProcessorFailure(HeadwayError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -17,7 +17,7 @@ from typing import Any, Final
 from shared import keys
 from shared.cancellation import heed_cancellation
 from shared.errors import UnknownTask
-from shared.models import Event, FeedEvent, OwnerId, Task, TaskId
+from shared.models import Event, FeedEvent, OwnerId, Status, Task, TaskId
 from shared.redis import AWAY, RedisClient
 
 #: The fields of a state event, in their order on the wire. `status` is near the head: Event.is_terminal looks there.
@@ -105,16 +105,34 @@ class OwnerTruth:
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """A page of an owner's tasks, newest first: of each its values as JSON texts, None for one that it has not.
+
+    `number` is that of the owner's last event: it falls only where Redis came back without what it had. `place` is
+    where the next page goes on, None at the end. A page may hold fewer tasks than it looked at, those that expired
+    being left out, and none at all without being the end.
+    """
+
+    number: int
+    rows: tuple[Sequence[bytes | None], ...]
+    place: tuple[int, TaskId] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The truth about a task at one moment: its state, and the history after the version that was asked for.
 
     `missed_from` is the first version that was asked for and can no longer be replayed, else None.
     """
 
-    task: Task
+    fields: Mapping[bytes, bytes]
     state: Event
     history: tuple[Event, ...]
     missed_from: int | None
+
+    @property
+    def task(self) -> Task:
+        return Task.from_fields(self.fields)
 
 
 class Feed:
@@ -124,6 +142,7 @@ class Feed:
         """`patient`: as the publisher's, for `task` alone."""
         self._redis = redis
         self._patient = patient
+        self._page_script = redis.register_script(self._PAGE)
 
     async def task(self, task_id: TaskId, owner: OwnerId | None = None) -> Task:
         """The whole task. With `owner`, another owner's is as unknown as one that never was."""
@@ -133,6 +152,16 @@ class Feed:
     async def _get_all(self, key: str) -> dict[bytes, bytes]:
         found: dict[bytes, bytes] = await self._redis.hgetall(key)  # type: ignore[misc]
         return found
+
+    async def ended_version(self, task_id: TaskId, owner: OwnerId | None = None) -> int | None:
+        """The version of the terminal event; None while there is none. Raises UnknownTask, as `task`."""
+        names = ["owner", "status", "version", "ended_version"]
+        values = await self._redis.hmget(keys.state(task_id), names)  # type: ignore[misc]
+        fields = {name.encode(): value for name, value in zip(names, values, strict=True) if value is not None}
+        _check_owner(fields, owner)
+        if not Status(json.loads(fields[b"status"])).is_terminal:
+            return None
+        return int(fields.get(b"ended_version", fields[b"version"]))
 
     async def snapshot(self, task_id: TaskId, owner: OwnerId | None = None, after: int | None = None) -> Snapshot:
         """State and history in one transaction, so that they agree.
@@ -144,12 +173,13 @@ class Feed:
             if after is not None:
                 pipe.xrange(keys.events(task_id), min=f"({after}-0")
             fields, *rest = await pipe.execute()
-        task = _owned(fields, owner)
+        _check_owner(fields, owner)
+        version = int(fields[b"version"])
         history = tuple(_event(entry) for entry in rest[0]) if rest else ()
         missed_from = None
-        if after is not None and after < task.version and (not history or history[0].version > after + 1):
+        if after is not None and after < version and (not history or history[0].version > after + 1):
             missed_from = after + 1
-        return Snapshot(task, state_event(fields), history, missed_from)
+        return Snapshot(fields, state_event(fields), history, missed_from)
 
     async def owner(
         self, owner: OwnerId, scope: Scope, *, after: int | None = None, known: Collection[TaskId] = ()
@@ -242,6 +272,10 @@ class Feed:
         top: Any = "+inf"
         return [TaskId(member.decode()) for member in await self._redis.zrange(key, bottom, top, byscore=True)]
 
+    async def stored_bytes(self, owner: OwnerId) -> int:
+        """What the files of an owner's tasks hold, announced ones included."""
+        return int(await self._redis.hget(keys.OWNER_STORED % owner, "total") or 0)  # type: ignore[misc]
+
     async def batch(self, owner: OwnerId, batch_id: str) -> Event:
         """The roll-up of a batch. Raises UnknownTask."""
         found = await self._redis.hmget(keys.BATCH_STATE % (owner, batch_id), ["version", "json"])  # type: ignore[misc]
@@ -262,19 +296,7 @@ class Feed:
         Members whose task has expired are taken off the index on the way. An empty list is the end.
         """
         key = keys.OWNER_TASKS % owner if batch_id is None else keys.BATCH_TASKS % (owner, batch_id)
-        top: Any = "+inf" if before is None else before[0]
-        bottom: Any = "-inf"
-        # Tasks of the same millisecond are ordered by id, so a page that starts inside one skips those seen before.
-        while True:
-            rows = await self._redis.zrange(
-                key, top, bottom, desc=True, byscore=True, offset=0, num=limit + 1 + self._TIES, withscores=True
-            )
-            places = [(int(score), TaskId(member.decode())) for member, score in rows]
-            if before is not None:
-                places = [place for place in places if place < before]
-            places = places[:limit]
-            if not places:
-                return []
+        while places := (await self._page(owner, key, limit, before))[1]:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for _, task_id in places:
                     pipe.hgetall(keys.state(task_id))
@@ -286,8 +308,50 @@ class Feed:
                 return [
                     (Task.from_fields(fields), place) for place, fields in zip(places, found, strict=True) if fields
                 ]
+            before = places[-1]
+        return []
 
-    _TIES = 256
+    async def rows(
+        self,
+        owner: OwnerId,
+        fields: Sequence[str],
+        *,
+        limit: int,
+        before: tuple[int, TaskId] | None = None,
+        batch_id: str | None = None,
+    ) -> Rows:
+        """The same in columns, for who reads a million of them: of each task only `fields`, as they are kept."""
+        key = keys.OWNER_TASKS % owner if batch_id is None else keys.BATCH_TASKS % (owner, batch_id)
+        number, places, found = await self._page(owner, key, limit, before, ("task_id", *fields))
+        rows = tuple(row[1:] for row in found if row[0] is not None)
+        return Rows(number, rows, places[-1] if places else None)
+
+    #: The members after a place, newest first, and the number of the owner's last event. Members of one score are
+    #: ordered by name, and there may be a million of them, so the place is looked for by halves: what stood there may
+    #: be gone, and to walk past its equals would cost each page more than the one before. With fields, also what those
+    #: tasks have in them: asked for one by one, they cost the client four times as much.
+    _PAGE: Final = """
+    local low = redis.call('ZCOUNT', KEYS[1], '(' .. ARGV[1], '+inf')
+    local high = low + redis.call('ZCOUNT', KEYS[1], ARGV[1], ARGV[1])
+    while low < high do
+      local middle = math.floor((low + high) / 2)
+      if redis.call('ZREVRANGE', KEYS[1], middle, middle)[1] < ARGV[2] then high = middle else low = middle + 1 end
+    end
+    local page = redis.call('ZREVRANGE', KEYS[1], low, low + tonumber(ARGV[3]) - 1, 'WITHSCORES')
+    local rows = {}
+    if ARGV[5] then
+      for i = 1, #page, 2 do rows[#rows + 1] = redis.call('HMGET', ARGV[4] .. page[i], unpack(ARGV, 5)) end
+    end
+    return {redis.call('GET', KEYS[2]), page, rows}
+    """
+
+    async def _page(
+        self, owner: OwnerId, key: str, limit: int, before: tuple[int, TaskId] | None, fields: Sequence[str] = ()
+    ) -> tuple[int, list[tuple[int, TaskId]], list[list[bytes | None]]]:
+        args: list[Any] = [*(before or ("+inf", "")), limit, keys.state(TaskId("")), *fields]
+        number, found, rows = await self._page_script(keys=[key, keys.OWNER_VERSION % owner], args=args)
+        pairs = zip(found[1::2], found[::2], strict=True)
+        return int(number or 0), [(int(float(score)), TaskId(member.decode())) for score, member in pairs], rows
 
 
 async def patiently(call: Callable[[], Awaitable[Any]], patient: bool) -> Any:
@@ -302,12 +366,13 @@ async def patiently(call: Callable[[], Awaitable[Any]], patient: bool) -> Any:
 
 
 def _owned(fields: Mapping[bytes, bytes], owner: OwnerId | None) -> Task:
-    if not fields:
+    _check_owner(fields, owner)
+    return Task.from_fields(fields)
+
+
+def _check_owner(fields: Mapping[bytes, bytes], owner: OwnerId | None) -> None:
+    if not fields or (owner is not None and json.loads(fields[b"owner"]) != owner):
         raise UnknownTask
-    task = Task.from_fields(fields)
-    if owner is not None and task.owner != owner:
-        raise UnknownTask
-    return task
 
 
 def _feed_event(entry: tuple[bytes, Mapping[bytes, bytes]]) -> FeedEvent:

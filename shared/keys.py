@@ -1,14 +1,14 @@
 """The only place that spells a Redis key. Every key starts with `headway:`, arq's own queue and job keys included.
 
-arq derives `arq:job:`, `arq:retry:` and `arq:in-progress:` keys from the job id by itself; they are named here so that
+arq derives `arq:job:` and `arq:in-progress:` keys from the job id by itself; they are named here so that
 one script can enqueue in the same step that changes the state.
 """
 
 from __future__ import annotations
 
-from arq.constants import in_progress_key_prefix, job_key_prefix, retry_key_prefix
+from arq.constants import in_progress_key_prefix, job_key_prefix
 
-from shared.models import TaskId
+from shared.models import OwnerId, TaskId
 
 #: arq's sorted set of waiting and running jobs.
 QUEUE = "headway:queue"
@@ -53,6 +53,8 @@ OWNER_CHANGED = "headway:owner:%s:changed"
 OWNER_ACTIVE = "headway:owner:%s:active"
 #: Sorted set: an owner's tasks by creation time in ms.
 OWNER_TASKS = "headway:owner:%s:tasks"
+#: Hash: `total`, the bytes that an owner's files hold, and those of each task that has some.
+OWNER_STORED = "headway:owner:%s:stored"
 #: Pub/sub: every event of an owner's tasks as `{number} {task_id} {version} {batch_id} {name} {data}`.
 OWNER_LIVE = "headway:owner:%s:live"
 #: Hash: the roll-up of a batch: counts, the sum of progress, and the last event as JSON.
@@ -64,13 +66,37 @@ BATCH_LIVE = "headway:batch:%s:%s:live"
 
 FILLED_IN = (
     *("OWNER_VERSION", "OWNER_EVENTS", "OWNER_CHANGED", "OWNER_ACTIVE", "OWNER_TASKS", "OWNER_LIVE"),
-    *("BATCH_STATE", "BATCH_TASKS", "BATCH_LIVE"),
+    *("OWNER_STORED", "BATCH_STATE", "BATCH_TASKS", "BATCH_LIVE"),
 )
+
+
+def idempotency(owner: OwnerId, digest: str) -> str:
+    """Hash: a request that was sent under an idempotency key, by the digest of that key (shared/idempotency.py)."""
+    return f"headway:owner:{owner}:idempotency:{digest}"
+
+
+#: What the `limits` library puts in front of its counters, each of which has a TTL.
+LIMITS = "headway:limits"
+
+
+def session(digest: str) -> str:
+    """The owner who signed in, for as long as the session lives; by the digest of its id, which stands nowhere."""
+    return f"headway:session:{digest}"
 
 
 def job_id(task_id: TaskId, attempt: int) -> str:
     """arq's id of a job: fresh for every time a task is queued, because arq refuses one it has seen (arq#485)."""
     return f"{task_id}.{attempt}"
+
+
+def upload_writer(task_id: TaskId) -> str:
+    """The token of the request that writes to a resumable upload."""
+    return f"headway:upload:{task_id}:writer"
+
+
+def upload_asked(task_id: TaskId) -> str:
+    """The token of the newest request that asks the writer to leave."""
+    return f"headway:upload:{task_id}:asked"
 
 
 def task_of_job(job: str) -> TaskId:
@@ -83,10 +109,6 @@ def task_of_state(key: str) -> TaskId:
 
 def job(job: str) -> str:
     return job_key_prefix + job
-
-
-def job_retries(job: str) -> str:
-    return retry_key_prefix + job
 
 
 def job_lease(job: str) -> str:

@@ -35,7 +35,7 @@ def configure(
         renderer = structlog.dev.ConsoleRenderer(
             colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
         )
-        exceptions = []
+        exceptions = [_printable]
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -58,6 +58,15 @@ def configure(
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=False,
     )
+
+
+def _printable(_: Any, __: str, fields: Any) -> Any:
+    """A stranger's path may hold what clears a terminal or writes over its lines."""
+    for name, value in fields.items():
+        if isinstance(value, str) and not value.isprintable() and name not in ("exception", "stack"):
+            shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
+            fields[name] = "".join(shown)
+    return fields
 
 
 def get_logger(name: str) -> structlog.typing.FilteringBoundLogger:

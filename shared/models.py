@@ -70,6 +70,10 @@ class ErrorType(StrEnum):
     LOST = "lost"  #: Redis came back without the task
 
 
+#: The message of a resumable upload of which nothing more comes at present.
+UPLOAD_CUT = "The upload was cut off; waiting for the rest"
+
+
 class TaskError(BaseModel):
     type: ErrorType
     message: str
@@ -145,6 +149,9 @@ class Task(BaseModel):
     losses: int = Field(default=0, exclude=True)
     input_name: str | None = Field(default=None, exclude=True)
     input_sha256: str | None = Field(default=None, exclude=True)
+    #: Of a resumable upload alone: when it is given up, and what its client said about it, word for word.
+    upload_expires_at: Time | None = Field(default=None, exclude=True)
+    upload_metadata: str | None = Field(default=None, exclude=True)
     checkpoint: Checkpoint | None = Field(default=None, exclude=True)
     #: The version of the terminal event; transfers may follow it.
     ended_version: int | None = Field(default=None, exclude=True)

@@ -10,8 +10,9 @@
 --       9 queue action: add, remove or empty   10 arq job id   11 its payload   12 its score
 --      13 control channel   14 control message, empty for none   15 creation time in ms, empty for an existing task
 --      16 task id   17 1 if this is the terminal event, else empty
---      18… field, JSON text, field, JSON text, …
--- Returns {'ok', version} or {reason, status}; reason: unknown, exists, stale, status.
+--      18 bytes that the owner may hold, where this write is refused for more; else empty
+--      19… field, JSON text, field, JSON text, …
+-- Returns {'ok', version} or {reason, status}; reason: unknown, exists, stale, status, quota (with the bytes held).
 -- Words in capitals that are no argument are filled in by shared/progress.py: LIVE_FIELDS, and the keys of shared/keys.py.
 local state, stream, live = KEYS[1], KEYS[2], KEYS[3]
 local task_id, terminal = ARGV[16], ARGV[17] == '1'
@@ -31,8 +32,31 @@ else
   if not string.find(ARGV[1], ',' .. string.sub(status, 2, -2) .. ',', 1, true) then return {'status', status} end
 end
 
-local fields = {'write', ARGV[3]}
-for i = 18, #ARGV do fields[#fields + 1] = ARGV[i] end
+local fields, given = {'write', ARGV[3]}, {}
+for i = 19, #ARGV do fields[#fields + 1] = ARGV[i] end
+for i = 3, #fields, 2 do given[fields[i]] = fields[i + 1] end
+
+-- The bytes of an owner: a task holds its input, announced or there, and its result. They move with its status only.
+if given.status then
+  local kept = redis.call('HMGET', state, 'owner', 'size_bytes', 'input_name', 'result_bytes')
+  local function of(field, i) return given[field] or kept[i] or 'null' end
+  local bytes = tonumber(of('result_bytes', 4)) or 0
+  if given.status == '"uploading"' or of('input_name', 3) ~= 'null' then
+    bytes = bytes + (tonumber(of('size_bytes', 2)) or 0)
+  end
+  local stored = string.format('OWNER_STORED', string.sub(of('owner', 1), 2, -2))
+  local held = redis.call('HMGET', stored, 'total', task_id)
+  local total, before = tonumber(held[1]) or 0, tonumber(held[2]) or 0
+  if ARGV[18] ~= '' and bytes > before and total + bytes - before > tonumber(ARGV[18]) then
+    return {'quota', string.format('%d', total)}
+  end
+  if bytes ~= before then
+    redis.call('HSET', stored, 'total', string.format('%d', total + bytes - before), task_id, string.format('%d', bytes))
+    if bytes == 0 then redis.call('HDEL', stored, task_id) end
+  end
+end
+
+-- The first write is one that a full Redis refuses: after it, it would refuse none.
 redis.call('HSET', state, unpack(fields))
 version = redis.call('HINCRBY', state, 'version', 1)
 if terminal then redis.call('HSET', state, 'ended_version', version) end
@@ -68,7 +92,8 @@ elseif not status or known[6] then -- new, or begun again: an ended task that ch
   end
 end
 if ARGV[15] ~= '' then redis.call('ZADD', owned('OWNER_TASKS'), ARGV[15], task_id) end
-for _, pattern in ipairs({'OWNER_VERSION', 'OWNER_EVENTS', 'OWNER_CHANGED', 'OWNER_ACTIVE', 'OWNER_TASKS'}) do
+for _, pattern in ipairs({'OWNER_VERSION', 'OWNER_EVENTS', 'OWNER_CHANGED', 'OWNER_ACTIVE', 'OWNER_TASKS',
+  'OWNER_STORED'}) do
   redis.call('PEXPIRE', owned(pattern), ARGV[8])
 end
 redis.call('PUBLISH', owned('OWNER_LIVE'), number .. ' ' .. task_id .. ' ' .. version .. ' ' .. batch .. ' ' .. name .. ' ' .. data)

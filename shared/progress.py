@@ -19,9 +19,21 @@ from importlib.resources import files
 from typing import Any, Final
 
 from shared import keys
-from shared.errors import Conflict, Refused, UnknownTask
+from shared.errors import Conflict, QuotaFull, Refused, UnknownTask
 from shared.feed import LIVE_FIELDS, Feed, patiently, text_of
-from shared.models import ACTIVE, Checkpoint, ErrorType, Result, Status, Task, TaskError, TaskId, rfc3339, utc_now
+from shared.models import (
+    ACTIVE,
+    Checkpoint,
+    ErrorType,
+    OwnerId,
+    Result,
+    Status,
+    Task,
+    TaskError,
+    TaskId,
+    rfc3339,
+    utc_now,
+)
 from shared.queue import WAKE, JobTicket, stop_message
 from shared.redis import RedisClient
 from shared.settings import DAY_SECONDS, Settings
@@ -71,12 +83,15 @@ class Publisher:
         self._redis = redis
         self._script = redis.register_script(_lua())
         self._keep_checkpoint = redis.register_script(self._CHECKPOINT)
+        self._let_go = redis.register_script(self._LET_GO)
         self._settings = settings
         self._ttl_seconds = settings.task_ttl_seconds
         self._active_ttl_seconds = max(settings.task_ttl_seconds, ACTIVE_TTL_SECONDS)
 
     async def create(self, task: Task) -> int:
-        """Makes the task known with its first event, and queues it if it is `queued`. Returns the version."""
+        """Makes the task known with its first event, and queues it if it is `queued`. Returns the version.
+
+        Raises QuotaFull where its file is more than its owner may still hold."""
         ticket = JobTicket.new(task.task_id, task.attempt) if task.status is Status.QUEUED else None
         fields = task.model_dump(mode="json") | {
             "owner": task.owner,
@@ -84,6 +99,8 @@ class Publisher:
             "losses": task.losses,
             "input_name": task.input_name,
             "input_sha256": task.input_sha256,
+            "upload_expires_at": rfc3339(task.upload_expires_at) if task.upload_expires_at else None,
+            "upload_metadata": task.upload_metadata,
         }
         del fields["version"]
         return await self._write(
@@ -92,6 +109,7 @@ class Publisher:
             allowed=(),
             ticket=ticket,
             created_ms=task.created_at.timestamp() * 1000,
+            within_quota=True,
         )
 
     async def change(
@@ -115,11 +133,13 @@ class Publisher:
         )
 
     async def enqueue(self, task: Task, fields: Mapping[str, Any]) -> int:
-        """`uploading` → `queued`: the file is whole on disk."""
+        """`uploading` → `queued`: the file is whole on disk. Raises QuotaFull."""
         ticket = JobTicket.new(task.task_id, task.attempt)
         fields = {**fields, "status": Status.QUEUED, "message": "Waiting for a worker", "updated_at": _now()}
         fields |= {"rate": None, "eta_seconds": None}
-        return await self._write(task.task_id, fields, allowed=(Status.UPLOADING,), attempt=task.attempt, ticket=ticket)
+        return await self._write(
+            task.task_id, fields, allowed=(Status.UPLOADING,), attempt=task.attempt, ticket=ticket, within_quota=True
+        )
 
     async def claim(self, task_id: TaskId, feed: Feed) -> Claim | None:
         """Takes a task for this worker: `queued` as it is, `processing` (its worker is gone) as the next attempt.
@@ -198,6 +218,7 @@ class Publisher:
                     live["files"].pop()
                     break
         fields |= {"progress": 100, "message": "Done", "eta_seconds": 0, "result": live}
+        fields["result_bytes"] = sum(file.size_bytes for file in result.files)
         return await self._end(task_id, Status.COMPLETED, fields, allowed=(Status.PROCESSING,), attempt=attempt)
 
     async def fail(
@@ -267,6 +288,23 @@ class Publisher:
             pipe.zrem(keys.OWNER_CHANGED % task.owner, task.task_id)
             if task.batch_id is not None:
                 pipe.zrem(keys.BATCH_TASKS % (task.owner, task.batch_id), task.task_id)
+            await self._let_go(keys=_stored(task.task_id, task.owner), args=[task.task_id], client=pipe)
+            await pipe.execute()
+
+    #: An owner's bytes without those of a task that is no more.
+    _LET_GO: Final = """
+    local bytes = redis.call('HGET', KEYS[1], ARGV[1])
+    if not bytes or redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+    redis.call('HDEL', KEYS[1], ARGV[1])
+    redis.call('HINCRBY', KEYS[1], 'total', -bytes)
+    return 1
+    """
+
+    async def let_go(self, owner: OwnerId, task_ids: Iterable[TaskId]) -> None:
+        """Those of the tasks that Redis no longer knows hold no bytes of their owner any more."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for task_id in task_ids:
+                await self._let_go(keys=_stored(task_id, owner), args=[task_id], client=pipe)
             await pipe.execute()
 
     async def _end(
@@ -292,6 +330,7 @@ class Publisher:
         created_ms: float | None = None,
         ttl_seconds: int | None = None,
         ended: bool = False,
+        within_quota: bool = False,
     ) -> int:
         ttl_seconds = self._active_ttl_seconds if ttl_seconds is None else ttl_seconds
         job = ticket.job_id if ticket else dequeue
@@ -324,12 +363,15 @@ class Publisher:
                 "" if created_ms is None else int(created_ms),
                 task_id,
                 "1" if ended else "",
+                int(quota_bytes) if within_quota and (quota_bytes := self._settings.owner_quota_bytes) else "",
                 *_flat(fields),
             ],
         )
         reason, detail = await patiently(write, self._patient)
         if reason == b"ok":
             return int(detail)
+        if reason == b"quota":
+            raise QuotaFull.of(int(detail), int(self._settings.owner_quota_bytes))
         raise Refused(reason.decode(), (detail or b"").decode().strip('"') or None)
 
 
@@ -337,6 +379,10 @@ def _flat(fields: Mapping[str, Any]) -> Iterable[str]:
     for name, value in fields.items():
         yield name
         yield text_of(value)
+
+
+def _stored(task_id: TaskId, owner: OwnerId) -> list[str]:
+    return [keys.OWNER_STORED % owner, keys.state(task_id)]
 
 
 def _fresh_attempt(task: Task) -> dict[str, Any]:

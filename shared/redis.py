@@ -1,19 +1,20 @@
 """The only place that builds a Redis client.
 
-Two kinds: `connect` for commands, `connect_pubsub` for one subscription connection. Both are closed by whoever enters
+Two kinds: `connect` for commands, `connect_link` for one subscription connection. Both are closed by whoever enters
 them. Timeouts are set by hand because redis-py's default is to wait for ever on a server that has stopped.
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from arq.connections import ArqRedis
-from redis.asyncio import BlockingConnectionPool
+from redis.asyncio import BlockingConnectionPool, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import (
@@ -86,6 +87,20 @@ async def trouble_ahead(redis: RedisClient) -> str | None:
     return None
 
 
+async def durability(redis: RedisClient) -> str | None:
+    """What of Redis survives its end: `append-only, fsync always|everysec|no`, `snapshots` or `nothing`. Raises AWAY.
+
+    None where it cannot be asked: a fake one, or a managed one without CONFIG.
+    """
+    try:
+        config = await redis.config_get("append*")
+    except ResponseError:
+        return None
+    if config.get("appendonly") == "yes":
+        return f"append-only, fsync {config.get('appendfsync')}"
+    return "snapshots" if (await redis.config_get("save")).get("save") else "nothing"
+
+
 _memory_lock = threading.Lock()
 
 
@@ -135,28 +150,36 @@ async def connect(settings: Settings, *, retries: int = 1) -> AsyncIterator[Redi
         await pool.aclose()
 
 
+L = TypeVar("L", bound=asyncio.Protocol)
+
+
 @asynccontextmanager
-async def connect_pubsub(settings: Settings) -> AsyncIterator[RedisClient]:
-    """A client whose one use is `.pubsub()`: no retries, so that a break is seen at once by who must act on it."""
-    if settings.redis_url.startswith(MEMORY_URL):
-        async with connect(settings) as fake:
-            yield fake
-        return
-    client = ArqRedis.from_url(settings.redis_url, **_options(settings), retry=Retry(_NO_WAIT, 0))
+async def connect_link(settings: Settings, link: L) -> AsyncIterator[L]:
+    """A connection for a subscription, handed over to `link` once redis-py has made it: address, TLS, user and password
+    are redis-py's business, what comes over it from here on is the link's. No retries, so that a break is seen at once
+    by who must act on it."""
+    pool = ConnectionPool.from_url(settings.redis_url, **_options(settings), retry=Retry(_NO_WAIT, 0))
+    connection = pool.make_connection()  # type: ignore[no-untyped-call]
+    await connection.connect()
+    transport = connection._writer.transport
     try:
-        yield client
+        transport.set_protocol(link)
+        link.connection_made(transport)
+        yield link
     finally:
-        await client.aclose()
+        transport.abort()
+        await connection.disconnect(nowait=True)
 
 
 _NO_WAIT = ExponentialBackoff(cap=0, base=0)
 
 
 def _options(settings: Settings) -> dict[str, Any]:
-    options: dict[str, Any] = {"socket_timeout": COMMAND_TIMEOUT_SECONDS}
+    # No name of the library at each connection: it is one more command, and one that a careful server does not permit.
+    options: dict[str, Any] = {"socket_timeout": COMMAND_TIMEOUT_SECONDS, "lib_name": None, "lib_version": None}
     if not settings.redis_url.startswith("unix://"):
         options |= {"socket_connect_timeout": COMMAND_TIMEOUT_SECONDS, "socket_keepalive": True}
     return options
 
 
-__all__ = ["AWAY", "RedisClient", "RedisError", "connect", "connect_pubsub", "trouble_ahead", "why_away"]
+__all__ = ["AWAY", "RedisClient", "RedisError", "connect", "connect_link", "durability", "trouble_ahead", "why_away"]

@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -65,6 +66,23 @@ def _redis_url(value: str) -> str:
     return value
 
 
+def _storage_url(value: str) -> str:
+    if not value:
+        return value
+    url = urlsplit(value)
+    if url.scheme != "s3":
+        raise ValueError("must start with s3:// and name a bucket; empty, files are kept in HEADWAY_DATA_DIR")
+    if "@" in url.netloc:
+        raise ValueError("holds a secret; credentials belong in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if url.query or url.fragment:
+        raise ValueError("takes no options; the endpoint and the region belong in AWS_ENDPOINT_URL and AWS_REGION")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", url.netloc):
+        raise ValueError("names no bucket (3 to 63 lower-case letters, digits or . -)")
+    if not re.fullmatch(r"(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}){0,8}/?", url.path):
+        raise ValueError("has a path that is none; use letters, digits or . _ - between the slashes")
+    return value.rstrip("/")
+
+
 def _origin(values: list[str]) -> list[str]:
     for value in values:
         if not re.fullmatch(r"https?://[^/\s*]+", value):
@@ -101,6 +119,7 @@ class Settings(BaseSettings):
         default="redis://127.0.0.1:6379/0", examples=["redis://127.0.0.1:6379/0"]
     )
     data_dir: Path = Field(default=Path("data"), examples=["./data"])
+    storage_url: Annotated[str, AfterValidator(_storage_url)] = Field(default="", examples=["s3://my-bucket/headway"])
     files_dir: Path = Field(default=Path("files"), examples=["./files"])
     api_keys: Annotated[dict[OwnerId, SecretStr], NoDecode, BeforeValidator(_keys), AfterValidator(_owners)] = Field(
         default_factory=dict, examples=['{"alice": "a-long-random-key"}']
@@ -110,6 +129,8 @@ class Settings(BaseSettings):
         default_factory=list, examples=["https://app.example.com"]
     )
     max_upload_bytes: ByteSize = Field(default=ByteSize(5 * GIB), ge=1, le=1024 * GIB, examples=["5GiB"])
+    owner_quota_bytes: ByteSize = Field(default=ByteSize(0), ge=0, le=2**53, examples=["20GiB"])
+    disk_reserve_bytes: ByteSize | None = Field(default=None, ge=0, le=2**53, examples=["1GiB"])
     task_ttl_seconds: int = Field(default=7 * DAY_SECONDS, ge=1, le=3650 * DAY_SECONDS, examples=["604800"])
     history_length: int = Field(default=1000, ge=1, le=100_000, examples=["1000"])
     lease_seconds: float = Field(default=3, ge=0.5, le=3600, examples=["3"])
@@ -119,7 +140,12 @@ class Settings(BaseSettings):
     worker_concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024, examples=["2"])
     heartbeat_seconds: float = Field(default=15, ge=0.1, le=3600, examples=["15"])
     send_timeout_seconds: float = Field(default=20, ge=0.1, le=3600, examples=["20"])
+    receive_timeout_seconds: float = Field(default=30, ge=0.1, le=3600, examples=["30"])
     token_seconds: int = Field(default=3600, ge=1, le=30 * DAY_SECONDS, examples=["3600"])
+    max_streams: int = Field(default=20_000, ge=0, le=10_000_000, examples=["20000"])
+    max_uploads: int = Field(default=1000, ge=0, le=1_000_000, examples=["1000"])
+    max_unfinished_tasks: int = Field(default=100_000, ge=0, le=100_000_000, examples=["100000"])
+    max_requests_per_second: int = Field(default=0, ge=0, le=1_000_000, examples=["100"])
     processors: Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(_modules)] = Field(
         default_factory=list, examples=["mypackage.processors"]
     )

@@ -112,6 +112,9 @@ class Storage(Protocol):
     def prepare(self) -> None:
         """Makes sure that it can be written to. Raises SettingsError. Blocking."""
 
+    async def check_room(self, size_bytes: int) -> None:
+        """Raises StorageFull where so much more would not leave free what HEADWAY_DISK_RESERVE_BYTES keeps."""
+
     def upload(self, task_id: TaskId) -> Upload:
         """A file that comes in one piece."""
 
@@ -166,9 +169,13 @@ class Storage(Protocol):
 
 def open_storage(settings: Settings) -> Storage:
     """The place that the settings name."""
+    if settings.storage_url:
+        from shared.bucket import BucketStorage  # brings obstore along, which nobody else needs
+
+        return BucketStorage(settings)
     from shared.directory import DirectoryStorage
 
-    return DirectoryStorage(settings.data_dir)
+    return DirectoryStorage(settings.data_dir, settings.disk_reserve_bytes)
 
 
 @contextmanager

@@ -5,6 +5,9 @@ ever. So this owns the reconnecting: after every break it subscribes to all chan
 acknowledgement, which is the sign to read the truth again; and it sends PING on an idle connection, so that silence is
 an answer. Messages come in order within a connection. Between a break and the next acknowledgement some may be lost,
 and the owner is told by that acknowledgement.
+
+What arrives is parsed where it arrives (hiredis, no task woken for it), and whoever listens is told when all that one
+read brought has been handed over, so that it can write it out together.
 """
 
 from __future__ import annotations
@@ -12,13 +15,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, cast
+
+import hiredis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from shared import keys
 from shared.cancellation import heed_cancellation
 from shared.logging import get_logger
-from shared.redis import AWAY, connect_pubsub, why_away
-from shared.settings import Settings
+from shared.redis import AWAY, connect, connect_link, why_away
+from shared.settings import MEMORY_URL, Settings
 
 log = get_logger(__name__)
 
@@ -35,6 +42,7 @@ class Subscription:
 
     on_message(channel, data): one message.
     on_subscribed(channel): from here on every message of the channel arrives, until the next break.
+    on_read(): everything that came with one read has been handed over.
     """
 
     def __init__(
@@ -43,79 +51,165 @@ class Subscription:
         *,
         on_message: Callable[[str, bytes], None],
         on_subscribed: Callable[[str], None],
+        on_read: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
-        self._on_message = on_message
+        self.on_message = on_message
+        self.on_read = on_read
         self._on_subscribed = on_subscribed
         self._wanted: set[str] = set()
-        self._pubsub: Any = None
+        self._link: _Link | _MemoryLink | None = None
         #: Why the connection is broken; None while it works.
         self.broken: str | None = "not connected yet"
         #: How often the connection was made.
         self.connections = 0
 
-    async def subscribe(self, channel: str) -> None:
+    def subscribe(self, channel: str) -> None:
         """Asks for a channel; `on_subscribed` says when it is there, at the latest after the next reconnect."""
         self._wanted.add(channel)
-        if self._pubsub is not None:
-            with suppress(*AWAY):
-                await self._pubsub.subscribe(channel)
+        if self._link is not None:
+            self._link.send("SUBSCRIBE", channel)
 
-    async def unsubscribe(self, channel: str) -> None:
+    def unsubscribe(self, channel: str) -> None:
         self._wanted.discard(channel)
-        if self._pubsub is not None:
-            with suppress(*AWAY):
-                await self._pubsub.unsubscribe(channel)
+        if self._link is not None:
+            self._link.send("UNSUBSCRIBE", channel)
 
     async def run(self) -> None:
         while True:
             heed_cancellation()
             try:
-                await self._connection()
+                if self._settings.redis_url.startswith(MEMORY_URL):
+                    await _MemoryLink(self).run(self._settings)
+                else:
+                    async with connect_link(self._settings, _Link(self)) as link:
+                        await link.run()
             except AWAY as error:
                 if self.broken is None:
                     log.warning("subscription lost", reason=why_away(error))
                 self.broken = why_away(error)
             finally:
-                self._pubsub = None
+                self._link = None
             await asyncio.sleep(RECONNECT_SECONDS)
 
-    async def _connection(self) -> None:
-        async with connect_pubsub(self._settings) as client:
-            pubsub = client.pubsub()
+    # What a link calls.
+
+    def connected(self, link: _Link | _MemoryLink) -> None:
+        """Asks for everything that is wanted; a PING first, whose answer shows that the connection works."""
+        self._link = link
+        self.connections += 1
+        link.send("PING")
+        wanted = list(self._wanted)
+        for start in range(0, len(wanted), SUBSCRIBE_BATCH):
+            link.send("SUBSCRIBE", *wanted[start : start + SUBSCRIBE_BATCH])
+
+    def heard(self) -> None:
+        if self.broken is not None:
+            if self.connections > 1:
+                log.info("subscription restored", channels=len(self._wanted))
+            self.broken = None
+
+    def acknowledged(self, channel: str) -> None:
+        if channel in self._wanted:
+            self._on_subscribed(channel)
+
+
+class _Link(asyncio.Protocol):
+    """One connection, from the first PING to its end."""
+
+    def __init__(self, subscription: Subscription) -> None:
+        self._subscription = subscription
+        self._loop = asyncio.get_running_loop()
+        self._reader = hiredis.Reader()
+        self._ended: asyncio.Future[Exception] = self._loop.create_future()
+        self._heard_at = self._loop.time()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are no asyncio.Transport by inheritance
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(RedisConnectionError("the connection was closed"))
+
+    def _end(self, error: Exception) -> None:
+        if not self._ended.done():
+            self._ended.set_result(error)
+
+    def send(self, *command: str) -> None:
+        self._transport.write(hiredis.pack_command(cast(Any, command)))
+
+    def data_received(self, data: bytes) -> None:
+        self._heard_at = self._loop.time()
+        subscription, reader = self._subscription, self._reader
+        try:
+            if subscription.broken is not None:
+                subscription.heard()
+            on_message = subscription.on_message
+            reader.feed(data)
+            while (reply := reader.gets()) is not False:
+                if isinstance(reply, list):
+                    if reply[0] == b"message":
+                        on_message(reply[1].decode(), reply[2])
+                    elif reply[0] == b"subscribe":
+                        subscription.acknowledged(reply[1].decode())
+                elif isinstance(reply, hiredis.ReplyError):
+                    self._end(ResponseError(str(reply)))
+            subscription.on_read()
+        except Exception as error:  # whoever runs this hears of it; what came is lost, so the connection goes with it
+            self._end(error)
+            self._transport.abort()
+
+    async def run(self) -> None:
+        """Until the connection ends; raises why."""
+        self._subscription.connected(self)
+        asked_at = 0.0
+        while not self._ended.done():
+            heed_cancellation()
+            silent = self._loop.time() - self._heard_at
+            if silent >= 2 * PROBE_SECONDS:
+                raise TimeoutError
+            if silent >= PROBE_SECONDS and asked_at <= self._heard_at:
+                asked_at = self._loop.time()
+                self.send("PING")
+            next_look = PROBE_SECONDS * (2 if asked_at > self._heard_at else 1)
+            await asyncio.wait({self._ended}, timeout=next_look - silent)
+        raise self._ended.result()
+
+
+class _MemoryLink:
+    """The same for fakeredis, which has no connection: redis-py's own pub/sub."""
+
+    def __init__(self, subscription: Subscription) -> None:
+        self._subscription = subscription
+        self._asked: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
+
+    def send(self, *command: str) -> None:
+        self._asked.put_nowait(command)
+
+    async def run(self, settings: Settings) -> None:
+        async with connect(settings) as client, asyncio.TaskGroup() as group:
+            pubsub: Any = client.pubsub()
+            # redis-py has nothing to read from before the first SUBSCRIBE; a channel nobody publishes on.
+            await pubsub.subscribe(keys.IDLE)
+            self._subscription.connected(self)
+            group.create_task(self._ask(pubsub))
             try:
-                # redis-py has no connection to read from before the first SUBSCRIBE; a channel nobody publishes on.
-                await pubsub.subscribe(keys.IDLE)
-                self._pubsub = pubsub
-                wanted = list(self._wanted)
-                for start in range(0, len(wanted), SUBSCRIBE_BATCH):
-                    await pubsub.subscribe(*wanted[start : start + SUBSCRIBE_BATCH])
-                self.connections += 1
-                await self._receive(pubsub)
+                while True:
+                    heed_cancellation()
+                    message = await pubsub.get_message(timeout=PROBE_SECONDS)
+                    self._subscription.heard()
+                    if message is not None and message["type"] == "message":
+                        self._subscription.on_message(message["channel"].decode(), message["data"])
+                        self._subscription.on_read()
+                    elif message is not None and message["type"] == "subscribe":
+                        self._subscription.acknowledged(message["channel"].decode())
             finally:
                 with suppress(*AWAY):
-                    await pubsub.aclose()  # type: ignore[no-untyped-call]
+                    await pubsub.aclose()
 
-    async def _receive(self, pubsub: Any) -> None:
-        asked = False
+    async def _ask(self, pubsub: Any) -> None:
         while True:
-            heed_cancellation()
-            message = await pubsub.get_message(timeout=PROBE_SECONDS)
-            if message is None:
-                if asked:
-                    raise TimeoutError
-                asked = True
-                await pubsub.ping()
-                continue
-            asked = False
-            if self.broken is not None:
-                if self.connections > 1:
-                    log.info("subscription restored", channels=len(self._wanted))
-                self.broken = None
-            match message["type"]:
-                case "message":
-                    self._on_message(message["channel"].decode(), message["data"])
-                case "subscribe":
-                    channel = message["channel"].decode()
-                    if channel in self._wanted:
-                        self._on_subscribed(channel)
+            verb, *channels = await self._asked.get()
+            if verb == "SUBSCRIBE":
+                await pubsub.subscribe(*channels)
+            elif verb == "UNSUBSCRIBE":
+                await pubsub.unsubscribe(*channels)

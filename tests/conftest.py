@@ -14,6 +14,7 @@ import pytest
 from shared.redis import RedisClient, connect
 from shared.settings import Settings
 from tests.processes import Platform, RedisServer
+from tests.s3_server import S3Server
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +27,13 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     """One server for all tests that do not harm it. Tests flush it through `settings`."""
     with RedisServer(tmp_path_factory.mktemp("redis"), appendfsync="no") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One server for all tests that do not harm it. Each takes a folder of its own in its bucket."""
+    with S3Server(tmp_path_factory.mktemp("s3") / "log") as server:
         yield server
 
 

@@ -86,7 +86,7 @@ class Attempt:
                     local = self._place.storage.local_input(task.task_id, task.input_name)
                     path = await stack.enter_async_context(local)
                 except UnknownFile:
-                    why = "The uploaded file is not where this worker looks: do API and workers share HEADWAY_DATA_DIR?"
+                    why = "The uploaded file is not where this worker looks: do API and workers have the same storage?"
                     raise ProcessorFailure(ErrorType.PROCESSOR_ERROR, why) from None
             yield path
 

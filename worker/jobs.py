@@ -17,7 +17,7 @@ from arq import Retry
 
 from shared import keys
 from shared.cancellation import cancel
-from shared.errors import ProcessorFailure, Refused, StorageFull, UnknownTask
+from shared.errors import ProcessorFailure, Refused, StorageAway, StorageFull, UnknownTask
 from shared.feed import Feed
 from shared.logging import get_logger
 from shared.models import ErrorType, TaskId
@@ -113,6 +113,8 @@ class Runner:
                 return
             case ProcessorFailure():
                 failure = error
+            case StorageAway():
+                failure = ProcessorFailure(ErrorType.PROCESSOR_ERROR, str(error), retryable=True)
             case StorageFull():
                 failure = ProcessorFailure(ErrorType.STORAGE_FULL, str(error), retryable=True)
             case TimeoutError():

@@ -32,6 +32,8 @@ UNKNOWN_PARTIAL_SECONDS: Final = 3600.0
 SETTLED_SECONDS: Final = 60.0
 #: Files of unknown tasks are kept at least this long, and this long after Redis was found empty.
 UNKNOWN_FOLDER_SECONDS: Final = 3600.0
+#: Where no file is old enough to ask for, the age of Redis's data is marked this often, so that it is known by then.
+ASK_HELD_SECONDS: Final = 60.0
 #: Ended tasks with less to live than this are remembered, so that their files go when they do.
 LEAVING_SECONDS: Final = 600.0
 
@@ -64,6 +66,7 @@ class Leftovers:
         self, redis: RedisClient, settings: Settings, storage: Storage, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._redis = redis
+        self._asked_held = float("-inf")
         self._storage = storage
         self._clock = clock
         self._kept_seconds = max(UNKNOWN_FOLDER_SECONDS, float(settings.task_ttl_seconds))
@@ -98,6 +101,9 @@ class Leftovers:
         """Files of tasks that Redis does not know, late: it may have lost what the disk still has."""
         folders = await self._folders.next()
         old = {folder.task_id for folder in folders if folder.idle_seconds > self._kept_seconds}
+        if not old and self._clock() < self._asked_held + ASK_HELD_SECONDS:
+            return
+        self._asked_held = self._clock()
         held_seconds = await self._redis_has_held_seconds()
         if old and held_seconds > UNKNOWN_FOLDER_SECONDS:
             for task_id in old - await self._known(old):
@@ -128,6 +134,8 @@ def is_left_behind(partial: Partial, task: Seen | None) -> bool:
         return partial.idle_seconds > UNKNOWN_PARTIAL_SECONDS
     if task.status.is_terminal:
         return partial.idle_seconds > SETTLED_SECONDS
+    if partial.attempt is None and task.upload_expires_at is not None:
+        return False  # it is waited for, until the sweeper gives it up
     if partial.attempt is None:
         return partial.idle_seconds > DAY_SECONDS
     return partial.attempt < task.attempt and partial.idle_seconds > SETTLED_SECONDS

@@ -11,7 +11,7 @@ from shared import keys
 from shared.models import OwnerId, Status, TaskId
 from shared.redis import RedisClient
 
-_FIELDS = ["status", "version", "attempt", "owner", "size_bytes", "created_at"]
+_FIELDS = ["status", "version", "attempt", "owner", "size_bytes", "created_at", "upload_expires_at", "message"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,9 @@ class Seen:
     created_at: datetime
     #: What Redis keeps it for.
     ttl_ms: int
+    #: When a resumable upload is given up; None for every other task.
+    upload_expires_at: datetime | None = None
+    message: str = ""
 
 
 async def look(redis: RedisClient, task_ids: Collection[TaskId]) -> list[Seen]:
@@ -39,7 +42,12 @@ async def look(redis: RedisClient, task_ids: Collection[TaskId]) -> list[Seen]:
     seen = []
     for task_id, values, ttl_ms in zip(task_ids, answers[::2], answers[1::2], strict=True):
         if values[0] is not None:
-            status, version, attempt, owner, size_bytes, created_at = map(json.loads, values)
+            status, version, attempt, owner, size_bytes, created_at, expires_at, message = (
+                json.loads(value or "null") for value in values
+            )
             at = datetime.fromisoformat(created_at)
-            seen.append(Seen(task_id, Status(status), version, attempt, owner, size_bytes, at, ttl_ms))
+            expires = datetime.fromisoformat(expires_at) if expires_at else None
+            seen.append(
+                Seen(task_id, Status(status), version, attempt, owner, size_bytes, at, ttl_ms, expires, message)
+            )
     return seen

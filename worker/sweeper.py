@@ -21,7 +21,7 @@ from shared import keys
 from shared.cancellation import heed_cancellation
 from shared.errors import Refused
 from shared.logging import get_logger
-from shared.models import ANYONE, ErrorType, OwnerId, Status, TaskId
+from shared.models import ANYONE, UPLOAD_CUT, ErrorType, OwnerId, Status, TaskId
 from shared.progress import ACTIVE_TTL_SECONDS, Publisher
 from shared.queue import WAKE, JobTicket
 from shared.redis import AWAY, RedisClient, why_away
@@ -39,6 +39,8 @@ LOCK_SECONDS: Final = 15.0
 
 #: An upload that has begun and shows nothing new for this long was cut off. Seen by the sweeper's own clock.
 UPLOAD_IDLE_SECONDS: Final = 40.0
+#: Between a body that is given up by the API and the word of it.
+SLACK_SECONDS: Final = 10.0
 #: One that was announced and not begun: people announce, then go looking for the file.
 UPLOAD_UNBEGUN_SECONDS: Final = DAY_SECONDS
 #: All of it has arrived and the disk is making it safe: 5 GiB on a slow disk.
@@ -85,7 +87,10 @@ class Sweeper:
         self._leftovers = Leftovers(redis, settings, storage, clock)
         self._worker_id = worker_id
         self._clock = clock
+        # A body that is still within its time-out must not be taken for one that was cut off.
+        self._idle_seconds = max(UPLOAD_IDLE_SECONDS, settings.receive_timeout_seconds + SLACK_SECONDS)
         self._owners: dict[OwnerId, int] = dict.fromkeys((ANYONE, *settings.api_keys), 0)  # and where SSCAN goes on
+        self._stored = dict(self._owners)  # and where HSCAN goes on
         self._cursor = 0
         self._uploads: dict[TaskId, tuple[int, float]] = {}  # its version, and since when
 
@@ -109,9 +114,9 @@ class Sweeper:
     async def may_sweep(self) -> bool:
         """Takes the lock or keeps it. Two that both think so do no harm."""
         lock_ms = int(LOCK_SECONDS * 1000)
-        if await self._redis.set(keys.SWEEPER, self._worker_id, nx=True, px=lock_ms):
-            return True
-        if await self._redis.get(keys.SWEEPER) != self._worker_id.encode():
+        if (holder := await self._redis.get(keys.SWEEPER)) is None:
+            return bool(await self._redis.set(keys.SWEEPER, self._worker_id, nx=True, px=lock_ms))
+        if holder != self._worker_id.encode():
             return False
         return bool(await self._redis.pexpire(keys.SWEEPER, lock_ms))
 
@@ -130,6 +135,7 @@ class Sweeper:
         await self._leftovers.remove_partials(partials)
         await self._leftovers.remove_expired(task for task in tasks if task.status.is_terminal)
         await self._leftovers.remove_unknown()
+        await self._settle_quotas()
 
     async def _some_tasks(self) -> set[TaskId]:
         """Active tasks by their owners' lists, and a few of whatever there is, in case a list should not be true."""
@@ -148,6 +154,16 @@ class Sweeper:
         for task in tasks:
             if len(self._owners) < OWNERS:
                 self._owners.setdefault(task.owner, 0)
+                self._stored.setdefault(task.owner, 0)
+
+    async def _settle_quotas(self) -> None:
+        """What expired holds no bytes any more. A page of each owner's a round."""
+        for owner, cursor in list(self._stored.items()):
+            self._stored[owner], held = await self._redis.hscan(keys.OWNER_STORED % owner, cursor, count=TASKS)
+            holding = {TaskId(name.decode()) for name in held if name != b"total"}
+            known = {task.task_id for task in await look(self._redis, holding)}
+            if gone := holding - known:
+                await self._publisher.let_go(owner, gone)
 
     async def _put_back(self, tasks: Collection[Seen]) -> None:
         if not tasks:
@@ -177,14 +193,25 @@ class Sweeper:
             self._uploads[task.task_id] = (task.version, since)
             if len(self._uploads) > UPLOADS:
                 del self._uploads[next(iter(self._uploads))]
-            if task.version == 1:
+            if task.upload_expires_at is not None:
+                overdue = time.time() > task.upload_expires_at.timestamp()
+                message = "The upload was cut off and the rest did not come in time. Submit the file again."
+                if now - since > self._idle_seconds and task.message != UPLOAD_CUT:
+                    await self._say_that_it_waits(task)
+            elif task.version == 1:
                 overdue = time.time() - task.created_at.timestamp() > UPLOAD_UNBEGUN_SECONDS
                 message = "The upload never arrived. Submit the file again."
             else:
-                overdue = now - since > UPLOAD_IDLE_SECONDS
+                overdue = now - since > self._idle_seconds
                 message = "The upload was cut off and the rest never arrived. Submit the file again."
             if overdue and not _is_being_made_safe(task, arriving.get(task.task_id)):
                 await self._give_up(task, message)
+
+    async def _say_that_it_waits(self, task: Seen) -> None:
+        """Whoever received it died, or receives nothing more."""
+        fields = {"message": UPLOAD_CUT, "rate": None}
+        with suppress(Refused):
+            await self._publisher.change(task.task_id, fields, allowed=(Status.UPLOADING,), attempt=task.attempt)
 
     async def _give_up(self, task: Seen, message: str) -> None:
         fence: Any = {"attempt": task.attempt, "allowed": (Status.UPLOADING,)}

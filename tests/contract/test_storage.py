@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ import pytest
 from shared.directory import DirectoryStorage
 from shared.errors import BadInput, UnknownFile
 from shared.models import TaskId
-from shared.storage import CHUNK_BYTES, Storage, StoredObject
+from shared.settings import Settings
+from shared.storage import CHUNK_BYTES, Storage, StoredObject, open_storage
+from tests.s3_server import S3Server
 
 TASK = TaskId("0" * 32)
 OTHER = TaskId("1" * 32)
@@ -35,14 +38,26 @@ async def directory(folder: Path) -> AsyncIterator[Storage]:
     yield DirectoryStorage(folder)
 
 
-PLACES = {"directory": directory}
+@asynccontextmanager
+async def bucket(folder: Path, server: S3Server) -> AsyncIterator[Storage]:
+    """A folder of its own in the bucket of one server."""
+    url = f"s3://{server.bucket}/{secrets.token_hex(4)}"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield open_storage(Settings(storage_url=url, data_dir=folder))
+
+
+PLACES = ["directory", "bucket"]
 
 
 @pytest.fixture(params=PLACES)
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
-    async with PLACES[request.param](tmp_path / "data") as storage:
+    folder = tmp_path / "data"
+    is_directory = request.param == "directory"
+    async with directory(folder) if is_directory else bucket(folder, request.getfixturevalue("s3_server")) as storage:
         storage.prepare()
-        yield Place(storage, tmp_path / "data")
+        yield Place(storage, folder)
 
 
 @pytest.fixture
@@ -158,6 +173,25 @@ async def test_a_piece_that_was_not_what_it_should_be_is_taken_back(storage: Sto
     assert stored.sha256 == hashlib.sha256(b"a" * kept + b"b").hexdigest()
 
 
+@pytest.mark.parametrize("back_to", [0, 3, 5, 8])
+async def test_an_upload_in_pieces_can_be_taken_back_to_any_byte(place: Place, back_to: int) -> None:
+    storage = place.storage
+    for piece in (b"01234", b"56789"):
+        upload = await storage.resume(TASK)
+        await upload.write(piece)
+        await upload.pause()
+    upload = await storage.resume(TASK)
+    await upload.write(b"abc")
+    await upload.rewind(back_to)
+    await upload.pause()
+    assert await storage.received(TASK) == back_to
+    upload = await storage.resume(TASK)
+    await upload.write(b"the rest")
+    stored = await upload.commit()
+    assert await content(await storage.input(TASK, stored.name)) == b"0123456789"[:back_to] + b"the rest"
+    assert await place.holds() == {f"task {TASK}"}
+
+
 async def test_an_upload_in_pieces_that_is_given_up_leaves_nothing(place: Place) -> None:
     for abort in (True, False):
         upload = await place.storage.resume(TASK)
@@ -216,6 +250,16 @@ async def test_results_are_moved_into_their_place_with_their_digests(place: Plac
         with pytest.raises(UnknownFile):
             await storage.result(TASK, 2, name)
     assert await place.holds() == {f"task {TASK}"}
+
+
+@pytest.mark.parametrize("name", ["-rf", "~", "a b+c", "%41?x=1#y", "日" * 80, "x" * 200, "a..b", "a'b\"c<&>", "*"])
+async def test_a_result_may_have_any_plain_name(place: Place, name: str) -> None:
+    scratch = await place.storage.scratch(TASK, 1)
+    (scratch / name).write_bytes(name.encode())
+    await place.storage.keep_results(TASK, 1, scratch, {name: None})
+    assert await content(await place.storage.result(TASK, 1, name)) == name.encode()
+    await place.storage.delete(TASK)
+    assert await place.holds() == set()
 
 
 async def test_an_attempt_without_outputs_leaves_nothing(place: Place) -> None:

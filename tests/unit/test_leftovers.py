@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from shared import keys
@@ -95,6 +97,12 @@ def test_a_partial_file_is_left_behind_when_nobody_can_be_writing_it(
     attempt: int | None, idle: float, task: Seen | None, left_behind: bool
 ) -> None:
     assert is_left_behind(Partial("x", TaskId("0" * 32), attempt, 1, idle), task) is left_behind
+
+
+def test_a_resumable_upload_is_never_left_behind_before_it_was_given_up() -> None:
+    partial = Partial("x", TaskId("0" * 32), None, 1, 9 * DAY_SECONDS)
+    assert not is_left_behind(partial, replace(seen(Status.UPLOADING), upload_expires_at=utc_now()))
+    assert is_left_behind(partial, replace(seen(Status.FAILED), upload_expires_at=utc_now()))
 
 
 async def test_partial_files_that_are_left_behind_are_removed_and_no_others(bench: Bench) -> None:

@@ -35,6 +35,18 @@ async def test_an_upload_that_was_cut_and_not_taken_up_fails(bench: Bench) -> No
     assert "never arrived" in failed.error.message
 
 
+async def test_an_upload_whose_body_may_still_come_is_not_taken_for_cut_off(
+    bench: Bench, any_redis: RedisClient, any_settings: Settings
+) -> None:
+    patient = Bench(any_redis, any_settings.model_copy(update={"receive_timeout_seconds": 100.0}))
+    task = await patient.uploading()
+    await patient.sweep()
+    await patient.sweep(after=105)
+    assert (await patient.task(task)).status is Status.UPLOADING
+    await patient.sweep(after=10)
+    assert (await patient.task(task)).status is Status.FAILED
+
+
 async def test_an_upload_that_goes_on_however_slowly_is_left_alone(bench: Bench) -> None:
     task = await bench.uploading()
     for done in range(2, 6):
@@ -147,3 +159,10 @@ async def test_a_look_leaves_out_what_redis_does_not_know(bench: Bench) -> None:
     found = await look(bench.redis, [TaskId("0" * 32), task.task_id])
     assert [one.task_id for one in found] == [task.task_id]
     assert await look(bench.redis, []) == []
+
+
+async def test_what_expired_holds_no_bytes_of_its_owner_any_more(bench: Bench) -> None:
+    gone, there = await bench.created(size_bytes=60, input_name="a"), await bench.created(size_bytes=30, input_name="b")
+    await bench.redis.delete(keys.state(gone.task_id))
+    await bench.sweep()
+    assert await bench.feed.stored_bytes(there.owner) == 30

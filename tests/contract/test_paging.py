@@ -1,0 +1,78 @@
+"""An owner's tasks in pages, on a real Redis and on fakeredis alike: each once, newest first, whatever is beside it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from shared import keys
+from shared.feed import Feed
+from shared.models import ANYONE, TaskId, utc_now
+from shared.progress import Publisher
+from shared.redis import RedisClient
+from shared.settings import Settings
+from tests.contract.test_progress_channel import a_task
+
+PAGE = 40
+
+
+@pytest.fixture
+def feed(any_redis: RedisClient) -> Feed:
+    return Feed(any_redis)
+
+
+@pytest.fixture
+async def of_one_millisecond(any_redis: RedisClient, any_settings: Settings) -> list[TaskId]:
+    """300 tasks of one millisecond between two others, in the order in which they are to be read."""
+    publisher = Publisher(any_redis, any_settings)
+    at = utc_now()
+    older, newer = a_task(created_at=at.replace(year=2001)), a_task(created_at=at.replace(year=2100))
+    tied = [a_task(created_at=at) for _ in range(300)]
+    for task in (*tied, newer, older):
+        await publisher.create(task)
+    return [newer.task_id, *sorted((task.task_id for task in tied), reverse=True), older.task_id]
+
+
+async def read(feed: Feed) -> list[TaskId]:
+    found: list[TaskId] = []
+    before = None
+    while page := await feed.tasks(ANYONE, limit=PAGE, before=before):
+        found += [task.task_id for task, _ in page]
+        before = page[-1][1]
+    return found
+
+
+async def read_rows(feed: Feed) -> list[TaskId]:
+    found: list[TaskId] = []
+    page = await feed.rows(ANYONE, ["task_id"], limit=PAGE)
+    while page.place is not None:
+        found += [TaskId(json.loads(row[0] or b"")) for row in page.rows]
+        page = await feed.rows(ANYONE, ["task_id"], limit=PAGE, before=page.place)
+    return found
+
+
+async def test_hundreds_of_tasks_of_one_millisecond_are_each_read_once(
+    feed: Feed, of_one_millisecond: list[TaskId]
+) -> None:
+    assert await read(feed) == of_one_millisecond
+    assert await read_rows(feed) == of_one_millisecond
+
+
+async def test_pages_go_on_from_a_task_that_is_gone_meanwhile(
+    feed: Feed, of_one_millisecond: list[TaskId], any_redis: RedisClient
+) -> None:
+    first = await feed.rows(ANYONE, ["task_id"], limit=PAGE)
+    assert first.place is not None
+    await any_redis.zrem(keys.OWNER_TASKS % ANYONE, *of_one_millisecond[:PAGE])
+    rest = await feed.tasks(ANYONE, limit=PAGE, before=first.place)
+    assert [task.task_id for task, _ in rest] == of_one_millisecond[PAGE : 2 * PAGE]
+
+
+async def test_a_page_of_expired_tasks_is_not_the_end(
+    feed: Feed, of_one_millisecond: list[TaskId], any_redis: RedisClient
+) -> None:
+    await any_redis.delete(*(keys.state(task_id) for task_id in of_one_millisecond[: 2 * PAGE]))
+    assert await read_rows(feed) == of_one_millisecond[2 * PAGE :]
+    assert await read(feed) == of_one_millisecond[2 * PAGE :]
+    assert await any_redis.zcard(keys.OWNER_TASKS % ANYONE) == len(of_one_millisecond) - 2 * PAGE
