@@ -25,7 +25,7 @@ ifneq ($(shell read -r made_at 2>/dev/null <$(READY) && echo "$$made_at"):$(wild
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check
+.PHONY: help setup run test check bench
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile
@@ -41,11 +41,17 @@ test: $(READY) ## run the tests (ARGS="-k word" goes to pytest)
 	@.venv/bin/pytest -n 3 --dist loadfile $(ARGS)
 
 # No cache for the lint: ruff's keeps the order of imports it found before a module of ours was there.
-check: $(READY) ## formatting, lint, types, import contracts; the docs are checked by `make test`
+check: $(READY) ## formatting, lint, types, import contracts, known holes in dependencies; `make test` checks the docs
 	@.venv/bin/ruff format --check
 	@.venv/bin/ruff check --no-cache
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
+	@UV_HTTP_RETRIES=0 .venv/bin/uv audit --frozen --no-dev --quiet >.venv/audit.txt 2>&1; case $$? in \
+	0) ;; 1) cat .venv/audit.txt; exit 1 ;; *) echo "Not audited: the database of advisories cannot be reached." ;; esac
+
+# Needs cc and two cores that nobody else uses; takes about ten minutes. Peers that cannot be installed are left out.
+bench: $(READY) ## measure the relay beside other servers, into docs/performance.md (ARGS="--clients 5000 --rounds 1")
+	@.venv/bin/python -m benchmarks.relay --write $(ARGS)
 
 # What is not obvious here:
 # - The virtualenv is made without pip: Debian's python3 cannot put it there unless python3-venv is installed. The pip

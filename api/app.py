@@ -14,22 +14,66 @@ from starlette.types import Receive, Scope, Send
 
 from api import problems
 from api.edge import Edge
+from api.identity import PUBLIC, Gate, policies_of
+from api.keyring import Keyring
 from api.lifespan import lifespan_of
-from api.routes import batches, events, files, health, notes, processors, tasks, tutorial, uploads
+from api.lingering import Lingering
+from api.routes import (
+    batches,
+    description,
+    events,
+    exports,
+    files,
+    health,
+    notes,
+    processors,
+    resumable,
+    session,
+    tasks,
+    tutorial,
+    uploads,
+)
 from shared.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
 
+#: What tus clients of other origins send and read.
+TUS_ASKED = (
+    *("Tus-Resumable", "Upload-Length", "Upload-Offset", "Upload-Metadata", "Upload-Checksum", "Upload-Defer-Length"),
+    *("X-HTTP-Method-Override", "X-Request-ID", "X-Requested-With"),
+)
+TUS_ANSWERED = (
+    *("Tus-Resumable", "Tus-Version", "Tus-Extension", "Tus-Max-Size", "Tus-Checksum-Algorithm"),
+    *("Upload-Length", "Upload-Offset", "Upload-Metadata", "Upload-Expires", "Headway-Task-Id", "Headway-Task-Token"),
+)
+
 #: Everything the page uses is its own: no inline code, no other host.
-PAGE_POLICY = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'; object-src 'none'"
+#: `blob:` is a result's picture, which the page has fetched: a download is an attachment, and no `img` would show it.
+PAGE_POLICY = (
+    "default-src 'self'; img-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'; "
+    "object-src 'none'"
+)
+
+
+class _Page(FileResponse):
+    """Whole, whatever Range asks for: these files are small, and Starlette answers a broken one in its own way."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [pair for pair in scope["headers"] if pair[0] != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
 
 
 class _Static(StaticFiles):
     """Asked again each time (by ETag, a 304): modules of two versions do not mix after an upgrade."""
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [pair for pair in scope["headers"] if pair[0] != b"range"]  # as _Page
+        await super().__call__({**scope, "headers": headers}, receive, send)
+
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)
         response.headers["Cache-Control"] = "no-cache"
+        response.headers["Content-Security-Policy"] = PAGE_POLICY  # a worker's script is held to its own
         return response
 
 
@@ -43,31 +87,40 @@ class _App(FastAPI):
 
 
 def create_app(settings: Settings) -> FastAPI:
+    keyring = Keyring(settings.api_keys)
     app = _App(
         title="Headway",
         version=version("headway"),
         summary="Task progress that is true whatever dies",
-        lifespan=lifespan_of(settings),
+        lifespan=lifespan_of(settings, keyring),
+        docs_url=None,  # by routes/description.py: with a policy, as all of them
+        openapi_url=None,
         redoc_url=None,
         strict_content_type=False,
     )
     problems.install(app)
-    for module in (tasks, uploads, events, batches, notes, files, processors, health, tutorial):
+    for module in (tasks, exports, uploads, resumable, events, batches, notes, files, processors, session, health):
+        app.include_router(module.router)
+    for module in (tutorial, description):
         app.include_router(module.router)
 
-    @app.get("/", include_in_schema=False)
+    @app.get("/", include_in_schema=False, dependencies=[PUBLIC])
     async def page() -> FileResponse:
         headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache"}
-        return FileResponse(STATIC / "index.html", media_type="text/html", headers=headers)
+        return _Page(STATIC / "index.html", media_type="text/html", headers=headers)
 
     app.mount("/static", _Static(directory=STATIC), name="static")
+    # The last one is the outermost: first what holds for everybody, then who asks.
+    app.add_middleware(Gate, keyring=keyring, routes=policies_of(app))
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH"],
-            allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "Idempotency-Key"],
-            expose_headers=["Location", "Retry-After", "Idempotency-Replayed"],
+            allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "Idempotency-Key", *TUS_ASKED],
+            expose_headers=["Location", "Retry-After", "Idempotency-Replayed", *TUS_ANSWERED],
         )
-    app.add_middleware(Edge, allowed_origins=settings.cors_origins)
+    local_only = keyring.is_empty and not settings.insecure
+    app.add_middleware(Edge, allowed_origins=settings.cors_origins, local_only=local_only)
+    app.add_middleware(Lingering)
     return app

@@ -5,7 +5,6 @@ What can refuse a request (401, 404, 204) is decided here, before a response beg
 
 from __future__ import annotations
 
-import hmac
 import re
 from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any
@@ -13,11 +12,13 @@ from typing import Annotated, Any
 from fastapi import Depends, Header, Path, Query, Request
 from starlette.responses import Response
 
+from api.identity import Identity, Policy, names_of, states
 from api.lifespan import State
 from api.listeners import Listener
+from api.permit import Permit
 from api.sse import EventStreamResponse, choose_encoder
-from shared.errors import NotAllowed, UnknownTask
-from shared.models import ANYONE, OwnerId, Task, TaskId
+from shared.errors import NotWithToken, UnknownTask
+from shared.models import OwnerId, Task, TaskId
 from shared.redis import AWAY
 
 
@@ -26,35 +27,60 @@ def get_state(request: Request) -> State:
     return state
 
 
-StateDep = Annotated[State, Depends(get_state)]
+# Dependencies are coroutines even where they wait for nothing: FastAPI sends a plain function to a thread, which costs
+# a request more than everything else here.
 
 
-def get_owner(state: StateDep, authorization: Annotated[str | None, Header()] = None) -> OwnerId:
-    """Whose tasks this request may see. In open mode everything belongs to everybody."""
-    api_keys = state.settings.api_keys
-    if not api_keys:
-        return ANYONE
-    scheme, _, key = (authorization or "").partition(" ")
-    found = None
-    for owner, expected in api_keys.items():  # all of them, so that the time tells nothing
-        if hmac.compare_digest(expected.get_secret_value().encode(), key.strip().encode()):
-            found = owner
-    if scheme.lower() != "bearer" or found is None:
-        raise NotAllowed
-    return found
+async def _get_state(request: Request) -> State:
+    return get_state(request)
+
+
+StateDep = Annotated[State, Depends(_get_state)]
+
+
+async def get_identity(request: Request) -> Identity | None:
+    """As api/identity.py found it; None on a public route alone."""
+    identity: Identity | None = request.scope["headway.identity"]
+    return identity
+
+
+IdentityDep = Annotated[Identity | None, Depends(get_identity)]
+
+
+@states(Policy.OWNER)
+async def get_owner(identity: IdentityDep) -> OwnerId:
+    """Whose tasks this request may see and change. In open mode everything belongs to everybody."""
+    assert identity is not None
+    if identity.task_id is not None:
+        raise NotWithToken
+    return identity.owner
 
 
 OwnerDep = Annotated[OwnerId, Depends(get_owner)]
 
 
-def get_task_id(task_id: Annotated[str, Path(description="The id that the POST answered with")]) -> TaskId:
+@states(Policy.READER)
+async def get_reader(identity: IdentityDep) -> OwnerId:
+    """As `get_owner`, for a route that reads one task: its token is enough, and leads to no other."""
+    assert identity is not None
+    return identity.owner
+
+
+ReaderDep = Annotated[OwnerId, Depends(get_reader)]
+
+
+def get_task_id(task_id: str) -> TaskId:
     """What cannot be an id is as unknown as one that is not known, and never becomes part of a key."""
     if not re.fullmatch(r"[0-9a-f]{32}", task_id):
         raise UnknownTask
     return TaskId(task_id)
 
 
-TaskIdDep = Annotated[TaskId, Depends(get_task_id)]
+async def _get_task_id(task_id: Annotated[str, Path(description="The id that the POST answered with")]) -> TaskId:
+    return get_task_id(task_id)
+
+
+TaskIdDep = Annotated[TaskId, Depends(_get_task_id)]
 
 
 async def get_task(state: StateDep, task_id: TaskIdDep, owner: OwnerDep) -> Task:
@@ -64,7 +90,14 @@ async def get_task(state: StateDep, task_id: TaskIdDep, owner: OwnerDep) -> Task
 TaskDep = Annotated[Task, Depends(get_task)]
 
 
-def get_last_event_id(
+async def get_read_task(state: StateDep, task_id: TaskIdDep, owner: ReaderDep) -> Task:
+    return await state.feed.task(task_id, owner)
+
+
+ReadTaskDep = Annotated[Task, Depends(get_read_task)]
+
+
+async def get_last_event_id(
     last_event_id_header: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
     last_event_id: Annotated[
         str | None, Query(description="As the Last-Event-ID header, for a first connection; the header wins")
@@ -84,24 +117,25 @@ LastEventIdDep = Annotated[int | None, Depends(get_last_event_id)]
 def stream_of(request: Request, state: State, listener: AbstractAsyncContextManager[Listener]) -> EventStreamResponse:
     """The listener's stream, in the format the client asks for."""
     return EventStreamResponse(
-        listener,
+        Permit(listener, state, request.scope["headway.identity"], names_of(request.scope)),
         choose_encoder(request.headers.get("accept", "")),
         heartbeat_seconds=state.settings.heartbeat_seconds,
         send_timeout_seconds=state.settings.send_timeout_seconds,
+        carry=state.relay.carry,
     )
 
 
 async def get_task_stream(
-    request: Request, state: StateDep, task_id: TaskIdDep, owner: OwnerDep, after: LastEventIdDep
+    request: Request, state: StateDep, task_id: TaskIdDep, owner: ReaderDep, after: LastEventIdDep
 ) -> Response | EventStreamResponse:
     """The stream of one task, or 204 where its end has been seen. An unknown task raises. While Redis is away nothing
     can be decided, so the stream is opened and told the truth when it is back (EventSource gives up on a 503)."""
     try:
-        task = await state.feed.task(task_id, owner)
+        ended_version = await state.feed.ended_version(task_id, owner)
     except AWAY:
         pass
     else:
-        if task.status.is_terminal and after is not None and after >= (task.ended_version or task.version):
+        if ended_version is not None and after is not None and after >= ended_version:
             return Response(status_code=204)
     return stream_of(request, state, state.relay.listen(task_id, owner, after))
 

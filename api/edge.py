@@ -1,60 +1,93 @@
 """The outermost layer of the API, plain ASGI: what holds for every request, whatever its route.
 
 Requests that change something and come from another site are refused (Fetch Metadata, with Origin where a browser does
-not send it); answers carry headers that keep a browser from guessing or framing; and the server's own `send` is kept in
-the scope, so that a stream whose client takes nothing can be cut (api/sse.py).
+not send it), and in open mode those for a name that somebody else may have given this machine; answers carry headers
+that keep a browser from guessing, framing, or running what was not meant to run.
 """
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 from typing import Final
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.problems import PROBLEMS, problem_response
-from shared.errors import Forbidden
+from api.problems import answer_to
+from shared.errors import Forbidden, ForeignHost, HeadwayError
 
-_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-_HEADERS: Final = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-}
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+#: Where a route sends one of these itself, that one counts.
+_HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    # Nobody's page embeds what is here; one that may read it asks with CORS, which this does not touch.
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"object-src 'none'; base-uri 'none'; frame-ancestors 'none'"),
+)
 
 
 class Edge:
-    def __init__(self, app: ASGIApp, allowed_origins: Iterable[str]) -> None:
+    """`local_only`: in open mode, which is for this machine alone, also by its name."""
+
+    def __init__(self, app: ASGIApp, allowed_origins: Iterable[str], *, local_only: bool) -> None:
         self._app = app
         self._allowed_origins = frozenset(allowed_origins)
+        self._local_only = local_only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["method"] not in _SAFE_METHODS and self._is_cross_site(Headers(scope=scope)):
-            problem = problem_response(PROBLEMS[Forbidden], str(Forbidden()))
-            await problem(scope, receive, send)
-            return
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(raw=list(message.get("headers", ())))
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
-                message = {**message, "headers": headers.raw}
+                headers = list(message.get("headers", ()))
+                names = {name.lower() for name, _ in headers}
+                message = {**message, "headers": headers + [pair for pair in _HEADERS if pair[0] not in names]}
             await send(message)
 
-        await self._app(scope, receive, send_with_headers)
+        refused = self._refuse(scope["method"], Headers(scope=scope))
+        answer = answer_to(refused) if refused is not None else None
+        await (answer or self._app)(scope, receive, send_with_headers)
 
-    def _is_cross_site(self, headers: Headers) -> bool:
-        origin = headers.get("origin")
-        if origin is not None and origin in self._allowed_origins:
-            return False
-        site = headers.get("sec-fetch-site")
-        if site is not None:
-            return site not in ("same-origin", "none")
-        return origin is not None and urlsplit(origin).netloc != headers.get("host")
+    def _refuse(self, method: str, headers: Headers) -> HeadwayError | None:
+        # A page of another site can have its own name lead to 127.0.0.1 (DNS rebinding), and is then of our origin.
+        if self._local_only and not _is_local(headers.get("host", "")):
+            return ForeignHost()
+        if method in SAFE_METHODS or headers.get("origin") in self._allowed_origins or is_own_origin(headers):
+            return None
+        return Forbidden()
+
+
+def is_own_origin(headers: Headers) -> bool:
+    """Whether our own page asks, or no page at all. A page of the same site is not our own: `other.example.com` may be
+    anybody's."""
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site in ("same-origin", "none")
+    origin = headers.get("origin")
+    try:
+        return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    except ValueError:
+        return False
+
+
+def _is_local(host: str) -> bool:
+    """Whether nobody else can have given the name: an address, a name without a dot, or one under `localhost`."""
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return False
+    if "." not in name or name.endswith(".localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

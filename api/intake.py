@@ -7,8 +7,10 @@ what was promised leaves no file and, where the task came into being with it, no
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -17,13 +19,15 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from shared.errors import InvalidRequest, TooLarge, UnsupportedType, UploadCut
+from shared.errors import InvalidRequest, TooLarge, TooSlow, UnsupportedType, UploadCut
 from shared.models import FieldError
 from shared.storage import StoredFile, Upload
 
 #: Everything in a form that is not the file: names, options. Options are small JSON.
 FORM_FIELD_BYTES: Final = 64 * 1024
 PART_HEADER_BYTES: Final = 16 * 1024
+#: The least that must come in HEADWAY_RECEIVE_TIMEOUT_SECONDS of waiting: no line is as slow as 34 bytes a second.
+PATIENCE_BYTES: Final = 1024
 FORM_FIELDS: Final = 20
 FILENAME_CHARACTERS: Final = 255
 BATCH_ID: Final = r"[A-Za-z0-9_.:-]{1,64}"
@@ -82,23 +86,45 @@ def check_length(request: Request, limit_bytes: int) -> None:
         raise too_large(limit_bytes)
 
 
+def certain_length(request: Request) -> int | None:
+    """What of a form's Content-Length is certain to be its file, as good as; None where the client does not say."""
+    declared = request.headers.get("content-length", "")
+    return max(0, int(declared) - PART_HEADER_BYTES) if declared.isdigit() else None
+
+
 def too_large(limit_bytes: int) -> TooLarge:
     return TooLarge(f"The file is larger than {limit_bytes} bytes, the most this server takes.")
 
 
-async def body_of(request: Request) -> AsyncIterator[bytes]:
-    """The body as it arrives. Raises UploadCut where the client went away in the middle."""
-    try:
-        async for chunk in request.stream():
-            if chunk:
-                yield chunk
-    except ClientDisconnect:
-        raise UploadCut from None
+async def body_of(request: Request, *, patience_seconds: float) -> AsyncIterator[bytes]:
+    """The body as it arrives. Raises UploadCut where the client went away in the middle, TooSlow where it was waited
+    for longer than `patience_seconds` until PATIENCE_BYTES came. What is done with the bytes is no fault of the client,
+    so that time does not count."""
+    pieces = aiter(request.stream())
+    waited_seconds, received_bytes = 0.0, 0
+    while True:
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(patience_seconds - waited_seconds):
+                chunk = await anext(pieces, None)
+        except ClientDisconnect:
+            raise UploadCut from None
+        except TimeoutError:
+            raise TooSlow from None
+        if chunk is None:
+            return
+        received_bytes += len(chunk)
+        if received_bytes < PATIENCE_BYTES:
+            waited_seconds += time.monotonic() - began
+        else:
+            waited_seconds, received_bytes = 0.0, 0
+        if chunk:
+            yield chunk
 
 
-async def store_raw(request: Request, upload: Upload, *, limit_bytes: int) -> None:
-    """Writes a raw body; `upload.size_bytes` is what has come so far. The caller commits or aborts."""
-    async for chunk in body_of(request):
+async def store_raw(body: AsyncIterator[bytes], upload: Upload, *, limit_bytes: int) -> None:
+    """Writes a raw body; `upload.size_bytes` is what has come so far. The caller ends the upload."""
+    async for chunk in body:
         if upload.size_bytes + len(chunk) > limit_bytes:
             raise too_large(limit_bytes)
         await upload.write(chunk)
@@ -140,7 +166,7 @@ class _Reader:
         return events
 
 
-async def read_form(request: Request, upload: Upload, *, limit_bytes: int) -> Form:
+async def read_form(request: Request, upload: Upload, *, limit_bytes: int, patience_seconds: float) -> Form:
     """Reads a form to its end, the part named `file` into `upload`, which is committed. On any error it is not."""
     media_type, parameters = parse_options_header(request.headers.get("content-type", ""))
     boundary = parameters.get(b"boundary")
@@ -149,7 +175,7 @@ async def read_form(request: Request, upload: Upload, *, limit_bytes: int) -> Fo
     reader, form = _Reader(boundary), Form()
     part = _Part()
     finished = False
-    async for chunk in body_of(request):
+    async for chunk in body_of(request, patience_seconds=patience_seconds):
         try:
             events = reader.feed(chunk)
         except MultipartParseError:

@@ -16,8 +16,14 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from api.digests import Digests
+from api.idempotency import Idempotency
+from api.keyring import Keyring
+from api.limits import Limits
 from api.relay import Relay
+from api.sessions import Sessions
 from shared.feed import Feed
+from shared.idempotency import Answers
 from shared.logging import get_logger
 from shared.processors import Registry, load_registry
 from shared.progress import Publisher
@@ -40,10 +46,16 @@ class State:
     feed: Feed
     relay: Relay
     storage: Storage
+    #: Of the files in HEADWAY_FILES_DIR.
+    digests: Digests
     registry: Registry
+    idempotency: Idempotency
+    keyring: Keyring
+    sessions: Sessions
+    limits: Limits
 
 
-def lifespan_of(settings: Settings) -> Callable[[Any], Any]:
+def lifespan_of(settings: Settings, keyring: Keyring) -> Callable[[Any], Any]:
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[Mapping[str, Any]]:
         storage = open_storage(settings)
@@ -54,17 +66,24 @@ def lifespan_of(settings: Settings) -> Callable[[Any], Any]:
             redis = await stack.enter_async_context(connect(settings))
             feed = Feed(redis)
             relay = await stack.enter_async_context(Relay(feed, settings))
+            digests = await stack.enter_async_context(Digests())
+            sessions = await stack.enter_async_context(Sessions(redis))
             stack.enter_context(before_stopping(relay.drain))
             yield {
                 "headway": State(
-                    settings=settings,
+                    settings=settings.model_copy(update={"api_keys": {}}),  # the keyring has what is needed of them
                     redis=redis,
                     publisher=Publisher(redis, settings),
                     patient_publisher=Publisher(redis, settings, patient=True),
                     feed=feed,
                     relay=relay,
                     storage=storage,
+                    digests=digests,
                     registry=registry,
+                    idempotency=Idempotency(Answers(redis), feed),
+                    keyring=keyring,
+                    sessions=sessions,
+                    limits=Limits(settings, redis),
                 ),
             }
 

@@ -8,6 +8,7 @@ listener ends:
     gone      its owner closed it: the client left, or was too slow to be kept
     drained   the server is told to stop
     lost      Redis came back without the task: a last state `failed`, `lost`
+    expired   the token or the session that opened the stream is over
 Redis being away ends nothing: listeners wait, and are told the truth when it is back.
 
 Three kinds: of one task, of an owner's feed (all its tasks or some), of a batch's roll-up.
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import deque
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
@@ -52,19 +52,33 @@ class Source(Protocol):
         """The truth of a task, shared with whoever asks for the same at this moment."""
 
 
+class Wire(Protocol):
+    """Who writes for a listener without a task of its own (api/wire.py)."""
+
+    def wake(self) -> None:
+        """There is something to do. Never raises, never writes at once."""
+
+
 class Listener:
-    """A source for api/sse.py; made and closed by the relay. What differs between the kinds is in `_read`."""
+    """A source for api/sse.py; made and closed by the relay. What differs between the kinds is in `_read`.
+
+    Read in one of two ways: by `next`, which waits; or, with a `wire` that is woken instead, by `take`, and while it is
+    `stale` by `catch_up`.
+    """
+
+    __slots__ = ("_lagged", "_pending", "_source", "_waiter", "channel", "drained", "ended", "stale", "version", "wire")
 
     def __init__(self, source: Source, channel: str, after: int | None) -> None:
         self._source = source
         self.channel = channel
         #: The last version handed over, or seen by the client before it connected; None: it wants the snapshot.
-        self._version = after
-        self._pending: deque[Event] = deque()
-        self._changed = asyncio.Event()
+        self.version = after
+        self._pending: list[Event] = []
         #: The truth has to be read: at the start, after a hole, after a break of the subscription.
-        self._stale = True
+        self.stale = True
         self._lagged = False
+        self._waiter: asyncio.Future[None] | None = None
+        self.wire: Wire | None = None
         self.drained = False
         self.ended = False
 
@@ -75,16 +89,32 @@ class Listener:
         self._pending.append(event)
         if len(self._pending) > QUEUE_EVENTS:
             self._shed()
-        self._changed.set()
+        self._wake()
 
     def distrust(self) -> None:
         """Something may have been missed: read the truth before going on."""
-        self._stale = True
-        self._changed.set()
+        self.stale = True
+        self._wake()
+
+    def end(self) -> None:
+        """What allowed the client to listen is over."""
+        self.ended = True
+        self._wake()
 
     def drain(self) -> None:
         self.drained = True
-        self._changed.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self.wire is not None:
+            self.wire.wake()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    @property
+    def in_step(self) -> bool:
+        """Nothing waits and nothing is doubted: the next event of the channel is the next one for this listener."""
+        return not (self.stale or self._pending or self._lagged or self.ended or self.drained)
 
     # What the stream calls.
 
@@ -93,29 +123,34 @@ class Listener:
         while True:
             if self.drained or self.ended:
                 return None
-            if self._stale:
+            if self.stale:
                 if items := await self._read_truth():
                     return items
-            elif items := self._take():
+            elif items := self.take():
                 return items
-            else:
-                self._changed.clear()
-                if not (self._stale or self._pending or self.drained):
-                    await self._changed.wait()
+            elif not (self.stale or self._pending or self.drained):
+                await self._changed()
+
+    async def catch_up(self) -> list[Item]:
+        """What is new in the truth; nothing if that is nothing, or once there is an end to come."""
+        while self.stale and not (self.drained or self.ended):
+            if items := await self._read_truth():
+                return items
+        return []
 
     async def _read_truth(self) -> list[Item]:
         if not self._source.is_live(self.channel):
             await self._pause()
             return []
-        self._stale = False
+        self.stale = False
         try:
             return await self._read()
         except AWAY:
-            self._stale = True
+            self.stale = True
             await self._pause()
             return []
         except asyncio.CancelledError:  # only this wait was given up, for a heartbeat; the next one reads again
-            self._stale = True
+            self.stale = True
             raise
 
     async def _read(self) -> list[Item]:
@@ -123,42 +158,49 @@ class Listener:
         raise NotImplementedError
 
     async def _pause(self) -> None:
-        self._changed.clear()
         if not self.drained:
             with suppress(TimeoutError):
                 async with asyncio.timeout(RETRY_SECONDS):
-                    await self._changed.wait()
+                    await self._changed()
 
-    def _take(self) -> list[Item]:
+    async def _changed(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def take(self) -> list[Item]:
+        """What came live and is next; may find that the truth has to be read."""
         items: list[Item] = []
-        while self._pending and not self.ended:
-            event = self._pending[0]
-            if self._version is not None and event.version <= self._version:
-                self._pending.popleft()
-            elif self._version is not None and event.version == self._version + 1:
-                self._hand_over(self._pending.popleft(), items)
-            elif self._lagged:
-                self._gap(event.version - 1, items)
-                self._hand_over(self._pending.popleft(), items)
-            else:  # Redis dropped something on the way
-                self._stale = True
+        taken = 0
+        for event in self._pending:
+            if self.ended:
                 break
+            if self.version is None or (event.version > self.version + 1 and not self._lagged):
+                self.stale = True  # Redis dropped something on the way
+                break
+            if event.version > self.version:
+                self._gap(event.version - 1, items)
+                self._hand_over(event, items)
+            taken += 1
+        del self._pending[:taken]
         if not self._pending:
             self._lagged = False
         return items
 
     def _hand_over(self, event: Event, items: list[Item]) -> None:
-        self._version = event.version
+        self.version = event.version
         items.append((event, None))
-        self.ended = event.is_terminal
+        self.ended = self.ended or event.is_terminal
 
     def _gap(self, to: int, items: list[Item]) -> None:
         """Tells that what lies between the last version and `to`, `to` included, is not coming. Its id is `to`."""
-        assert self._version is not None
-        if to <= self._version:
+        assert self.version is not None
+        if to <= self.version:
             return
-        data = text_of({**self._gap_names(), "from": self._version + 1, "to": to})
-        self._version = to
+        data = text_of({**self._gap_names(), "from": self.version + 1, "to": to})
+        self.version = to
         items.append((Event(to, "gap", data.encode()), None))
 
     def _gap_names(self) -> dict[str, str]:
@@ -169,41 +211,44 @@ class Listener:
         named = [event for event in self._pending if not event.is_state][-QUEUE_NAMED_EVENTS:]
         kept = sorted((*named, *newest.values()), key=lambda event: event.version)
         self._lagged = self._lagged or len(kept) < len(self._pending)
-        self._pending = deque(kept)
+        self._pending = kept
         if len(kept) > QUEUE_EVENTS:  # so many tasks at once: their states are read anew, which is as true
             self._pending.clear()
-            self._stale = True
+            self.stale = True
 
 
 class TaskListener(Listener):
     """Watches one task to its end."""
 
+    __slots__ = ("_owner", "last_state", "task_id")
+
     def __init__(self, source: Source, channel: str, task_id: TaskId, owner: OwnerId | None, after: int | None) -> None:
         super().__init__(source, channel, after)
-        self._task_id = task_id
+        self.task_id = task_id
         self._owner = owner
-        self._last_state: Event | None = None
+        #: What a client saw last, for the word `lost`; the relay's while this is in step.
+        self.last_state: Event | None = None
 
     async def _read(self) -> list[Item]:
         try:
-            truth = await self._source.read_task(self.channel, self._task_id, self._owner, self._version)
+            truth = await self._source.read_task(self.channel, self.task_id, self._owner, self.version)
         except UnknownTask:
             items: list[Item] = []
-            self._hand_over(lost_event(self._task_id, (self._version or 0) + 1, self._last_state), items)
+            self._hand_over(lost_event(self.task_id, (self.version or 0) + 1, self.last_state), items)
             return items
         return self._deliver(truth)
 
     def _hand_over(self, event: Event, items: list[Item]) -> None:
         super()._hand_over(event, items)
         if event.is_state:
-            self._last_state = event
+            self.last_state = event
 
     def _deliver(self, truth: Snapshot) -> list[Item]:
         items: list[Item] = []
-        if self._version is not None and truth.state.version < self._version:
+        if self.version is not None and truth.state.version < self.version:
             # Redis was restored from an older time, or the client invented an id: what is now is the truth.
-            self._version = None
-        if self._version is None:
+            self.version = None
+        if self.version is None:
             self._hand_over(truth.state, items)
             return items
         history = list(truth.history)
@@ -220,7 +265,7 @@ class TaskListener(Listener):
         return items
 
     def _gap_names(self) -> dict[str, str]:
-        return {"task_id": self._task_id}
+        return {"task_id": self.task_id}
 
 
 class OwnerListener(Listener):
@@ -229,6 +274,8 @@ class OwnerListener(Listener):
     Ids are numbers of the feed, so they have holes where events are not in scope. A state that was read is never
     followed by an older one of the same task.
     """
+
+    __slots__ = ("_alive", "_awaited", "_owner", "_read_at", "_scope")
 
     def __init__(self, source: Source, channel: str, owner: OwnerId, scope: Scope, after: int | None) -> None:
         super().__init__(source, channel, after)
@@ -242,16 +289,16 @@ class OwnerListener(Listener):
 
     async def _read(self) -> list[Item]:
         truth = await self._source.feed.owner(
-            self._owner, self._scope, after=self._version, known=self._awaited | self._alive.keys()
+            self._owner, self._scope, after=self.version, known=self._awaited | self._alive.keys()
         )
         return self._deliver(truth)
 
     def _deliver(self, truth: OwnerTruth) -> list[Item]:
         items: list[Item] = []
-        if self._version is not None and truth.number < self._version:
-            self._version = None
+        if self.version is not None and truth.number < self.version:
+            self.version = None
         if truth.missed_from is not None:
-            seen = str(self._version)
+            seen = str(self.version)
             self._gap(truth.number, items)
             if truth.states:  # who is cut off behind it is told it again, and so the states that stand for it
                 items = [(item[0], seen) for item in items if not isinstance(item, Comment)]
@@ -261,17 +308,17 @@ class OwnerListener(Listener):
         for event in truth.history:
             self._hand_over(event, items)
         for task_id in truth.gone:
-            number = max(truth.number, self._version or 0)
+            number = max(truth.number, self.version or 0)
             last = self._alive.get(task_id)
             lost = lost_event(task_id, last.task_version + 1 if last else 1, last)
             self._show(FeedEvent(number, "", lost.data, task_id, lost.version, ""), items)
-        self._version = truth.number
+        self.version = truth.number
         self._settle(truth.ended)
         return items
 
     def _hand_over(self, event: Event, items: list[Item]) -> None:
         assert isinstance(event, FeedEvent)
-        self._version = event.version
+        self.version = event.version
         if not self._scope.holds(event):
             return
         if event.task_version <= self._read_at.get(event.task_id, 0):
@@ -296,6 +343,8 @@ class OwnerListener(Listener):
 class BatchListener(Listener):
     """Watches the roll-up of a batch until every task of it has ended. Only the newest state matters."""
 
+    __slots__ = ("_batch_id", "_owner", "_seen")
+
     def __init__(self, source: Source, channel: str, owner: OwnerId, batch_id: str, after: int | None) -> None:
         super().__init__(source, channel, None)
         self._owner = owner
@@ -309,12 +358,12 @@ class BatchListener(Listener):
         except UnknownTask:
             self.ended = True
             return items
-        if self._version is None or state.version != self._version:
+        if self.version is None or state.version != self.version:
             self._hand_over(state, items)
         return items
 
     def _hand_over(self, event: Event, items: list[Item]) -> None:
-        self._version = event.version
+        self.version = event.version
         items.append((event, None))
         self.ended = batch_has_ended(event)
 

@@ -25,7 +25,8 @@ from shared.redis import AWAY, RedisError, why_away
 log = get_logger(__name__)
 
 MEDIA_TYPE: Final = "application/problem+json"
-#: What a client is told to wait for a Redis that is away: a restart takes about this long.
+#: What a client is told to wait for a Redis that is away: a restart takes about this long. For a request that is under
+#: way too.
 RETRY_AFTER_SECONDS: Final = 2
 
 
@@ -41,16 +42,39 @@ PROBLEMS: Final[dict[type[BaseException], Problem]] = {
     errors.InvalidRequest: Problem(422, "invalid-request", "The request is not what this route takes"),
     errors.TooLarge: Problem(413, "too-large", "The file is too large"),
     errors.UnsupportedType: Problem(415, "unsupported-type", "The content type is not one this route takes"),
+    errors.BadHeader: Problem(400, "bad-header", "A header is not what the protocol asks for"),
+    errors.TooSlow: Problem(408, "too-slow", "The body came too slowly"),
+    errors.UploadGone: Problem(410, "upload-gone", "The upload is gone"),
+    errors.UploadBusy: Problem(423, "upload-busy", "Another request writes to this upload"),
+    errors.WrongTusVersion: Problem(412, "wrong-tus-version", "Another version of tus is spoken here"),
+    errors.ChecksumMismatch: Problem(460, "checksum-mismatch", "The piece is not what its checksum says"),
+    errors.Stopping: Problem(503, "stopping", "The server is being stopped"),
     errors.UploadCut: Problem(400, "upload-cut", "The upload was cut off"),
+    errors.KeyReused: Problem(422, "key-reused", "The Idempotency-Key belongs to another request"),
+    errors.KeyInUse: Problem(409, "key-in-use", "A request with this Idempotency-Key is under way"),
     errors.UnknownTask: Problem(404, "unknown-task", "There is no such task"),
     errors.UnknownFile: Problem(404, "unknown-file", "There is no such file"),
+    errors.PreconditionFailed: Problem(412, "precondition-failed", "The file is not the one that was asked for"),
+    errors.RangeNotSatisfiable: Problem(416, "range-not-satisfiable", "The file has no such bytes"),
     errors.Conflict: Problem(409, "conflict", "The task is not in a state that allows this"),
     errors.NotAllowed: Problem(401, "not-allowed", "A key is needed"),
     errors.Forbidden: Problem(403, "forbidden", "The request comes from another site"),
+    errors.ForeignHost: Problem(403, "foreign-host", "The request names another host"),
+    errors.NotWithToken: Problem(403, "not-with-token", "A task token reads one task"),
+    errors.NoPolicy: Problem(403, "no-policy", "The route is closed"),
+    errors.TooMany: Problem(429, "too-many", "Too many at once"),
     errors.StorageFull: Problem(507, "storage-full", "The disk is full"),
+    errors.QuotaFull: Problem(507, "quota-full", "Your files hold as much as they may"),
+    errors.StorageAway: Problem(503, "storage-away", "The storage of the files is away"),
     errors.Refused: Problem(409, "conflict", "The task is not in a state that allows this"),
 }
 AWAY_PROBLEM: Final = Problem(503, "redis-away", "Redis is away")
+#: Before there is a request (api/deadlines.py).
+MALFORMED: Final = Problem(400, "malformed", "The request is not HTTP")
+SLOW_HEADERS: Final = Problem(408, "slow-headers", "The request's headers came too slowly")
+LONG_HEADERS: Final = Problem(431, "long-headers", "The request's headers are too long")
+FULL: Final = Problem(503, "full", "There are too many connections")
+_WRONG_METHOD: Final = "This path does not take that method; the Allow header lists those it does."
 UNEXPECTED: Final = Problem(500, "unexpected", "Something went wrong on this server")
 
 
@@ -72,6 +96,14 @@ def problem_response(
     return Response(json.dumps(body), problem.status, headers, MEDIA_TYPE)
 
 
+def wrong_method(allow: str) -> Response:
+    """For a route that sees to its methods by itself. `allow`: those that it takes."""
+    status = HTTPStatus.METHOD_NOT_ALLOWED
+    return problem_response(
+        Problem(status, "method-not-allowed", status.phrase), _WRONG_METHOD, headers={"Allow": allow}
+    )
+
+
 def install(app: FastAPI) -> None:
     """Registers the handlers for everything that can be raised."""
     app.add_exception_handler(errors.HeadwayError, _ours)
@@ -82,26 +114,37 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
-async def _ours(_: Request, error: Exception) -> Response:
+async def _ours(request: Request, error: Exception) -> Response:
+    answer = answer_to(error)
+    return answer if answer is not None else await _unexpected(request, error)
+
+
+def answer_to(error: Exception) -> Response | None:
+    """What is told of an error of ours; None for any other, and for one that never meets a request."""
     for ancestor in type(error).__mro__:
         if (problem := PROBLEMS.get(ancestor)) is not None:
             headers = {"WWW-Authenticate": "Bearer"} if problem.status == 401 else {}
+            if problem.status == 408:
+                headers["Connection"] = "close"
+            if isinstance(error, errors.KeyInUse | errors.UploadBusy | errors.Stopping | errors.StorageAway):
+                headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+            if isinstance(error, errors.TooMany):
+                headers["Retry-After"] = str(error.retry_after_seconds)
             field_errors = error.errors if isinstance(error, errors.InvalidRequest) else ()
             detail = str(error)
             if isinstance(error, errors.Refused):
                 detail = f"The task is {error.status}." if error.status else "There is no such task any more."
             return problem_response(problem, detail, field_errors=field_errors, headers=headers)
-    return await _unexpected(_, error)
+    return None
 
 
 async def _framework(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
     problem = Problem(status, status.phrase.lower().replace(" ", "-"), status.phrase)
-    detail = {
-        404: "There is nothing at this path; /docs lists what there is.",
-        405: "This path does not take that method; the Allow header lists those it does.",
-    }.get(status, str(error.detail))
+    detail = {404: "There is nothing at this path; /docs lists what there is.", 405: _WRONG_METHOD}.get(
+        status, str(error.detail)
+    )
     return problem_response(problem, detail, headers=dict(error.headers or {}))
 
 
@@ -116,6 +159,10 @@ async def _validation(_: Request, error: Exception) -> Response:
 
 
 async def _away(_: Request, error: Exception) -> Response:
+    return away_response(error)
+
+
+def away_response(error: Exception) -> Response:
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
     return problem_response(AWAY_PROBLEM, f"{why_away(error)}. Try again in a moment.", headers=headers)
 

@@ -1,24 +1,34 @@
 """From Redis to everybody who watches: one subscription a process, a topic a channel, bounded listeners.
 
 The relay passes on what arrives and says when something may have been missed; what a watcher is owed is its listener's
-business (api/listeners.py). A topic lives from its first listener until a while after its last, so that a reload costs
-Redis nothing. A receiver that dies is run again, and readiness fails meanwhile.
+business (api/listeners.py). How it gets there is a wire's (api/wire.py) or, where the server's connection cannot be
+had, a response's (api/sse.py). A topic lives from its first listener until a while after its last, so that a reload
+costs Redis nothing. A receiver that dies is run again, and readiness fails meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from functools import partial
-from typing import Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
+
+from starlette.types import Scope as AsgiScope
 
 from api.listeners import RETRY_SECONDS, BatchListener, Listener, OwnerListener, TaskListener
+from api.protocol import StreamProtocol
+from api.pulse import Pulse
+from api.sse import Encoder
+from api.topic import Topic
+from api.wire import Wire
 from shared import keys
 from shared.cancellation import cancel
+from shared.errors import UnknownTask
 from shared.feed import Feed, Scope, Snapshot, decode_feed_message, decode_message
 from shared.logging import get_logger
 from shared.models import Event, OwnerId, TaskId
+from shared.redis import AWAY
 from shared.settings import Settings
 from shared.subscription import Subscription
 
@@ -26,8 +36,8 @@ log = get_logger(__name__)
 
 #: A reload leaves and comes back: the channel is kept this long.
 LINGER_SECONDS: Final = 5.0
-#: Listeners read the truth again this often, whatever they heard: nothing should ever depend on it, but a lie that
-#: lasts is worse than a read a minute.
+#: What was silent for this long is compared with the truth: nothing should ever depend on it, but a lie that lasts is
+#: worse than a read a minute.
 DISTRUST_SECONDS: Final = 60.0
 
 _Decode = Callable[[bytes], Event]
@@ -35,15 +45,22 @@ _ReadKey = tuple[str, OwnerId | None, int | None, int]
 L = TypeVar("L", bound=Listener)
 
 
-class _Topic:
-    """A channel and who listens to it."""
+class Registration(Generic[L]):
+    """A listener is registered for as long as the block lasts. No generator: there is one for each open stream."""
 
-    def __init__(self, decode: _Decode) -> None:
-        self.decode = decode
-        self.listeners: set[Listener] = set()
-        self.live = False
-        self.messages = 0
-        self.closing: asyncio.TimerHandle | None = None
+    __slots__ = ("_decode", "_listener", "_relay")
+
+    def __init__(self, relay: Relay, listener: L, decode: _Decode) -> None:
+        self._relay = relay
+        self._listener = listener
+        self._decode = decode
+
+    async def __aenter__(self) -> L:
+        self._relay.join(self._listener, self._decode)
+        return self._listener
+
+    async def __aexit__(self, *_: object) -> None:
+        self._relay.leave(self._listener)
 
 
 class Relay:
@@ -51,18 +68,30 @@ class Relay:
 
     def __init__(self, feed: Feed, settings: Settings) -> None:
         self.feed = feed
-        self._topics: dict[str, _Topic] = {}
+        self._topics: dict[str, Topic] = {}
         self._reads: dict[_ReadKey, asyncio.Future[Snapshot]] = {}
         #: The server is told to stop.
         self.draining = False
+        self.heartbeat_seconds = settings.heartbeat_seconds
+        self.send_timeout_seconds = settings.send_timeout_seconds
+        self.pulse = Pulse(min(1.0, max(0.02, min(self.heartbeat_seconds, self.send_timeout_seconds) / 30)))
         self._stack = AsyncExitStack()
-        self._subscription = Subscription(settings, on_message=self._on_message, on_subscribed=self._on_subscribed)
+        self._subscription = Subscription(
+            settings, on_message=self._on_message, on_subscribed=self._on_subscribed, on_read=self._on_read
+        )
         self._restarts = 0
+        #: Topics that have something to write, and wires that have something to do, at the end of this read.
+        self._unwritten: list[Topic] = []
+        self._woken: list[Wire] = []
 
     async def __aenter__(self) -> Relay:
+        self._loop = asyncio.get_running_loop()
         self._group = await self._stack.enter_async_context(asyncio.TaskGroup())
-        self._receiver = self._group.create_task(self._receive(), name="relay receiver")
-        self._distruster = self._group.create_task(self._distrust_silence(), name="relay distrust")
+        self._services = [
+            self._group.create_task(self._receive(), name="relay receiver"),
+            self._group.create_task(self._distrust_silence(), name="relay distrust"),
+            self._group.create_task(self.pulse.run(), name="relay pulse"),
+        ]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -70,7 +99,7 @@ class Relay:
         for topic in self._topics.values():
             if topic.closing is not None:
                 topic.closing.cancel()
-        await cancel(self._receiver, self._distruster)
+        await cancel(*self._services)
         await self._stack.aclose()
 
     @property
@@ -80,58 +109,65 @@ class Relay:
 
     @property
     def listener_count(self) -> int:
-        return sum(len(topic.listeners) for topic in self._topics.values())
+        return sum(len(topic) for topic in self._topics.values())
 
     @property
     def topic_count(self) -> int:
         """Channels subscribed to, those that linger included."""
         return len(self._topics)
 
-    def listen(
-        self, task_id: TaskId, owner: OwnerId | None, after: int | None
-    ) -> AbstractAsyncContextManager[TaskListener]:
-        """A listener of one task for as long as the block lasts. `after`: the last version the client has seen."""
+    def listen(self, task_id: TaskId, owner: OwnerId | None, after: int | None) -> Registration[TaskListener]:
+        """A listener of one task. `after`: the last version the client has seen."""
         channel = keys.channel(task_id)
-        return self._registered(TaskListener(self, channel, task_id, owner, after), decode_message)
+        return Registration(self, TaskListener(self, channel, task_id, owner, after), decode_message)
 
-    def listen_to_owner(
-        self, owner: OwnerId, scope: Scope, after: int | None
-    ) -> AbstractAsyncContextManager[OwnerListener]:
+    def listen_to_owner(self, owner: OwnerId, scope: Scope, after: int | None) -> Registration[OwnerListener]:
         """A listener of an owner's feed. `after`: the last number the client has seen."""
         channel = keys.OWNER_LIVE % owner
-        return self._registered(OwnerListener(self, channel, owner, scope, after), decode_feed_message)
+        return Registration(self, OwnerListener(self, channel, owner, scope, after), decode_feed_message)
 
-    def listen_to_batch(
-        self, owner: OwnerId, batch_id: str, after: int | None
-    ) -> AbstractAsyncContextManager[BatchListener]:
+    def listen_to_batch(self, owner: OwnerId, batch_id: str, after: int | None) -> Registration[BatchListener]:
         """A listener of a batch's roll-up."""
         channel = keys.BATCH_LIVE % (owner, batch_id)
-        return self._registered(BatchListener(self, channel, owner, batch_id, after), decode_message)
+        return Registration(self, BatchListener(self, channel, owner, batch_id, after), decode_message)
 
-    @asynccontextmanager
-    async def _registered(self, listener: L, decode: _Decode) -> AsyncIterator[L]:
+    def join(self, listener: Listener, decode: _Decode) -> None:
         if self.draining:
             listener.drain()
-        topic = self._topics.setdefault(listener.channel, _Topic(decode))
-        if topic.closing is not None:
+        topic = self._topics.get(listener.channel)
+        if topic is None:
+            topic = self._topics[listener.channel] = Topic(decode)
+            self._subscription.subscribe(listener.channel)
+        elif topic.closing is not None:
             topic.closing.cancel()
             topic.closing = None
-        first = not topic.listeners and not topic.live
         topic.listeners.add(listener)
-        try:
-            if first:
-                await self._subscription.subscribe(listener.channel)
-            yield listener
-        finally:
-            topic.listeners.discard(listener)
-            if not topic.listeners and topic.closing is None:
-                loop = asyncio.get_running_loop()
-                topic.closing = loop.call_later(LINGER_SECONDS, self._close_topic, listener.channel)
+
+    def leave(self, listener: Listener) -> None:
+        if (topic := self._topics.get(listener.channel)) is None:
+            return
+        topic.leave(listener)
+        if not len(topic) and topic.closing is None:
+            topic.closing = self._loop.call_later(LINGER_SECONDS, self._close_topic, listener.channel)
+
+    def carry(
+        self, scope: AsgiScope, listener: Listener, encoder: Encoder, opened: AbstractAsyncContextManager[Any]
+    ) -> bool:
+        """Takes over a stream whose headers are out, if its connection can be had, and leaves `opened` at its end."""
+        protocol = StreamProtocol.under(scope)
+        if protocol is None:
+            return False
+        Wire(self, self._topics[listener.channel], protocol, listener, encoder, opened)
+        return True
 
     def drain(self) -> None:
         """Ends every stream, whole, and every one that is asked for from here on."""
         self.draining = True
-        self._each(Listener.drain)
+        for topic in list(self._topics.values()):
+            topic.step_out()
+            for listener in list(topic.listeners):
+                listener.drain()
+        self._proceed()
 
     def is_live(self, channel: str) -> bool:
         topic = self._topics.get(channel)
@@ -153,27 +189,41 @@ class Relay:
     def _close_topic(self, channel: str) -> None:
         topic = self._topics[channel]
         topic.closing = None
-        if not topic.listeners and not self.draining:
+        if not len(topic) and not self.draining:
             del self._topics[channel]
-            self._group.create_task(self._unsubscribe(channel), name=f"unsubscribe {channel}")
+            self._subscription.unsubscribe(channel)
 
-    async def _unsubscribe(self, channel: str) -> None:
-        await self._subscription.unsubscribe(channel)
-        if channel in self._topics:  # somebody came in the meantime
-            await self._subscription.subscribe(channel)
+    def wake(self, wire: Wire) -> None:
+        """Lets it proceed at the end of this read, or of this turn of the loop."""
+        if not self._woken:
+            self._loop.call_soon(self._proceed)
+        self._woken.append(wire)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        return self._group.create_task(work)
+
+    def _proceed(self) -> None:
+        woken, self._woken = self._woken, []
+        for wire in woken:
+            wire.proceed()
 
     def _on_message(self, channel: str, message: bytes) -> None:
-        if (topic := self._topics.get(channel)) is not None:
-            event = topic.decode(message)
-            topic.messages += 1
-            for listener in topic.listeners:
-                listener.push(event)
+        if (topic := self._topics.get(channel)) is not None and topic.message(message):
+            self._unwritten.append(topic)
+
+    def _on_read(self) -> None:
+        if self._unwritten:
+            now = self._loop.time()
+            for topic in self._unwritten:
+                topic.write(now)
+            self._unwritten.clear()
+        if self._woken:
+            self._proceed()
 
     def _on_subscribed(self, channel: str) -> None:
         if (topic := self._topics.get(channel)) is not None:
             topic.live = True
-            for listener in topic.listeners:
-                listener.distrust()
+            topic.distrust()
 
     async def _receive(self) -> None:
         """Runs the receiver, and runs it again should it ever die of something other than Redis."""
@@ -187,11 +237,24 @@ class Relay:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _distrust_silence(self) -> None:
+        """Compares what was silent with the truth, a topic after the other, so that it is no burst for anybody."""
         while True:
             await asyncio.sleep(DISTRUST_SECONDS)
-            self._each(Listener.distrust)
+            for topic in list(self._topics.values()):
+                if topic.wires and not await self._is_true(topic):
+                    topic.distrust()
+                for listener in topic.listeners:
+                    listener.distrust()
 
-    def _each(self, call: Callable[[Listener], None]) -> None:
-        for topic in list(self._topics.values()):
-            for listener in list(topic.listeners):
-                call(listener)
+    async def _is_true(self, topic: Topic) -> bool:
+        if topic.written_at > self._loop.time() - DISTRUST_SECONDS:  # an event followed the one before it
+            return True
+        before, listener = topic.version, next(iter(topic.wires.values())).listener
+        assert isinstance(listener, TaskListener)
+        try:
+            truth = await self.feed.snapshot(listener.task_id)
+        except UnknownTask:
+            return False
+        except AWAY:
+            return True  # and when it is back, everybody reads
+        return not topic.wires or (before or 0) <= truth.state.version <= (topic.version or 0)

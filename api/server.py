@@ -16,6 +16,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from api.app import create_app
+from api.protocol import StreamProtocol
 from shared.errors import SettingsError
 from shared.logging import configure, get_logger
 from shared.settings import Settings
@@ -73,6 +74,8 @@ def run(settings: Settings, *, host: str = "127.0.0.1", port: int = 8000, worker
         log_config=None,
         access_log=False,
         backlog=BACKLOG,
+        http=StreamProtocol,
+        ws="none",
         timeout_graceful_shutdown=GRACE_SECONDS,
         server_header=False,
     )

@@ -13,7 +13,7 @@ import random
 import socket
 import struct
 from collections.abc import Callable, Iterable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
@@ -45,6 +45,10 @@ class Comment:
     text: str
 
 
+NOTHING_YET: Final = Comment("connected; nothing to tell yet")
+STILL_HERE: Final = Comment("still here")
+
+
 class Encoder(Protocol):
     media_type: Format
 
@@ -58,6 +62,14 @@ class SSE:
     """`id`, `event` for a named one, `data`, an empty line."""
 
     media_type: Format = "text/event-stream"
+
+    @staticmethod
+    def chunk(version: bytes, name: bytes, data: bytes) -> bytes:
+        """`event`, made once for everybody who watches over HTTP/1.1: already a chunk of the answer."""
+        if name:
+            size = len(version) + len(name) + len(data) + 21
+            return b"%x\r\nid: %b\nevent: %b\ndata: %b\n\n\r\n" % (size, version, name, data)
+        return b"%x\r\nid: %b\ndata: %b\n\n\r\n" % (len(version) + len(data) + 13, version, data)
 
     def first(self) -> bytes:
         return b"retry: %d\n" % RETRY_MS
@@ -155,8 +167,17 @@ HEADERS: Final = {
 }
 
 
+def encoded(encoder: Encoder, items: Iterable[Any]) -> bytes:
+    return b"".join(encoder.comment(item.text) if isinstance(item, Comment) else encoder.event(*item) for item in items)
+
+
+#: (scope, source, encoder, opened) → whether the rest of the answer is somebody else's business now, leaving included.
+Carry = Callable[[Scope, Any, Encoder, AbstractAsyncContextManager[Any]], bool]
+
+
 class EventStreamResponse(Response):
-    """An ASGI application that sends one stream. `enter` opens the source; it is closed before this returns.
+    """An ASGI application that sends one stream. `enter` opens the source; it is closed before this returns, unless
+    `carry` takes the stream over once the headers are out.
 
     A client that takes nothing for `send_timeout_seconds` is cut off: its connection is aborted, since a polite close
     would wait behind the very bytes that it does not take.
@@ -169,6 +190,7 @@ class EventStreamResponse(Response):
         *,
         heartbeat_seconds: float,
         send_timeout_seconds: float,
+        carry: Carry | None = None,
     ) -> None:
         super().__init__(headers=dict(HEADERS), media_type=f"{encoder.media_type}; charset=utf-8")
         del self.headers["content-length"]
@@ -176,9 +198,11 @@ class EventStreamResponse(Response):
         self._encoder = encoder
         self._heartbeat_seconds = heartbeat_seconds
         self._send_timeout_seconds = send_timeout_seconds
+        self._carry = carry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._enter as source:
+        async with AsyncExitStack() as stack:
+            source = await stack.enter_async_context(self._enter)
             if _came_through_a_proxy(scope):
                 # `no-transform` forbids it, and yet Caddy 2.6 with `encode`, and nginx with `gzip_types *`, compress a
                 # stream, the first until nothing arrives at all. What is encoded already they leave alone.
@@ -187,8 +211,11 @@ class EventStreamResponse(Response):
             if scope["method"] == "HEAD":
                 await send({"type": "http.response.body", "body": b""})
                 return
+            if self._carry is not None and self._carry(scope, source, self._encoder, self._enter):
+                stack.pop_all()
+                return
             sending = asyncio.create_task(self._send_all(source, send), name="stream")
-            leaving = asyncio.create_task(_gone(receive), name="client gone")
+            leaving = asyncio.create_task(gone(receive), name="client gone")
             try:
                 await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
                 if sending.done():
@@ -207,22 +234,15 @@ class EventStreamResponse(Response):
                 async with asyncio.timeout(patience):
                     items = await source.next()
             except TimeoutError:
-                items = [Comment("connected; nothing to tell yet" if first else "still here")]
+                items = [NOTHING_YET if first else STILL_HERE]
             patience = self._heartbeat_seconds
             if items is None:
                 goodbye = self._encoder.goodbye() if source.drained else b""
                 await self._send(send, goodbye, more=False)
                 return
-            body = first + b"".join(self._encode(items))
+            body = first + encoded(self._encoder, items)
             first = b""
             await self._send(send, body, more=True)
-
-    def _encode(self, items: Iterable[Any]) -> Iterable[bytes]:
-        for item in items:
-            if isinstance(item, Comment):
-                yield self._encoder.comment(item.text)
-            else:
-                yield self._encoder.event(*item)
 
     async def _send(self, send: Send, body: bytes, *, more: bool) -> None:
         async with asyncio.timeout(self._send_timeout_seconds):
@@ -235,7 +255,8 @@ def _came_through_a_proxy(scope: Scope) -> bool:
     return scope.get("http_version") == "1.0" or not names.isdisjoint((b"x-forwarded-for", b"forwarded", b"via"))
 
 
-async def _gone(receive: Receive) -> None:
+async def gone(receive: Receive) -> None:
+    """Returns when the client has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -245,7 +266,11 @@ def abort(scope: Scope) -> None:
     raw_send = scope.get("headway.send")
     transport = getattr(getattr(raw_send, "__self__", None), "transport", None)
     if transport is not None:
-        if (sock := transport.get_extra_info("socket")) is not None:
-            # A reset: else the kernel goes on offering what is buffered to a window that stays shut.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        transport.abort()
+        cut(transport)
+
+
+def cut(transport: Any) -> None:
+    if (sock := transport.get_extra_info("socket")) is not None:
+        # A reset: else the kernel goes on offering what is buffered to a window that stays shut.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()

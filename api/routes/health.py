@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Response
 
 from api.dependencies import StateDep
+from api.identity import PUBLIC
 from api.lifespan import State
 from shared import keys
-from shared.redis import AWAY, trouble_ahead, why_away
+from shared.redis import AWAY, durability, trouble_ahead, why_away
 
 router = APIRouter(tags=["health"])
 
 #: A worker says that it is alive three times a lease; one that missed this many leases is not counted.
 SILENT_LEASES = 3
+#: Running jobs are counted among this many of the queue's oldest, where they are unless far more run at once.
+LOOKED_AT = 512
 
 
-@router.get("/healthz", summary="Is the process alive")
+@router.get("/healthz", dependencies=[PUBLIC], summary="Is the process alive")
 async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz", summary="Can it do its work", responses={503: {"description": "Not ready; `checks` says why"}})
+@router.get(
+    "/readyz",
+    dependencies=[PUBLIC],
+    summary="Can it do its work",
+    responses={503: {"description": "Not ready; `checks` says why"}},
+)
 async def readyz(response: Response, state: StateDep) -> dict[str, Any]:
     """200 while Redis and the relay work. Without a worker, or with a Redis that is full or evicts, it is still 200,
     `degraded`: files are taken and wait, or the operator has something to do."""
@@ -32,17 +41,20 @@ async def readyz(response: Response, state: StateDep) -> dict[str, Any]:
         response.headers["Retry-After"] = "2"
         return {"status": "unready", "checks": checks}
     well = checks["workers"]["ok"] and not checks["redis"]["degraded"]
-    return {"status": "ready" if well else "degraded", "checks": checks}
+    # For `headway doctor`, which looks at the whole from outside.
+    about = {"version": version("headway"), "heartbeat_seconds": state.settings.heartbeat_seconds}
+    return {"status": "ready" if well else "degraded", **about, "checks": checks}
 
 
 async def _redis(state: State) -> dict[str, Any]:
     try:
         await state.redis.ping()
         trouble = await trouble_ahead(state.redis)
+        kept = await durability(state.redis)
     except AWAY as error:
         return {"ok": False, "reason": why_away(error)}
     # It answers, so work goes on; what is wrong with it is said all the same.
-    return {"ok": True, "degraded": trouble is not None, "reason": trouble or "answers"}
+    return {"ok": True, "degraded": trouble is not None, "reason": trouble or "answers", "durability": kept}
 
 
 def _relay(state: State) -> dict[str, Any]:
@@ -56,12 +68,16 @@ async def _workers(state: State) -> dict[str, Any]:
         async with state.redis.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
-            (seconds, microseconds), seen = await pipe.execute()
+            pipe.zcard(keys.QUEUE)
+            pipe.zrange(keys.QUEUE, 0, LOOKED_AT - 1)
+            (seconds, microseconds), seen, jobs, oldest = await pipe.execute()
+        running = await state.redis.exists(*(keys.job_lease(job.decode()) for job in oldest)) if oldest else 0
     except AWAY as error:
         return {"ok": False, "reason": why_away(error)}
     silent_ms = SILENT_LEASES * state.settings.lease_seconds * 1000
     now_ms = seconds * 1000 + microseconds / 1000
     alive = sum(1 for _, at in seen if now_ms - at < silent_ms)
+    about = {"count": alive, "running": running, "queued": jobs - running}
     if not alive:
-        return {"ok": False, "reason": "no worker is running; start one with `headway worker`", "count": 0}
-    return {"ok": True, "reason": "running", "count": alive}
+        return {"ok": False, "reason": "no worker is running; start one with `headway worker`", **about}
+    return {"ok": True, "reason": "running", **about}

@@ -8,9 +8,10 @@ from fastapi import APIRouter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from api.dependencies import StateDep, TaskDep
+from api.small_body import SmallBody
 from shared.models import rfc3339, utc_now
 
-router = APIRouter(tags=["notes"])
+router = APIRouter(tags=["notes"], route_class=SmallBody)
 
 #: With every character escaped a note still fits one event of 16 KiB.
 NOTE_CHARACTERS: Final = 1000

@@ -8,12 +8,17 @@ import binascii
 import re
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.responses import JSONResponse
 
-from api.dependencies import OwnerDep, StateDep, TaskDep, TaskIdDep
+from api.dependencies import OwnerDep, ReadTaskDep, StateDep, TaskDep, TaskIdDep
+from api.idempotency import HEADER, Claim
+from api.identity import with_token
 from api.intake import (
     BATCH_ID,
+    body_of,
+    certain_length,
     check_length,
     clean_batch_id,
     clean_content_type,
@@ -24,8 +29,10 @@ from api.intake import (
     too_large,
 )
 from api.lifespan import State
+from api.room import check_room
 from shared.errors import Conflict, InvalidRequest, UnsupportedType
 from shared.models import FieldError, OwnerId, Status, Task, TaskId, new_task_id, utc_now
+from shared.redis import AWAY
 from shared.storage import StoredFile
 
 router = APIRouter(tags=["tasks"])
@@ -36,6 +43,10 @@ UPLOAD_SHARE: Final = 20.0
 JSON_BODY_BYTES: Final = 128 * 1024
 #: Rows looked at for one page of a filtered list; a page may end early with a cursor to go on from.
 SCAN_ROWS: Final = 5000
+
+
+#: For the schema; it is read by api/idempotency.py.
+IdempotencyKey = Annotated[str | None, Header(alias=HEADER, description="One task, however often this is sent")]
 
 
 class Announcement(BaseModel):
@@ -67,7 +78,7 @@ def represent(task: Task) -> dict[str, Any]:
     if task.input_name is not None:
         links["input"] = f"{here}/input"
     if task.status is Status.UPLOADING:
-        links["upload"] = f"{here}/upload"
+        links["upload"] = f"{here}/upload" if task.upload_expires_at is None else f"/uploads/{task.task_id}"
     return task.model_dump(mode="json") | {"links": links}
 
 
@@ -146,31 +157,43 @@ def draft(
         }
     },
 )
-async def submit(request: Request, response: Response, state: StateDep, owner: OwnerDep) -> dict[str, Any]:
+async def submit(request: Request, state: StateDep, owner: OwnerDep, _: IdempotencyKey = None) -> Any:
     """Multipart: the file with its processor; answers 202 when it is stored and queued. JSON: announces a file, whose
     stream can be watched before its first byte is sent; answers 201."""
     media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if media_type == "multipart/form-data":
-        task = await submit_form(request, state, owner)
-    elif media_type == "application/json":
-        task = await _announce(request, state, owner)
-    else:
+
+    async def make(claim: Claim) -> Task:
+        if media_type == "multipart/form-data":
+            return await submit_form(request, state, owner, claim)
+        if media_type == "application/json":
+            return await _announce(request, state, owner, claim)
         raise UnsupportedType
-    response.status_code = 201 if task.status is Status.UPLOADING else 202
-    response.headers["Location"] = f"/tasks/{task.task_id}"
-    return represent(task)
+
+    def show(task: Task) -> JSONResponse:
+        status_code = 201 if task.status is Status.UPLOADING else 202
+        return JSONResponse(represent(task), status_code, {"Location": f"/tasks/{task.task_id}"})
+
+    return with_token(await state.idempotency.once(request, owner, make, show), state, owner)
 
 
-async def submit_form(request: Request, state: State, owner: OwnerId, default_processor: str | None = None) -> Task:
-    """Reads the form, stores the file while it arrives, makes the task. Nothing is left where it raises."""
+async def submit_form(
+    request: Request, state: State, owner: OwnerId, claim: Claim, default_processor: str | None = None
+) -> Task:
+    """Reads the form, stores the file while it arrives, makes the task. Nothing is left where it raises; but where
+    Redis does not say whether it knows the task now, the file is left to the sweeper."""
     limit_bytes = int(state.settings.max_upload_bytes)
     check_length(request, limit_bytes)
-    await state.redis.ping()  # a Redis that is away is said before the file is sent, not after
-    task_id = new_task_id()
-    upload = state.storage.upload(task_id)
-    created = False
+    if claim.answered:
+        await state.redis.ping()  # a Redis that is away is said before the file is sent, not after
+    else:
+        await state.limits.check_tasks(owner)  # as above
+        await check_room(state, owner, certain_length(request))
+    upload = claim.upload(state.storage)
+    settled = created = False
     try:
-        form = await read_form(request, upload, limit_bytes=limit_bytes)
+        form = await read_form(
+            request, upload, limit_bytes=limit_bytes, patience_seconds=state.settings.receive_timeout_seconds
+        )
         name = form.fields.get("processor") or default_processor
         if not name:
             known = ", ".join(state.registry.processors)
@@ -185,22 +208,27 @@ async def submit_form(request: Request, state: State, owner: OwnerId, default_pr
             owner=owner,
             status=Status.QUEUED,
             options=options.model_dump(mode="json"),
-            task_id=task_id,
+            task_id=claim.task_id,
             filename=form.filename,
             content_type=form.content_type,
             batch_id=batch_id,
             stored=form.stored,
         )
+        await claim.settle(task)
+        settled = True
         await state.publisher.create(task)
         created = True
+    except AWAY:
+        created = settled
+        raise
     finally:
         if not created:
             await asyncio.shield(upload.abort())
     return task
 
 
-async def _announce(request: Request, state: State, owner: OwnerId) -> Task:
-    announcement = await _read_announcement(request)
+async def _announce(request: Request, state: State, owner: OwnerId, claim: Claim) -> Task:
+    announcement = await _read_announcement(request, state.settings.receive_timeout_seconds)
     processor = state.registry.get(announcement.processor)
     options = processor.parse_options(announcement.options)
     if announcement.filename is None and processor.needs_file:
@@ -214,18 +242,23 @@ async def _announce(request: Request, state: State, owner: OwnerId) -> Task:
         owner=owner,
         status=Status.UPLOADING if has_file else Status.QUEUED,
         options=options.model_dump(mode="json"),
+        task_id=claim.task_id,
         filename=clean_filename(announcement.filename) if announcement.filename is not None else None,
         content_type=clean_content_type(announcement.content_type),
         size_bytes=announcement.size_bytes,
         batch_id=clean_batch_id(announcement.batch_id),
     )
+    await claim.settle(task)
+    await state.limits.check_tasks(owner)
+    if has_file:
+        await state.storage.check_room(announcement.size_bytes or 0)
     await state.publisher.create(task)
     return task
 
 
-async def _read_announcement(request: Request) -> Announcement:
+async def _read_announcement(request: Request, patience_seconds: float) -> Announcement:
     body = bytearray()
-    async for chunk in request.stream():
+    async for chunk in body_of(request, patience_seconds=patience_seconds):
         body += chunk
         if len(body) > JSON_BODY_BYTES:
             raise InvalidRequest(f"The JSON body is longer than {JSON_BODY_BYTES} bytes.")
@@ -287,7 +320,7 @@ def _place(cursor: str | None) -> tuple[int, TaskId] | None:
 
 
 @router.get("/tasks/{task_id}", summary="One task")
-async def get_one(task: TaskDep) -> dict[str, Any]:
+async def get_one(task: ReadTaskDep) -> dict[str, Any]:
     return represent(task)
 
 
@@ -295,6 +328,8 @@ async def get_one(task: TaskDep) -> dict[str, Any]:
 async def cancel(state: StateDep, task: TaskDep) -> dict[str, Any]:
     """From this answer on the task is `cancelled`, whatever was running."""
     await state.publisher.cancel(task)
+    if task.upload_expires_at is not None:
+        await state.storage.discard_upload(task.task_id)  # a piece that is still coming removes its own
     return represent(await state.feed.task(task.task_id))
 
 

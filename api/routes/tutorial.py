@@ -1,42 +1,48 @@
 """The tutorial's own paths, on the real machinery: its client works unchanged. (`/task-progress/{id}` is in events.py,
-`/download/{filename}` in files.py.)"""
+`/download/{filename}` in files.py, `/download-large-csv` in exports.py.)"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from starlette.responses import StreamingResponse
+from starlette.responses import JSONResponse, StreamingResponse
 
 from api.dependencies import OwnerDep, StateDep
-from api.routes.tasks import draft, submit_form
+from api.idempotency import Claim
+from api.identity import names_of
+from api.routes.tasks import IdempotencyKey, draft, submit_form
 from api.sse import SSE, Comment, EventStreamResponse
-from shared.models import Event, Status, rfc3339, utc_now
+from shared.models import Event, Status, Task, rfc3339, utc_now
 
 router = APIRouter(tags=["tutorial"])
 
-#: CSV rows made at a time: enough that a chunk is worth a write, little enough that memory stays flat.
-CSV_ROWS = 2000
-
 
 @router.post("/process-file", status_code=202, summary="Start a task the tutorial's way")
-async def process_file(request: Request, response: Response, state: StateDep, owner: OwnerDep) -> dict[str, str]:
+async def process_file(request: Request, state: StateDep, owner: OwnerDep, _: IdempotencyKey = None) -> Any:
     """With a form: as POST /tasks. With no body: a rehearsal of 10 steps of 2 s."""
-    if request.headers.get("content-type", "").startswith("multipart/form-data"):
-        task = await submit_form(request, state, owner, default_processor="checksum")
-        message = f"{task.filename} is being processed"
-    else:
+
+    async def make(claim: Claim) -> Task:
+        if request.headers.get("content-type", "").startswith("multipart/form-data"):
+            return await submit_form(request, state, owner, claim, default_processor="checksum")
         rehearsal = state.registry.get("rehearsal")
         options = rehearsal.parse_options({"steps": 10, "step_seconds": 2}).model_dump(mode="json")
-        task = draft(rehearsal.name, owner=owner, status=Status.QUEUED, options=options)
+        task = draft(rehearsal.name, owner=owner, status=Status.QUEUED, options=options, task_id=claim.task_id)
+        await claim.settle(task)
+        await state.limits.check_tasks(owner)
         await state.publisher.create(task)
-        message = "Processing started"
-    response.headers["Location"] = f"/tasks/{task.task_id}"
-    return {"task_id": task.task_id, "message": message}
+        return task
+
+    def show(task: Task) -> JSONResponse:
+        message = f"{task.filename} is being processed" if task.filename else "Processing started"
+        headers = {"Location": f"/tasks/{task.task_id}"}
+        return JSONResponse({"task_id": task.task_id, "message": message}, 202, headers)
+
+    return await state.idempotency.once(request, owner, make, show)
 
 
 @router.get("/stream-numbers", response_class=StreamingResponse)
@@ -86,30 +92,16 @@ class _Clock:
 
 @router.get("/sse-updates", response_class=Response)
 async def sse_updates(
-    state: StateDep, _: OwnerDep, seconds: Annotated[int | None, Query(ge=1, le=86_400)] = None
+    request: Request, state: StateDep, _: OwnerDep, seconds: Annotated[int | None, Query(ge=1, le=86_400)] = None
 ) -> Any:
     """`Connection established`, then `{"count", "timestamp"}` each second, until the seconds are over."""
 
     @asynccontextmanager
     async def clock() -> AsyncIterator[_Clock]:
-        yield _Clock(seconds, state)
+        with state.limits.streams.held(*names_of(request.scope)):
+            yield _Clock(seconds, state)
 
     settings = state.settings
     return EventStreamResponse(
         clock(), SSE(), heartbeat_seconds=settings.heartbeat_seconds, send_timeout_seconds=settings.send_timeout_seconds
     )
-
-
-@router.get("/download-large-csv", response_class=StreamingResponse)
-async def download_large_csv(
-    _: OwnerDep, rows: Annotated[int, Query(ge=0, le=100_000_000)] = 100_000
-) -> StreamingResponse:
-    """`id,name,value`, made while it is sent."""
-
-    def lines() -> Iterator[str]:
-        yield "id,name,value\n"
-        for start in range(1, rows + 1, CSV_ROWS):
-            yield "".join(f"{i},Item {i},{i * 10}\n" for i in range(start, min(start + CSV_ROWS, rows + 1)))
-
-    headers = {"Content-Disposition": 'attachment; filename="large_data.csv"', "X-Content-Type-Options": "nosniff"}
-    return StreamingResponse(lines(), media_type="text/csv", headers=headers)

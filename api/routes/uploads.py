@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any
 
 from fastapi import APIRouter, Request
 
 from api.dependencies import StateDep, TaskDep
-from api.intake import check_length, invalid, store_raw
-from api.lifespan import State
-from api.routes.tasks import UPLOAD_SHARE, represent
-from shared.cancellation import heed_cancellation
-from shared.errors import Conflict, InvalidRequest, Refused, UploadCut
-from shared.models import Status, Task
+from api.intake import body_of, check_length, invalid
+from api.receiving import queue, receive
+from api.routes.tasks import represent
+from shared.errors import Conflict, InvalidRequest, Refused, TooSlow, UploadCut
+from shared.models import Status
 from shared.redis import AWAY
-from shared.storage import Upload
 
 router = APIRouter(tags=["uploads"])
-
-#: Bytes received are shown this often: as often as an eye follows, however fast the line.
-SHOW_SECONDS: Final = 0.1
-#: A whole file on disk is not given up because Redis restarts in that moment.
-ENQUEUE_PATIENCE_SECONDS: Final = 15.0
 
 
 @router.put("/tasks/{task_id}/upload", summary="Send the file of an announced task, as the raw body")
@@ -32,6 +24,8 @@ async def put_upload(request: Request, state: StateDep, task: TaskDep) -> dict[s
     """The bytes received show on the task's stream while they arrive; at the end the task is `queued`."""
     if task.status is not Status.UPLOADING:
         raise Conflict(f"The task is {task.status}: its file has arrived or is no longer wanted.")
+    if task.upload_expires_at is not None:
+        raise Conflict(f"The file of this task comes in pieces, by tus: send them to /uploads/{task.task_id}.")
     limit_bytes = int(state.settings.max_upload_bytes)
     declared = request.headers.get("content-length", "")
     if task.size_bytes is not None:
@@ -39,28 +33,27 @@ async def put_upload(request: Request, state: StateDep, task: TaskDep) -> dict[s
         if declared.isdigit() and int(declared) != task.size_bytes:
             raise _wrong_size(task.size_bytes, int(declared))
     check_length(request, limit_bytes)
+    await state.storage.check_room(int(declared) if declared.isdigit() else 0)
+
+    async def guard() -> None:
+        with suppress(*AWAY):
+            now = await state.feed.task(task.task_id)
+            if now.status is not Status.UPLOADING:
+                raise Refused("status", now.status)
+
     upload = state.storage.upload(task.task_id)
+    body = body_of(request, patience_seconds=state.settings.receive_timeout_seconds)
     queued = False
     try:
-        await _receive(request, state, task, upload, limit_bytes)
+        await receive(body, state, task, upload, limit_bytes=limit_bytes, guard=guard)
         if task.size_bytes not in (None, upload.size_bytes):
             assert task.size_bytes is not None
             raise _wrong_size(task.size_bytes, upload.size_bytes)
-        stored = await upload.commit()
-        fields = {
-            "size_bytes": stored.size_bytes,
-            "done": stored.size_bytes,
-            "total": stored.size_bytes,
-            "progress": UPLOAD_SHARE,
-            "input_name": stored.name,
-            "input_sha256": stored.sha256,
-        }
-        async with asyncio.timeout(ENQUEUE_PATIENCE_SECONDS):
-            await state.patient_publisher.enqueue(task, fields)
+        await queue(state, task, await upload.commit())
         queued = True
     except Refused as refused:
         raise Conflict(f"The task is {refused.status}: its file is no longer wanted.") from None
-    except UploadCut:
+    except (UploadCut, TooSlow):
         with suppress(Refused, *AWAY):
             await state.publisher.change(
                 task.task_id,
@@ -72,39 +65,6 @@ async def put_upload(request: Request, state: StateDep, task: TaskDep) -> dict[s
         if not queued:
             await asyncio.shield(upload.abort())
     return represent(await state.feed.task(task.task_id))
-
-
-async def _receive(request: Request, state: State, task: Task, upload: Upload, limit_bytes: int) -> None:
-    """Stores the body, and shows it beside that, so that Redis never slows a line down and a line that stalls is seen
-    where it stands. Raises Refused where the task was cancelled meanwhile."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            showing = group.create_task(_show(state, task, upload), name="show upload")
-            await store_raw(request, upload, limit_bytes=limit_bytes)
-            showing.cancel()
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-
-
-async def _show(state: State, task: Task, upload: Upload) -> None:
-    started, shown, base = time.monotonic(), 0, task.progress
-    while True:
-        heed_cancellation()
-        await asyncio.sleep(SHOW_SECONDS)
-        received = upload.size_bytes
-        if received == shown:
-            continue
-        shown = received
-        share = UPLOAD_SHARE * received / task.size_bytes if task.size_bytes else 0
-        fields = {
-            "message": "Receiving the file",
-            "done": received,
-            "progress": max(base, round(share, 2)),
-            "rate": round(received / (time.monotonic() - started), 1),
-        }
-        # The upload goes on without Redis: what the file is worth does not depend on who is watching.
-        with suppress(*AWAY):
-            await state.publisher.change(task.task_id, fields, allowed=(Status.UPLOADING,))
 
 
 def _wrong_size(expected: int, got: int) -> InvalidRequest:

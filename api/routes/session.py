@@ -1,0 +1,82 @@
+"""`/session`: the browser's sign-in. A key comes once, a cookie stays that no script can read."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from api.dependencies import IdentityDep, OwnerDep, StateDep
+from api.identity import COOKIE, PUBLIC, address_of
+from api.sessions import SESSION_SECONDS
+from api.small_body import SmallBody
+from shared.errors import NotAllowed
+from shared.logging import get_logger
+from shared.models import OwnerId, rfc3339
+
+log = get_logger(__name__)
+
+router = APIRouter(tags=["session"], route_class=SmallBody)
+
+
+class SignIn(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    key: Annotated[SecretStr, Field(max_length=512)]
+
+
+def _cookie(request: Request, response: Response, value: str, seconds: int) -> None:
+    secure = request.url.scheme == "https"
+    response.set_cookie(COOKIE, value, max_age=seconds, path="/", secure=secure, httponly=True, samesite="strict")
+
+
+def _told(owner: OwnerId | None, expires_at: float | None) -> dict[str, Any]:
+    until = rfc3339(datetime.fromtimestamp(expires_at, UTC)) if expires_at is not None else None
+    return {"owner": owner, "expires_at": until}
+
+
+@router.post("/session", dependencies=[PUBLIC], summary="Sign in with a key, for a cookie")
+async def sign_in(
+    request: Request, response: Response, state: StateDep, asking: IdentityDep, given: SignIn
+) -> dict[str, Any]:
+    """`owner`, and when the session ends. A session that the browser had is ended. In open mode there is nobody to be:
+    `owner` is null, and no cookie is set."""
+    if state.keyring.is_empty:
+        return _told(None, None)
+    address = address_of(request.scope)
+    await state.limits.check_wrong_keys(address)
+    owner = state.keyring.owner_of(given.key.get_secret_value())
+    if owner is None:
+        await state.limits.count_wrong_key(address)
+        log.warning("sign-in refused", address=address)
+        raise NotAllowed("This is nobody's key.")
+    if asking is not None and asking.session_id is not None:
+        await state.sessions.end(asking.session_id)
+    session_id = await state.sessions.begin(owner)
+    expires_at = int(time.time()) + SESSION_SECONDS
+    signed = state.keyring.sign("session", owner, expires_at, jti=session_id)
+    _cookie(request, response, signed, SESSION_SECONDS)
+    response.headers["Cache-Control"] = "no-store"
+    log.info("signed in", owner=owner, address=address)
+    return _told(owner, expires_at)
+
+
+@router.get("/session", summary="Who is asking")
+async def look(response: Response, state: StateDep, owner: OwnerDep, asking: IdentityDep) -> dict[str, Any]:
+    """As the sign-in answered; of who comes with a key, `expires_at` is null."""
+    response.headers["Cache-Control"] = "no-store"
+    if state.keyring.is_empty:
+        return _told(None, None)
+    return _told(owner, asking.expires_at if asking is not None else None)
+
+
+@router.delete("/session", status_code=204, summary="Sign out")
+async def sign_out(request: Request, response: Response, state: StateDep, _: OwnerDep, asking: IdentityDep) -> None:
+    """The session is over for every API process, and so are its streams. A key that is sent along stays good."""
+    if asking is not None and asking.session_id is not None:
+        await state.sessions.end(asking.session_id)
+        log.info("signed out", owner=asking.owner)
+    _cookie(request, response, "", 0)
