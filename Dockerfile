@@ -19,6 +19,7 @@ RUN --mount=type=cache,target=/root/.cache \
 COPY README.md LICENSE ./
 COPY api api
 COPY cli cli
+COPY headway headway
 COPY shared shared
 COPY worker worker
 RUN --mount=type=cache,target=/root/.cache \

@@ -1,4 +1,4 @@
-"""A task's state on stderr: a bar on a terminal, nothing elsewhere, or plain lines for a demonstration without one.
+"""What a stream says, on stderr: a bar a task on a terminal, nothing elsewhere, or plain lines for a demonstration.
 
 It draws what the event stream says and computes nothing: rate, time left and percentage are the server's. stdout stays
 for results. What is shown came from outside, so no markup is read and nothing can steer the terminal.
@@ -6,17 +6,27 @@ for results. What is shown came from outside, so no markup is read and nothing c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from cli.exits import complain, printable
 
 if TYPE_CHECKING:
-    from cli.client import StreamEvent, TaskView
+    from headway import Batch, Event, Task
 
-#: Takes every event of the stream, in order.
-Show = Callable[["StreamEvent"], None]
+#: More bars than this at a time would not fit a screen; the others are counted on the last line.
+MOST_BARS: Final = 12
+
+
+class Display(Protocol):
+    def show(self, event: Event) -> None:
+        """Takes every event of the stream, in order."""
+
+    def pause(self) -> None:
+        """Leaves the terminal to a question."""
+
+    def resume(self) -> None: ...
 
 
 def size(bytes_: float) -> str:
@@ -36,7 +46,7 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
-def phase(state: TaskView) -> str:
+def phase(state: Task) -> str:
     """What is being done: `2/3 Profiling columns`, with the attempt from the second on."""
     step, steps = state.get("step") or 0, state.get("total_steps") or 0
     text = printable(state.get("message") or state.get("status", "")).replace("\n", " ")[:48]
@@ -44,7 +54,7 @@ def phase(state: TaskView) -> str:
     return (f"{step}/{steps} {text}" if steps > 1 and step else text) + again
 
 
-def pace(state: TaskView) -> str:
+def pace(state: Task) -> str:
     """How fast, and how long still: `73.4 MB/s, 0.8 s left`."""
     parts: list[str] = []
     if state.get("status") in {"completed", "failed", "cancelled"}:
@@ -57,73 +67,137 @@ def pace(state: TaskView) -> str:
     return ", ".join(parts)
 
 
-def said(event: StreamEvent) -> str | None:
+def counted(rollup: Batch) -> str:
+    """`3 completed, 1 processing`."""
+    counts = rollup.get("counts") or {}
+    return ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+
+
+def said(event: Event) -> str | None:
     """The line of a named event, if a person wants it: what the processor logged, what somebody noted."""
-    data: Mapping[str, Any] = event.data
     match event.name:
         case "log":
-            return f"{data.get('level', 'info')}: {data.get('text', data.get('message', ''))}"
+            return f"{event.data.get('level', 'info')}: {event.message}"
         case "note":
-            return f"{data.get('author')}: {data.get('text')}"
+            return f"{event.data.get('author')}: {event.message}"
         case _:
             return None
 
 
 @contextmanager
-def on_stderr(*, lines_without_terminal: bool = False) -> Iterator[Show]:
-    """Draws while it is entered; leaves the last picture standing."""
+def on_stderr(names: Callable[[str], str] | None = None, *, lines_without_terminal: bool = False) -> Iterator[Display]:
+    """Draws while it is entered; leaves the last picture standing. `names` says what a task is called, where there are
+    several."""
     from rich.console import Console
 
     console = Console(stderr=True, highlight=False)
-    if console.is_terminal:
-        with _bar(console) as show:
-            yield show
-    else:
-        yield _lines() if lines_without_terminal else _nothing
+    if not console.is_terminal:
+        yield Lines() if lines_without_terminal else Quiet(names)
+        return
+    bars = Bars(console, names)
+    try:
+        bars.resume()
+        yield bars
+    finally:
+        bars.pause()
 
 
-def _nothing(event: StreamEvent) -> None:
-    if (line := said(event)) is not None:
-        complain(line)
+class Quiet:
+    """What a pipe gets: what was logged and noted, and no bar."""
+
+    def __init__(self, names: Callable[[str], str] | None = None) -> None:
+        self._names = names
+
+    def show(self, event: Event) -> None:
+        if (line := said(event)) is not None:
+            complain(f"{self._names(event.task_id)}: {line}" if self._names else line)
+
+    def pause(self) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass
 
 
-def _lines() -> Show:
+class Lines(Quiet):
     """A line for every new phase and every ten per cent."""
-    last = ("", -1)
 
-    def show(event: StreamEvent) -> None:
-        nonlocal last
+    def __init__(self) -> None:
+        super().__init__()
+        self._last = ("", -1)
+
+    def show(self, event: Event) -> None:
+        super().show(event)
         if event.name:
-            return _nothing(event)
-        state: TaskView = event.data  # type: ignore[assignment]
+            return
+        state = cast("Task", event.data)
         now = (phase(state), int(state.get("progress", 0) // 10))
-        if now != last:
-            last = now
+        if now != self._last:
+            self._last = now
             complain(f"{state.get('progress', 0):5.1f} %  {now[0]}  {pace(state)}".rstrip())
-        return None
 
-    return show
+
+class Bars:
+    """A bar for each task that moves; with several, those that have ended make room for the next."""
+
+    def __init__(self, console: Any, names: Callable[[str], str] | None) -> None:
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            TaskProgressColumn("{task.percentage:>5.1f} %"),
+            TextColumn("{task.fields[pace]}", markup=False),
+        )
+        self._progress = Progress(*columns, console=console, expand=True)
+        self._names = names
+        self._drawn: dict[str, Any] = {}
+        self._first: Any = self._progress.add_task("Waiting for the platform", total=100, pace="")
+
+    def show(self, event: Event) -> None:
+        if event.name:
+            if (line := said(event)) is not None:
+                whose = f"{self._names(event.task_id)}: " if self._names else ""
+                self._progress.console.print(printable(whose + line), markup=False)
+            return
+        if self._first is not None:
+            self._progress.remove_task(self._first)
+            self._first = None
+        state, task_id = cast("Task", event.data), event.task_id
+        if self._names and event.is_terminal:
+            if (drawn := self._drawn.pop(task_id, None)) is not None:
+                self._progress.remove_task(drawn)
+            return
+        waiting = self._names is not None and not state.get("progress")
+        if task_id not in self._drawn:
+            if waiting or len(self._drawn) >= MOST_BARS:
+                return
+            self._drawn[task_id] = self._progress.add_task("", total=100, pace="")
+        text = counted(cast("Batch", state)) if "counts" in state else phase(state)
+        if self._names:
+            text = f"{printable(self._names(task_id))[:32]:<20}  {text}"
+        self._progress.update(
+            self._drawn[task_id], description=text, completed=state.get("progress", 0), pace=pace(state)
+        )
+
+    def pause(self) -> None:
+        with suppress(BrokenPipeError):
+            self._progress.stop()
+
+    def resume(self) -> None:
+        self._progress.start()
 
 
 @contextmanager
-def _bar(console: Any) -> Iterator[Show]:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+def download_bar(name: str, size_bytes: int) -> Iterator[Callable[[int], object]]:
+    """Takes the size of each piece that came; draws on a terminal only."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
-        TaskProgressColumn("{task.percentage:>5.1f} %"),
-        TextColumn("{task.fields[pace]}", markup=False),
-    )
-    with Progress(*columns, console=console, expand=True) as progress:
-        drawn = progress.add_task("Waiting for the platform", total=100, pace="")
-
-        def show(event: StreamEvent) -> None:
-            if event.name:
-                if (line := said(event)) is not None:
-                    progress.console.print(printable(line), markup=False)
-                return
-            state: TaskView = event.data  # type: ignore[assignment]
-            progress.update(drawn, description=phase(state), completed=state.get("progress", 0), pace=pace(state))
-
-        yield show
+    console = Console(stderr=True, highlight=False)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), DownloadColumn())
+    with Progress(
+        *columns, TransferSpeedColumn(), console=console, expand=True, disable=not console.is_terminal
+    ) as progress:
+        drawn = progress.add_task(printable(name)[:48], total=size_bytes)
+        yield lambda came: progress.advance(drawn, came)

@@ -19,7 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, NoReturn, Self
 
-from cli.exits import CliError, ExitCode, WrongUse
+from cli.exits import ExitCode
+from headway.errors import ClientError, WrongUse
 
 #: From the signal, when what is left of the API and the worker is killed. An answer to Ctrl-C takes 2 s at most, and
 #: Redis and this process itself need what remains.
@@ -168,7 +169,7 @@ class Children:
                 for child in (*self._first, *self._last):
                     group.create_task(child.keep_alive(self._say))
         except ExceptionGroup as failed:
-            ours, _ = failed.split(CliError)
+            ours, _ = failed.split(ClientError)
             raise (ours or failed).exceptions[0] from None
         raise AssertionError("keepers never return")
 

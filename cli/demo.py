@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Final
 import typer
 
 from cli import bar, summary
-from cli.client import Client
 from cli.exits import TaskLost
 from cli.sample import write_sample
 from cli.submit import Submission, submit
 from cli.watch import Watched
+from headway import AsyncClient
 
 if TYPE_CHECKING:
     from cli.up import Plan
@@ -35,9 +35,9 @@ async def demo(plan: Plan) -> None:
     typer.echo(f"Submitting {sample} to csv-profile")
     keys = [key.get_secret_value() for key in plan.settings.api_keys.values()]
     watched = Watched(plan.address)
-    async with Client(plan.address, keys[0] if keys else None) as client:
-        with bar.on_stderr(lines_without_terminal=True) as show:
-            task = await submit(client, Submission("csv-profile", {}, sample), show, watched)
+    async with AsyncClient(plan.address, keys[0] if keys else None) as client:
+        with bar.on_stderr(lines_without_terminal=True) as display:
+            [task] = await submit(client, display, [Submission("csv-profile", {}, sample)], watched)
     summary.print_end(task, plan.address)
     if task["status"] != "completed":
         raise TaskLost("The demonstration's task did not complete.")

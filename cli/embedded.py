@@ -23,8 +23,9 @@ from typing import Final
 from urllib.parse import quote, urlsplit
 
 from cli.children import Child, Children, Command
-from cli.exits import Unreachable, WrongUse, usable
+from cli.exits import usable
 from cli.lock import inherited_lock
+from headway.errors import Unreachable, WrongUse
 from shared.settings import MEMORY_URL, Settings
 
 #: Tests choose by it. Empty: the order above.

@@ -1,63 +1,52 @@
-"""How a command ends: the exit codes of CONTRACT section 1, and the errors that choose one.
+"""How a command ends: the exit codes of CONTRACT section 1, and which of them an error chooses.
 
-    CliError
-    ├── WrongUse         2   what was asked for cannot be done as asked; the message says what to do
-    │   └── Declined     2   the platform answered with a problem; shown as its `detail` and its field errors
-    ├── TaskLost         1   the task ended otherwise than by its own event: its upload was refused by a full disk, …
-    └── Unreachable      3   nobody answers, or who answers is not Headway
+    0   done
+    1   the task failed or was cancelled; a file arrived damaged; the platform's disk is full; doctor found a problem
+    2   wrong use: what was asked for cannot be done as asked, or the platform declines it
+    3   nobody answers, or who answers is not Headway, or it fails itself
+    130 Ctrl-C, as a shell has it
 
-They are no branch of shared/errors.py because client commands start faster without it (it brings pydantic along).
+The errors are the Python client's (headway/errors.py), with one of our own. No command ends in a traceback.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
 
 import typer
+
+from headway.errors import ClientError, Declined, Unreachable, WrongUse
 
 
 class ExitCode(IntEnum):
     DONE = 0
-    FAILED = 1  #: the task failed or was cancelled
+    FAILED = 1
     WRONG_USE = 2
     UNREACHABLE = 3
-    INTERRUPTED = 130  #: Ctrl-C, as a shell has it
+    INTERRUPTED = 130
 
 
-class CliError(Exception):
-    """Ends the command with its message on stderr and its exit code."""
-
-    exit_code = ExitCode.FAILED
+class TaskLost(ClientError):
+    """The task ended otherwise than by its own event."""
 
 
-class TaskLost(CliError):
-    exit_code = ExitCode.FAILED
-
-
-class WrongUse(CliError):
-    exit_code = ExitCode.WRONG_USE
-
-
-class Unreachable(CliError):
-    exit_code = ExitCode.UNREACHABLE
-
-
-class Declined(WrongUse):
-    """The platform's answer, `application/problem+json`, as a person reads it."""
-
-    def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
-        said = problem.get("detail") or problem.get("title") or "it does not say why"
-        lines = [str(said) if status < 500 else f"The platform answers {status}: {said}"]
-        lines += [f"  {item.get('field')}: {item.get('message')}" for item in problem.get("errors") or ()]
-        super().__init__("\n".join(lines))
-        self.status = status
-        #: The disk is full, or the server itself failed: not the fault of who asked.
-        if status >= 500:
-            self.exit_code = ExitCode.FAILED if status == 507 else ExitCode.UNREACHABLE
+def code_of(error: ClientError) -> ExitCode:
+    match error:
+        case Declined(status=507):
+            return ExitCode.FAILED
+        case Declined(status=status) if status >= 500:  # the server's own failure: not the fault of who asked
+            return ExitCode.UNREACHABLE
+        case Declined() | WrongUse():
+            return ExitCode.WRONG_USE
+        case Unreachable():
+            return ExitCode.UNREACHABLE
+        case _:
+            return ExitCode.FAILED
 
 
 def complain(message: str) -> None:
@@ -75,11 +64,20 @@ def exits() -> Iterator[None]:
     """Around a command: our errors become a message and an exit code, never a traceback."""
     try:
         yield
-    except CliError as error:
+    except ClientError as error:
         complain(str(error))
-        raise typer.Exit(error.exit_code) from None
+        raise typer.Exit(code_of(error)) from None
     except KeyboardInterrupt:
         raise typer.Exit(ExitCode.INTERRUPTED) from None
+    except BrokenPipeError:
+        raise typer.Exit(_closed_stdout()) from None
+
+
+def _closed_stdout() -> ExitCode:
+    """`headway … | head` has seen enough. The interpreter would complain when it flushes what nobody reads."""
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ExitCode.FAILED
 
 
 @contextmanager

@@ -10,18 +10,18 @@ import os
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cli import complete
 from cli.exits import exits, settings_errors
 
 if TYPE_CHECKING:
-    from cli.client import Client
-    from shared.models import TaskId
+    from headway import AsyncClient
 
 app = typer.Typer(
-    name="headway", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    name="headway", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="Task progress that is true whatever dies.",
 )  # fmt: skip
 
@@ -29,7 +29,7 @@ Url = Annotated[str, typer.Option("--url", envvar="HEADWAY_URL", help="Where the
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 finds a free one.")]
-Id = Annotated[str, typer.Argument(metavar="ID", help="The task's id.")]
+Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="The tasks' ids.", autocompletion=complete.tasks)]
 StatusName = Literal["uploading", "queued", "processing", "completed", "failed", "cancelled"]
 
 HERE = "http://127.0.0.1:8000"
@@ -90,73 +90,167 @@ def together(host: Host = LOOPBACK, port: Port = 8000) -> None:
 
 @app.command()
 def submit(
-    processor: Annotated[str, typer.Option(help="What is to be done with it.")],
-    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="The file, if the processor takes one.")] = None,
+    processor: Annotated[str, typer.Option(help="What is to be done with it.", autocompletion=complete.processors)],
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE]...", help="The files; none if the processor takes none.")
+    ] = None,
     option: Annotated[list[str] | None, typer.Option(metavar="K=V", help="A processor's option; repeatable.")] = None,
+    batch: Annotated[str | None, typer.Option(metavar="ID", help="Put them into this batch.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Send, print the ids, and do not watch.")] = False,
     url: Url = HERE,
     as_json: Json = False,
 ) -> None:
-    """Submit a file and watch it to its end."""
+    """Submit files and watch them to their end."""
     with exits():
-        from cli.submit import Submission, parse_options, submit_at
-        from cli.watch import Watched, run
+        from cli.submit import Submission, batch_of, parse_options, send_only, submit
+        from cli.watch import Watched, finish, run
 
-        what, watched = Submission(processor, parse_options(option or []), file), Watched(url)
-        run(submit_at(url, _key(), what, watched, as_json=as_json), watched, as_json=as_json)
+        paths, options = files or [], parse_options(option or [])
+        what = [Submission(processor, options, path) for path in paths] or [Submission(processor, options)]
+        watched = Watched(url, batch_id=batch_of(paths, batch))
+        if detach:
+            _ask(url, lambda client: send_only(client, what, watched, as_json=as_json))
+            return
+        ended = run(
+            *(_key(), lambda client, display: submit(client, display, what, watched), watched),
+            as_json=as_json,
+            several=len(paths) > 1,
+        )
+        finish(ended, url=url, as_json=as_json)
 
 
 @app.command()
-def watch(id_: Id, url: Url = HERE, as_json: Json = False) -> None:
-    """Watch a task to its end."""
+def watch(
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="The tasks.", autocompletion=complete.tasks)
+    ] = None,
+    batch: Annotated[str | None, typer.Option(metavar="ID", help="All tasks of this batch, as one.")] = None,
+    url: Url = HERE,
+    as_json: Json = False,
+) -> None:
+    """Watch tasks, or a batch, to their end."""
     with exits():
-        from cli.watch import Watched, run, watch
+        from cli.watch import Watched, finish, finish_batch, run, watch, watch_batch
+        from headway.errors import WrongUse
 
-        task_id = cast("TaskId", id_)
-        run(watch(url, _key(), task_id, as_json=as_json), Watched(url, task_id), as_json=as_json)
+        if bool(ids) == bool(batch):
+            raise WrongUse("Name the tasks to watch, or a batch: headway watch ID… or headway watch --batch ID")
+        if batch:
+            rollup = run(
+                *(_key(), lambda client, display: watch_batch(client, display, batch), Watched(url, batch_id=batch)),
+                as_json=as_json,
+            )
+            finish_batch(rollup, as_json=as_json)
+        watched = Watched(url, dict.fromkeys(ids or (), ""))
+        ended = run(
+            *(_key(), lambda client, display: watch(client, display, watched), watched),
+            as_json=as_json,
+            several=len(watched.tasks) > 1,
+        )
+        finish(ended, url=url, as_json=as_json)
 
 
 @app.command()
 def tasks(
     status: Annotated[StatusName | None, typer.Option(help="Only those in this state.")] = None,
-    processor: Annotated[str | None, typer.Option(help="Only this processor's.")] = None,
+    processor: Annotated[
+        str | None, typer.Option(help="Only this processor's.", autocompletion=complete.processors)
+    ] = None,
+    batch: Annotated[str | None, typer.Option(metavar="ID", help="Only those of this batch.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="At most this many, newest first.")] = 20,
     url: Url = HERE,
     as_json: Json = False,
 ) -> None:
     """List tasks, newest first."""
-    from cli.tasks import list_tasks
+    with exits():
+        from cli.tasks import list_tasks
 
-    filters = {name: value for name, value in (("status", status), ("processor", processor)) if value}
-    _ask(url, lambda client: list_tasks(client, filters, limit, as_json=as_json))
-
-
-@app.command()
-def cancel(id_: Id, url: Url = HERE, as_json: Json = False) -> None:
-    """Cancel a task, whatever it is doing."""
-    from cli.tasks import act
-
-    _ask(url, lambda client: act(client, cast("TaskId", id_), "cancel", as_json=as_json))
+        _ask(
+            url,
+            lambda client: list_tasks(
+                client, status=status, processor=processor, batch_id=batch, limit=limit, as_json=as_json
+            ),
+        )
 
 
 @app.command()
-def retry(id_: Id, url: Url = HERE, as_json: Json = False) -> None:
-    """Start a failed or cancelled task again."""
-    from cli.tasks import act
+def processors(url: Url = HERE, as_json: Json = False) -> None:
+    """List what can be done with a file, with the names of the options."""
+    with exits():
+        from cli.tasks import list_processors
 
-    _ask(url, lambda client: act(client, cast("TaskId", id_), "retry", as_json=as_json))
+        _ask(url, lambda client: list_processors(client, as_json=as_json))
+
+
+@app.command()
+def cancel(ids: Ids, url: Url = HERE, as_json: Json = False) -> None:
+    """Cancel tasks, whatever they are doing."""
+    with exits():
+        from cli.tasks import cancel
+
+        _ask(url, lambda client: cancel(client, ids, as_json=as_json))
+
+
+@app.command()
+def retry(ids: Ids, url: Url = HERE, as_json: Json = False) -> None:
+    """Start failed or cancelled tasks again."""
+    with exits():
+        from cli.tasks import retry
+
+        _ask(url, lambda client: retry(client, ids, as_json=as_json))
+
+
+@app.command()
+def delete(ids: Ids, url: Url = HERE, as_json: Json = False) -> None:
+    """Delete ended tasks, their files and their history."""
+    with exits():
+        from cli.tasks import delete
+
+        _ask(url, lambda client: delete(client, ids, as_json=as_json))
+
+
+@app.command()
+def note(
+    id_: Annotated[str, typer.Argument(metavar="ID", help="The task's id.", autocompletion=complete.tasks)],
+    text: Annotated[str, typer.Argument(help="What to say.")],
+    author: Annotated[str, typer.Option(envvar="USER", help="Who says it.")] = "headway",
+    url: Url = HERE,
+    as_json: Json = False,
+) -> None:
+    """Say something to everybody who watches a task."""
+    with exits():
+        from cli.tasks import note
+
+        _ask(url, lambda client: note(client, id_, author, text, as_json=as_json))
 
 
 @app.command()
 def fetch(
-    id_: Id,
+    ids: Ids,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="The folder to put them in.")] = Path(),
     url: Url = HERE,
     as_json: Json = False,
 ) -> None:
-    """Download a completed task's files."""
-    from cli.tasks import fetch
+    """Download the files of completed tasks."""
+    with exits():
+        from cli.tasks import fetch
 
-    _ask(url, lambda client: fetch(client, cast("TaskId", id_), output, as_json=as_json))
+        _ask(url, lambda client: fetch(client, ids, output, as_json=as_json))
+
+
+@app.command()
+def doctor(
+    idle_seconds: Annotated[
+        float, typer.Option(min=0, max=3600, help="How long to hold a stream that says nothing.")
+    ] = 20.0,
+    url: Url = HERE,
+    as_json: Json = False,
+) -> None:
+    """Say whether streaming is healthy through this URL, and what to change."""
+    with exits():
+        from cli.doctor import doctor
+
+        raise typer.Exit(asyncio.run(doctor(url, _key(), idle_seconds, as_json=as_json)))
 
 
 @app.command()
@@ -170,15 +264,14 @@ def _key() -> str | None:
     return os.environ.get("HEADWAY_API_KEY") or None
 
 
-def _ask(url: str, question: Callable[[Client], Awaitable[None]]) -> None:
-    from cli.client import Client
+def _ask(url: str, question: Callable[[AsyncClient], Awaitable[None]]) -> None:
+    from headway import AsyncClient
 
     async def asked() -> None:
-        async with Client(url, _key()) as client:
+        async with AsyncClient(url, _key()) as client:
             await question(client)
 
-    with exits():
-        asyncio.run(asked())
+    asyncio.run(asked())
 
 
 def main() -> None:

@@ -1,30 +1,32 @@
-"""`headway submit`: announce, open the stream, then send the file, so that even its first byte shows as progress.
+"""`headway submit`: announce, open the stream, then send the files, so that even the first byte shows as progress.
 
-Sending and watching are two tasks of one group. The bar is drawn from the event stream alone: what it shows is what the
-platform has, not what this end has put into a socket.
+Sending and watching are tasks of one group. The bars are drawn from the event stream alone: what they show is what the
+platform has, not what this end has put into a socket. Several files are a batch.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import mimetypes
-import stat
+import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from cli import bar
-from cli.client import Client, TaskView
-from cli.exits import CliError, Declined, Unreachable, WrongUse
-from cli.watch import Watched, follow, shown
+import typer
+
+from cli.bar import Display
+from cli.exits import complain
+from cli.watch import Watched, follow
+from headway import AsyncClient, ClientError, Task, WrongUse
+from headway.files import outgoing
 
 #: When sending fails because the task has ended, its terminal event is on the way and says more than the refusal does.
 GRACE_SECONDS: Final = 2.0
-#: An API that restarts is back within a few of these.
-SEND_ATTEMPTS: Final = 5
-SEND_WAIT_SECONDS: Final = 1.0
+#: Files on their way at a time: one alone waits for the platform's disk between two pieces.
+AT_A_TIME: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +37,18 @@ class Submission:
     options: dict[str, Any]
     path: Path | None = None
 
-    def announced(self) -> tuple[dict[str, Any], int]:
-        """The body of `POST /tasks`, and the file's size. Raises WrongUse for what is no readable regular file."""
+    def announced(self) -> dict[str, Any]:
+        """The body of `POST /tasks`. Raises WrongUse for what is no readable regular file."""
         body: dict[str, Any] = {"processor": self.processor, "options": self.options}
         if self.path is None:
-            return body, 0
-        try:
-            with self.path.open("rb"):
-                status = self.path.stat()
-        except OSError as error:
-            raise WrongUse(f"{self.path} cannot be read: {error.strerror}.") from None
-        if not stat.S_ISREG(status.st_mode):
-            raise WrongUse(f"{self.path} is not a regular file.")
-        content_type = mimetypes.guess_type(self.path.name)[0] or "application/octet-stream"
-        size_bytes = status.st_size
-        return body | {"filename": self.path.name, "size_bytes": size_bytes, "content_type": content_type}, size_bytes
+            return body
+        with outgoing(self.path) as file:
+            return body | file.announced()
+
+
+def batch_of(paths: Sequence[Path], given: str | None) -> str | None:
+    """Several files are a batch, named or not: then they can be watched as one."""
+    return given or (f"cli-{secrets.token_hex(6)}" if len(paths) > 1 else None)
 
 
 def parse_options(given: Sequence[str]) -> dict[str, Any]:
@@ -75,45 +74,68 @@ def _value(text: str) -> Any:
         return text
 
 
-async def submit(client: Client, what: Submission, show: bar.Show, watched: Watched) -> TaskView:
-    """Answers with the task as it ended."""
-    announced, size_bytes = what.announced()
-    task = await client.create(announced)
-    task_id = watched.task_id = task["task_id"]
-    if what.path is None:
-        return await follow(client, task_id, show, patient=True)
-    watched.sending = True
+async def submit(client: AsyncClient, display: Display, what: Sequence[Submission], watched: Watched) -> list[Task]:
+    """Answers with the tasks as they ended."""
+    announced = await _announce(client, what, watched)
     opened = asyncio.Event()
     try:
         async with asyncio.TaskGroup() as group:
-            sending = group.create_task(_send(client, task, what.path, size_bytes, opened, watched))
-            ended = await follow(client, task_id, show, opened=opened.set, patient=True)
-            sending.cancel()
+            free = asyncio.Semaphore(AT_A_TIME)
+            sending = [
+                group.create_task(_send(client, task, path, opened, free, watched)) for task, path in announced if path
+            ]
+            ended = await follow(client, watched, display, opened=opened.set, patient=True)
+            for one in sending:
+                one.cancel()
     except ExceptionGroup as failed:
-        ours, _ = failed.split(CliError)
+        ours, _ = failed.split(ClientError)
         raise (ours or failed).exceptions[0] from None
     return ended
 
 
+async def _announce(
+    client: AsyncClient, what: Sequence[Submission], watched: Watched
+) -> list[tuple[Task, Path | None]]:
+    """All of them, or, where one is refused, none."""
+    bodies = [one.announced() | ({"batch_id": watched.batch_id} if watched.batch_id else {}) for one in what]
+    announced: list[tuple[Task, Path | None]] = []
+    try:
+        for one, body in zip(what, bodies, strict=True):
+            task = await client.create(body)
+            watched.tasks[task["task_id"]] = one.path.name if one.path else ""
+            if one.path:
+                watched.sending.add(task["task_id"])
+            announced.append((task, one.path))
+    except ClientError:
+        for task, _ in announced:
+            with suppress(ClientError):
+                await client.cancel(task["task_id"])
+        raise
+    return announced
+
+
 async def _send(
-    client: Client, task: TaskView, path: Path, size_bytes: int, opened: asyncio.Event, watched: Watched
+    client: AsyncClient, task: Task, path: Path, opened: asyncio.Event, free: asyncio.Semaphore, watched: Watched
 ) -> None:
     await opened.wait()
-    for attempt in range(1, SEND_ATTEMPTS + 1):
+    task_id = task["task_id"]
+    async with free:
         try:
-            await client.upload(task["links"]["upload"], path, size_bytes)
-        except CliError as error:
-            passing = isinstance(error, Unreachable) or (isinstance(error, Declined) and error.status == 503)
-            if passing and attempt < SEND_ATTEMPTS:
-                await asyncio.sleep(SEND_WAIT_SECONDS * attempt)
-                continue
+            await client.upload(task, path)
+        except ClientError as error:
             await asyncio.sleep(GRACE_SECONDS)
-            raise
-        watched.sending = False
-        return
+            if len(watched.tasks) == 1:
+                raise
+            # The others go on; this one ends as its stream will say.
+            complain(f"{path}: {error}")
+            with suppress(ClientError):
+                await client.cancel(task_id)
+        watched.sending.discard(task_id)
 
 
-async def submit_at(url: str, key: str | None, what: Submission, watched: Watched, *, as_json: bool) -> TaskView:
-    async with Client(url, key) as client:
-        with shown(as_json=as_json) as show:
-            return await submit(client, what, show, watched)
+async def send_only(client: AsyncClient, what: Sequence[Submission], watched: Watched, *, as_json: bool) -> None:
+    """Submits and says which tasks there are now, an id a line."""
+    for task, path in await _announce(client, what, watched):
+        sent = await client.upload(task, path) if path else task
+        watched.sending.discard(task["task_id"])
+        typer.echo(json.dumps(sent, separators=(",", ":")) if as_json else sent["task_id"])

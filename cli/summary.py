@@ -13,27 +13,33 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from cli.bar import duration, size
+from cli.bar import counted, duration, size
 from cli.exits import complain, printable
 
 if TYPE_CHECKING:
-    from cli.client import TaskView
+    from headway import Batch, Task
 
 #: A cell longer than this is cut in a table, where it would push the others off the screen; values alone are whole.
 CELL_CHARACTERS: Final = 24
 TABLE_ROWS: Final = 40
 
 
-def print_end(task: TaskView, url: str) -> None:
-    """The result to stdout; a failure's reason to stderr."""
-    for line in end_lines(task, url):
+def print_end(task: Task, url: str, *, brief: bool = False) -> None:
+    """The result to stdout, or with `brief`, for one of several, its first line; a failure's reason
+    to stderr."""
+    for line in list(end_lines(task, url))[: 1 if brief else None]:
         typer.echo(printable(line))
     if error := task.get("error"):
         again = f" It may work again: headway retry {task['task_id']}" if error.get("retryable") else ""
-        complain(f"{error.get('type')}: {error.get('message')}{again}")
+        whose = f"{task.get('filename') or task['task_id']}: " if brief else ""
+        complain(f"{whose}{error.get('type')}: {error.get('message')}{again}")
 
 
-def end_lines(task: TaskView, url: str) -> Iterator[str]:
+def print_batch_end(batch: Batch) -> None:
+    typer.echo(printable(f"{batch.get('status')}  batch {batch.get('batch_id')}  {counted(batch)}"))
+
+
+def end_lines(task: Task, url: str) -> Iterator[str]:
     took = _took(task)
     what = task.get("filename") or task.get("processor") or ""
     yield "  ".join(part for part in (task["status"], what, took, f"task {task['task_id']}") if part)
@@ -95,7 +101,7 @@ def _clip(text: str) -> str:
     return text if len(text) <= CELL_CHARACTERS else text[: CELL_CHARACTERS - 1] + "…"
 
 
-def _took(task: TaskView) -> str:
+def _took(task: Task) -> str:
     started, finished = task.get("started_at"), task.get("finished_at")
     if not started or not finished:
         return ""

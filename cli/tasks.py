@@ -1,33 +1,39 @@
-"""`headway tasks`, `cancel`, `retry` and `fetch`: one question to the platform, one answer on stdout."""
+"""`headway tasks`, `processors`, `cancel`, `retry`, `delete`, `note` and `fetch`: one question to the platform about
+each task that is named, one answer on stdout. The first that is declined ends it."""
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import json
-import re
-import secrets
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
-from cli.bar import size
-from cli.client import Client, TaskView
-from cli.exits import TaskLost, WrongUse, complain, printable
+from cli.bar import download_bar, size
+from cli.exits import complain, printable
 from cli.summary import table
-
-if TYPE_CHECKING:
-    from shared.models import TaskId
+from headway import AsyncClient, Task, WrongUse
 
 
-async def list_tasks(client: Client, filters: Mapping[str, str], limit: int, *, as_json: bool) -> None:
+def _say_json(value: Any) -> None:
+    typer.echo(json.dumps(value, separators=(",", ":")))
+
+
+async def list_tasks(
+    client: AsyncClient,
+    *,
+    status: str | None,
+    processor: str | None,
+    batch_id: str | None,
+    limit: int,
+    as_json: bool,
+) -> None:
     """Newest first: a table, or with `as_json` a task a line as its page arrives."""
     rows = []
-    async for task in client.tasks(filters, limit):
+    async for task in client.tasks(status=status, processor=processor, batch_id=batch_id, limit=limit):
         if as_json:
-            typer.echo(json.dumps(task, separators=(",", ":")))
+            _say_json(task)
         else:
             rows.append(_row(task))
     if rows:
@@ -37,7 +43,7 @@ async def list_tasks(client: Client, filters: Mapping[str, str], limit: int, *, 
         complain("No tasks.")
 
 
-def _row(task: TaskView) -> tuple[str, ...]:
+def _row(task: Task) -> tuple[str, ...]:
     size_bytes = task.get("size_bytes")
     return (
         task["task_id"],
@@ -50,62 +56,58 @@ def _row(task: TaskView) -> tuple[str, ...]:
     )
 
 
-async def act(client: Client, task_id: TaskId, action: str, *, as_json: bool) -> None:
-    """`cancel` or `retry`: says what the task is now."""
-    task = await client.act(task_id, action)
+async def list_processors(client: AsyncClient, *, as_json: bool) -> None:
+    found = await client.processors()
     if as_json:
-        typer.echo(json.dumps(task, separators=(",", ":")))
-    elif action == "retry":
-        typer.echo(f"{task['status']}, attempt {task['attempt']}. To watch it: headway watch {task_id}")
-    else:
-        typer.echo(f"{task['status']}  task {task_id}")
+        for processor in found:
+            _say_json(processor)
+        return
+    rows = [
+        (processor["name"], " ".join(processor["options"].get("properties", {})) or "-", processor["description"])
+        for processor in found
+    ]
+    for line in table(("PROCESSOR", "OPTIONS", "WHAT IT DOES"), rows):
+        typer.echo(printable(line))
 
 
-async def fetch(client: Client, task_id: TaskId, folder: Path, *, as_json: bool) -> None:
-    """Brings the task's result files into `folder`: whole and checked, or not at all.
+async def cancel(client: AsyncClient, task_ids: Sequence[str], *, as_json: bool) -> None:
+    for task_id in task_ids:
+        task = await client.cancel(task_id)
+        _say_json(task) if as_json else typer.echo(f"{task['status']}  task {task_id}")
+
+
+async def retry(client: AsyncClient, task_ids: Sequence[str], *, as_json: bool) -> None:
+    for task_id in task_ids:
+        task = await client.retry(task_id)
+        said = f"{task['status']}, attempt {task['attempt']}. To watch it: headway watch {task_id}"
+        _say_json(task) if as_json else typer.echo(said)
+
+
+async def delete(client: AsyncClient, task_ids: Sequence[str], *, as_json: bool) -> None:
+    for task_id in task_ids:
+        await client.delete(task_id)
+        _say_json({"task_id": task_id, "deleted": True}) if as_json else typer.echo(f"deleted  task {task_id}")
+
+
+async def note(client: AsyncClient, task_id: str, author: str, text: str, *, as_json: bool) -> None:
+    said = await client.note(task_id, author, text)
+    _say_json(said) if as_json else typer.echo(f"said  task {task_id}")
+
+
+async def fetch(client: AsyncClient, task_ids: Sequence[str], folder: Path, *, as_json: bool) -> None:
+    """Brings the tasks' result files into `folder`: whole and checked, or not at all.
 
     A file of that name with other bytes is left alone (WrongUse); one with the same bytes is not fetched again.
     """
-    task = await client.task(task_id)
-    result = task.get("result")
-    if task["status"] != "completed" or result is None:
-        raise WrongUse(f"Task {task_id} is {task['status']}; only a completed task has files to fetch.")
-    if not result["files"]:
-        complain(f"Task {task_id} made no files; its result is in: headway watch {task_id}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    for task_id in task_ids:
+        task = await client.task(task_id)
+        result = task.get("result")
+        if task["status"] != "completed" or result is None:
+            raise WrongUse(f"Task {task_id} is {task['status']}; only a completed task has files to fetch.")
+        if not result["files"]:
+            complain(f"Task {task_id} made no files; its result is in: headway watch {task_id}")
         for file in result["files"]:
-            path = await _fetch_one(client, folder, file)
-            typer.echo(json.dumps({**file, "path": str(path)}) if as_json else f"{path}  {size(file['size_bytes'])}")
-    except OSError as error:
-        raise WrongUse(f"{folder} cannot be written: {error.strerror}.") from None
-
-
-async def _fetch_one(client: Client, folder: Path, file: Mapping[str, Any]) -> Path:
-    # The name comes from outside: one plain name, or it is not used.
-    if not re.fullmatch(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*", file["name"]):
-        raise TaskLost(f"The platform offers a file named {file['name']!r}, which is not a plain name.")
-    path = folder / str(file["name"])
-    if path.exists():
-        if await asyncio.to_thread(_sha256, path) == file["sha256"]:
-            return path
-        raise WrongUse(f"{path} exists and differs. Move it away, or fetch into another folder with -o.")
-    partial = folder / f".{file['name']}.{secrets.token_hex(4)}.partial"
-    digest = hashlib.sha256()
-    try:
-        with partial.open("xb") as out:
-            async with client.download(file["url"]) as chunks:
-                async for chunk in chunks:
-                    digest.update(chunk)
-                    await asyncio.to_thread(out.write, chunk)
-        if digest.hexdigest() != file["sha256"]:
-            raise TaskLost(f"{file['name']} did not arrive as it was made (its sha256 differs). Nothing was kept.")
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+            with download_bar(file["name"], file["size_bytes"]) as came:
+                path = await client.fetch_file(file, folder, came)
+            line = f"{path}  {size(file['size_bytes'])}"
+            _say_json({**file, "path": str(path)}) if as_json else typer.echo(printable(line))

@@ -23,8 +23,9 @@ import typer
 
 from cli.children import Children, Command
 from cli.embedded import Choice, Kind, choose, embedded_redis
-from cli.exits import CliError, ExitCode, Unreachable, WrongUse, complain, settings_errors
+from cli.exits import ExitCode, complain, settings_errors
 from cli.lock import sole_use
+from headway.errors import ClientError, Unreachable, WrongUse
 from shared.settings import MEMORY_URL, Settings, load_settings
 from shared.storage import open_storage
 
@@ -59,7 +60,7 @@ class _Stopped(Exception):
 
 
 def up(host: str, port: int, data_dir: Path | None, when_ready: WhenReady | None) -> ExitCode:
-    """Runs until it is asked to stop. Raises CliError for what keeps it from starting."""
+    """Runs until it is asked to stop. Raises ClientError for what keeps it from starting."""
     with settings_errors():
         settings = load_settings(**({} if data_dir is None else {"data_dir": data_dir}))
         check_host(settings, host)
@@ -198,7 +199,7 @@ async def _until(stopped: asyncio.Event) -> None:
 
 def _raise_first(ended: BaseExceptionGroup[BaseException]) -> None:
     """The one thing that ended it all: an error of ours before a stop, so that a refusal's exit code is kept."""
-    for wanted in (CliError, _Stopped, BaseException):
+    for wanted in (ClientError, _Stopped, BaseException):
         found, _ = ended.split(wanted)
         while isinstance(found, BaseExceptionGroup):
             if not isinstance(found.exceptions[0], BaseExceptionGroup):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final, Literal
 
 import httpx
 import redis
@@ -21,6 +21,10 @@ from tests.waiting import wait_for
 
 #: A loaded machine with two cores starts Python slowly.
 START_SECONDS = 30.0
+
+#: How an API is started: tuned, with its own way to the connections (api/wire.py), or as any ASGI application is.
+Server = Literal["headway api", "uvicorn"]
+SERVERS: Final[tuple[Server, ...]] = ("headway api", "uvicorn")
 
 
 def free_port() -> int:
@@ -101,8 +105,8 @@ class RedisServer:
 class HeadwayProcess:
     """One `headway …` process. Its log is kept, and shown when it does not start."""
 
-    def __init__(self, arguments: list[str], *, env: dict[str, str], log: Path) -> None:
-        self._arguments = arguments
+    def __init__(self, arguments: list[str], *, env: dict[str, str], log: Path, module: str = "cli.main") -> None:
+        self._arguments = ["-m", module, *arguments]
         self._env = env
         self._log_path = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -111,7 +115,7 @@ class HeadwayProcess:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("HEADWAY_")}
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "cli.main", *self._arguments],
+                [sys.executable, *self._arguments],
                 env=inherited | {"HEADWAY_LOG_FORMAT": "json"} | self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -190,11 +194,14 @@ class Platform:
     def url(self) -> str:
         return self.urls[0]
 
-    def start_api(self, *, wait: bool = True, port: int | None = None, **env: str) -> HeadwayProcess:
+    def start_api(
+        self, *, wait: bool = True, port: int | None = None, server: Server = "headway api", **env: str
+    ) -> HeadwayProcess:
         port = port or free_port()
         url = f"http://127.0.0.1:{port}"
         log = self.folder / f"api-{len(self.apis)}.log"
-        process = HeadwayProcess(["api", "--port", str(port)], env=self._env | env, log=log)
+        module, command = ("cli.main", "api") if server == "headway api" else ("uvicorn", "api.main:app")
+        process = HeadwayProcess([command, "--port", str(port)], env=self._env | env, log=log, module=module)
         process.start()
         self.apis.append(process)
         if url not in self.urls:

@@ -22,6 +22,7 @@ from worker.sandbox import Sandbox
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "processors.md").read_text(encoding="utf-8")
+CLIENTS = (ROOT / "docs" / "clients.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -116,8 +117,19 @@ async def test_the_attempt_after_a_lost_one_goes_on_from_the_checkpoint(reader: 
     assert [message["state"] for message in messages if message["kind"] == "checkpoint"] == [[9, 321]]
 
 
-def test_the_readmes_processor_is_the_pages() -> None:
-    assert blocks(README, "python") == [MODULES["lines"]]
+def test_the_readmes_processor_is_the_pages_and_its_client_that_of_the_clients() -> None:
+    [client] = blocks(CLIENTS, "python")
+    assert blocks(README, "python") == [client, MODULES["lines"]]
+
+
+def test_the_client_of_the_documents_runs_as_it_is_written(platform: Platform, tmp_path: Path) -> None:
+    [client] = blocks(CLIENTS, "python")
+    (tmp_path / "trips.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    code = client.replace("http://127.0.0.1:8000", platform.url)
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True
+    )
+    assert said.stdout.splitlines()[-1] == "100 Done"
 
 
 def test_the_commands_run_as_they_are_written(own_platform: Platform, tmp_path: Path) -> None:

@@ -1,18 +1,34 @@
-"""The event stream over HTTP, on real processes: snapshot, replay, live, end."""
+"""The event stream over HTTP, on real processes: snapshot, replay, live, end. The same on `headway api`, which writes
+to the connections itself, and on plain uvicorn."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import threading
+from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from tests.processes import Platform
+from tests.processes import SERVERS, Platform, RedisServer, Server
 from tests.streams import Frame, assert_true_story, frames_of, opened, watch
 
 STEPS = '{"steps": 6, "step_seconds": 0.15}'
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def server(request: pytest.FixtureRequest) -> Server:
+    chosen: Server = request.param
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def platform(server: Server, redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    with Platform(tmp_path_factory.mktemp("platform"), redis_server.url.removesuffix("/0") + "/6") as started:
+        started.start_worker()
+        started.start_api(server=server)
+        yield started
 
 
 def test_a_watcher_sees_a_file_from_queued_to_its_checksum(platform: Platform) -> None:
@@ -110,8 +126,8 @@ def test_a_hundred_watchers_of_one_task_see_the_same_story(platform: Platform) -
     assert all(story == stories[0] for story in stories)
 
 
-def test_an_idle_stream_gets_comments(own_platform: Platform) -> None:
-    own_platform.start_api(HEADWAY_HEARTBEAT_SECONDS="0.2")
+def test_an_idle_stream_gets_comments(own_platform: Platform, server: Server) -> None:
+    own_platform.start_api(server=server, HEADWAY_HEARTBEAT_SECONDS="0.2")
     task = own_platform.submit("rehearsal")  # there is no worker: nothing happens
     with opened(f"{own_platform.url}/tasks/{task['task_id']}/events") as answer:
         received = b""
@@ -122,8 +138,8 @@ def test_an_idle_stream_gets_comments(own_platform: Platform) -> None:
     assert received.count(b"data: ") == 1
 
 
-def test_trimmed_history_is_told_as_a_gap_and_a_snapshot(own_platform: Platform) -> None:
-    own_platform.start_api(HEADWAY_HISTORY_LENGTH="10")
+def test_trimmed_history_is_told_as_a_gap_and_a_snapshot(own_platform: Platform, server: Server) -> None:
+    own_platform.start_api(server=server, HEADWAY_HISTORY_LENGTH="10")
     own_platform.start_worker(HEADWAY_HISTORY_LENGTH="10")
     task = own_platform.submit("rehearsal", options='{"steps": 40, "step_seconds": 0}')
     own_platform.wait(task["task_id"])
@@ -143,3 +159,21 @@ def test_ndjson_and_text_tell_the_same(platform: Platform) -> None:
     assert text.headers["content-type"] == "text/plain; charset=utf-8"
     assert len(text.text.splitlines()) == len(whole)
     assert "completed" in text.text.splitlines()[-1]
+
+
+def test_both_servers_send_the_same_bytes(own_platform: Platform) -> None:
+    for server in SERVERS:
+        own_platform.start_api(server=server)
+    own_platform.start_worker()
+    task = own_platform.submit("rehearsal", options=STEPS)
+    paths = [f"/tasks/{task['task_id']}/events?last_event_id=0", f"/events?task={task['task_id']}"]
+    for accept in ("text/event-stream", "application/x-ndjson", "text/plain"):
+        for path in paths:
+            own_platform.wait(task["task_id"])
+            told = []
+            for url in own_platform.urls:
+                with opened(url + path, Accept=accept) as answer:
+                    kept = {name: value for name, value in answer.headers.items() if name not in ("date", "server")}
+                    told.append((answer.status_code, kept, answer.read()))
+            assert told[0] == told[1]
+            assert told[0][2]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ import api.listeners
 from api.listeners import Listener, TaskListener
 from api.sse import Comment
 from shared.feed import Feed, Snapshot, text_of
-from shared.models import Event, OwnerId, Task, TaskId
+from shared.models import Event, OwnerId, TaskId
 
 Action = Literal["state", "note", "deliver", "lose", "double", "distrust", "read", "give up"]
 ACTIONS: Final = st.lists(
@@ -59,7 +59,7 @@ class Channel:
         missed_from = None
         if after is not None and after < state.version and (not history or history[0].version > after + 1):
             missed_from = after + 1
-        return Snapshot(cast("Task", None), state, history, missed_from)
+        return Snapshot({}, state, history, missed_from)
 
 
 class Watcher:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from tests.processes import Platform, RedisServer
+from tests.processes import SERVERS, Platform, RedisServer, Server
 from tests.streams import Frame, assert_true_story, frames, opened, watch
 from tests.waiting import wait_for, wait_until
 
@@ -49,10 +49,11 @@ class Watchers:
             task.result()
 
 
+@pytest.mark.parametrize("server", SERVERS)
 async def test_a_killed_redis_is_waited_for_and_every_stream_reaches_the_truth(
-    own_platform: Platform, own_redis: RedisServer
+    own_platform: Platform, own_redis: RedisServer, server: Server
 ) -> None:
-    own_platform.start_api()
+    own_platform.start_api(server=server)
     own_platform.start_worker()
     task_id = own_platform.submit("rehearsal", options=LONG)["task_id"]
     async with Watchers(100, f"{own_platform.url}/tasks/{task_id}/events?last_event_id=0") as watchers:
@@ -70,10 +71,11 @@ async def test_a_killed_redis_is_waited_for_and_every_stream_reaches_the_truth(
         assert story[-1].status == "completed"
 
 
+@pytest.mark.parametrize("server", SERVERS)
 async def test_a_redis_that_comes_back_empty_ends_every_stream_as_lost(
-    own_platform: Platform, own_redis: RedisServer
+    own_platform: Platform, own_redis: RedisServer, server: Server
 ) -> None:
-    own_platform.start_api()
+    own_platform.start_api(server=server)
     task_id = own_platform.submit("rehearsal", options=LONG)["task_id"]
     async with Watchers(50, f"{own_platform.url}/tasks/{task_id}/events") as watchers:
         own_redis.kill()

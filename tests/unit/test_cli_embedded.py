@@ -13,8 +13,8 @@ import pytest
 
 from cli.children import Children
 from cli.embedded import FORCE_VARIABLE, SOCKET_PATH_BYTES, Kind, bundled_binary, choose, embedded_redis
-from cli.exits import Unreachable, WrongUse
 from cli.lock import inherited_lock, sole_use
+from headway.errors import Unreachable, WrongUse
 from shared.redis import connect
 from shared.settings import Settings
 
@@ -97,7 +97,7 @@ def test_a_data_directory_has_one_user_until_it_lets_go(tmp_path: Path) -> None:
 def sole_use_elsewhere(folder: Path) -> subprocess.Popen[bytes]:
     """Another process that exits 3 if it is refused."""
     code = (
-        "import sys, pathlib; from cli.lock import sole_use; from cli.exits import WrongUse\n"
+        "import sys, pathlib; from cli.lock import sole_use; from headway.errors import WrongUse\n"
         "try:\n  with sole_use(pathlib.Path(sys.argv[1])): pass\nexcept WrongUse: sys.exit(3)"
     )
     return subprocess.Popen([sys.executable, "-c", code, str(folder)])

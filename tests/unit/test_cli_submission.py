@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cli.exits import WrongUse
-from cli.submit import Submission, parse_options
+from cli.submit import Submission, batch_of, parse_options
+from headway import WrongUse
 
 
 @pytest.mark.parametrize(
@@ -44,16 +44,14 @@ def test_an_option_that_is_no_pair_or_comes_twice_is_wrong_use(given: list[str])
 def test_a_file_is_announced_with_its_name_size_and_type(tmp_path: Path) -> None:
     path = tmp_path / "trips.csv"
     path.write_text("a,b\n1,2\n")
-    body, size_bytes = Submission("checksum", {"x": 1}, path).announced()
-    assert size_bytes == 8
-    assert body == {
+    assert Submission("checksum", {"x": 1}, path).announced() == {
         "processor": "checksum", "options": {"x": 1},
         "filename": "trips.csv", "size_bytes": 8, "content_type": "text/csv",
     }  # fmt: skip
 
 
 def test_without_a_file_nothing_of_a_file_is_announced() -> None:
-    assert Submission("rehearsal", {}).announced() == ({"processor": "rehearsal", "options": {}}, 0)
+    assert Submission("rehearsal", {}).announced() == {"processor": "rehearsal", "options": {}}
 
 
 def test_what_is_no_readable_regular_file_is_wrong_use(tmp_path: Path) -> None:
@@ -61,3 +59,9 @@ def test_what_is_no_readable_regular_file_is_wrong_use(tmp_path: Path) -> None:
     for path in (tmp_path / "missing", tmp_path, Path(os.devnull)):
         with pytest.raises(WrongUse, match=path.name):
             Submission("checksum", {}, path).announced()
+
+
+def test_several_files_are_a_batch_and_one_is_none_unless_it_is_named() -> None:
+    two = [Path("a"), Path("b")]
+    assert batch_of(two, None) not in (None, batch_of(two, None))
+    assert [batch_of(two, "mine"), batch_of(two[:1], "mine"), batch_of(two[:1], None)] == ["mine", "mine", None]

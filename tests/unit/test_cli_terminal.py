@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+import json
+from typing import Any
 
 import pytest
 
 from cli.bar import duration, on_stderr, pace, phase, size
-from cli.client import StreamEvent
-from cli.exits import Declined, ExitCode, printable
+from cli.exits import ExitCode, code_of, printable
 from cli.summary import end_lines, summary_lines
+from headway import Declined, Event, ResultFile, Task
 
-if TYPE_CHECKING:
-    from cli.client import TaskView
-    from shared.models import TaskId
+
+def state(data: dict[str, Any]) -> Event:
+    return Event("1", "", json.dumps(data), data)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def test_durations_grow_from_tenths_to_hours(seconds: float, text: str) -> None:
 
 
 def test_the_words_beside_the_bar_are_the_servers_figures() -> None:
-    state: TaskView = {
+    state: Task = {
         "message": "Profiling columns", "step": 2, "total_steps": 3, "attempt": 1,
         "rate": 73_400_320.0, "unit": "bytes", "eta_seconds": 0.8,
     }  # fmt: skip
@@ -48,18 +49,17 @@ def test_what_comes_from_outside_cannot_steer_the_terminal() -> None:
 
 
 def test_without_a_terminal_there_is_no_bar_but_logs_are_told(capfd: pytest.CaptureFixture[str]) -> None:
-    with on_stderr() as show:
-        show(StreamEvent("1", "", "{}", {"progress": 50.0, "message": "Counting", "status": "processing"}))
-        show(StreamEvent("2", "log", "{}", {"level": "warning", "message": "[red]odd row\x1b"}))
+    with on_stderr() as display:
+        display.show(state({"progress": 50.0, "message": "Counting", "status": "processing"}))
+        display.show(Event("2", "log", "{}", {"level": "warning", "message": "[red]odd row\x1b"}))
     out, err = capfd.readouterr()
     assert (out, err) == ("", "warning: [red]odd row?\n")
 
 
 def test_the_demonstration_without_a_terminal_says_a_line_every_ten_per_cent(capfd: pytest.CaptureFixture[str]) -> None:
-    with on_stderr(lines_without_terminal=True) as show:
+    with on_stderr(lines_without_terminal=True) as display:
         for tenths in range(1001):
-            state = {"progress": tenths / 10, "message": "Counting", "status": "processing"}
-            show(StreamEvent(str(tenths), "", "{}", state))
+            display.show(state({"progress": tenths / 10, "message": "Counting", "status": "processing"}))
     assert [line.split()[0] for line in capfd.readouterr().err.splitlines()] == [f"{n}.0" for n in range(0, 101, 10)]
 
 
@@ -79,10 +79,13 @@ def test_a_summary_shows_values_and_lists_of_objects_as_tables() -> None:
 
 
 def test_the_end_names_the_file_the_time_it_took_and_what_it_made() -> None:
-    task: TaskView = {
-        "task_id": cast("TaskId", "6f1c"), "status": "completed", "filename": "a.csv",
+    file: ResultFile = {
+        "name": "a.zst", "size_bytes": 10, "content_type": "", "sha256": "", "url": "/tasks/6f1c/files/a.zst",
+    }  # fmt: skip
+    task: Task = {
+        "task_id": "6f1c", "status": "completed", "filename": "a.csv",
         "started_at": "2026-01-01T00:00:00.000Z", "finished_at": "2026-01-01T00:00:02.500Z",
-        "result": {"summary": {}, "files": [{"name": "a.zst", "size_bytes": 10, "url": "/tasks/6f1c/files/a.zst"}]},
+        "result": {"summary": {}, "files": [file]},
     }  # fmt: skip
     assert list(end_lines(task, "http://h")) == [
         "completed  a.csv  in 2.5 s  task 6f1c", "  a.zst  10 B  http://h/tasks/6f1c/files/a.zst",
@@ -92,9 +95,9 @@ def test_the_end_names_the_file_the_time_it_took_and_what_it_made() -> None:
 def test_a_problem_is_its_detail_and_its_fields() -> None:
     error = Declined(422, {"detail": "Wrong options.", "errors": [{"field": "steps", "message": "is not a number"}]})
     assert str(error) == "Wrong options.\n  steps: is not a number"
-    assert error.exit_code == ExitCode.WRONG_USE
+    assert code_of(error) == ExitCode.WRONG_USE
 
 
 @pytest.mark.parametrize(("status", "code"), [(404, 2), (409, 2), (413, 2), (503, 3), (500, 3), (507, 1)])
 def test_an_answer_chooses_the_exit_code(status: int, code: int) -> None:
-    assert Declined(status, {}).exit_code == code
+    assert code_of(Declined(status, {})) == code

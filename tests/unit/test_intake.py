@@ -152,7 +152,7 @@ async def received(tmp_path: Path, *pieces: bytes, limit_bytes: int = LIMIT_BYTE
     storage = DirectoryStorage(tmp_path)
     upload = storage.upload(TASK)
     try:
-        form: Form = await read_form(Sent(*pieces, **how).request, upload, limit_bytes=limit_bytes)
+        form: Form = await read_form(Sent(*pieces, **how).request, upload, limit_bytes=limit_bytes, patience_seconds=5)
     except HeadwayError as error:
         await upload.abort()
         assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -10,12 +10,13 @@ from typing import Final
 import pytest
 
 ROOT: Final = Path(__file__).parents[2]
-PACKAGES: Final = ("api", "cli", "shared", "worker")
+PACKAGES: Final = ("api", "cli", "headway", "shared", "worker")
 MODULES: Final = sorted(path.relative_to(ROOT) for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 TREES: Final = {path: ast.parse((ROOT / path).read_text(encoding="utf-8")) for path in MODULES}
 
 #: Imports point down only.
 MAY_IMPORT: Final = {
+    "headway": {"headway"},
     "shared": {"shared"},
     "api": {"api", "shared"},
     "worker": {"worker", "shared"},

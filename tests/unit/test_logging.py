@@ -140,3 +140,11 @@ def test_details_are_logged_only_when_they_are_asked_for() -> None:
     configure("json", stream=stream, level=logging.DEBUG)
     get_logger("x").debug("detail")
     assert [line["event"] for line in logged(stream)] == ["detail"]
+
+
+def test_what_a_stranger_wrote_does_nothing_to_a_terminal() -> None:
+    stream = Terminal()
+    configure("console", stream=stream)
+    get_logger("api.sse").info("slow client dropped", path="/\x1b[2J\r\x9b\u202e\u2028é\ninjected")
+    [line] = stream.getvalue().splitlines()
+    assert "\\x1b[2J\\r\\x9b\\u202e\\u2028é\\ninjected" in line

@@ -27,11 +27,17 @@ from shared.settings import Settings
 from tests.processes import free_port
 
 #: Never raised while a request is answered: they end a start, or an attempt in a worker.
-INSIDE: Final = {errors.SettingsError, errors.ProcessorFailure, errors.BadInput}
+INSIDE: Final = {errors.SettingsError, errors.ExportCut, errors.ProcessorFailure, errors.BadInput}
 #: Without keys, by the contract: whether it is alive, the page, and what describes the API.
 OPEN: Final = {"/healthz", "/readyz", "/", "/session", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
 KEY: Final = "a-key-that-nobody-guesses"
 UNKNOWN: Final = "0" * 32
+#: An upload of a byte: a.bin, for checksum.
+TUS: Final = {
+    "Tus-Resumable": "1.0.0",
+    "Upload-Length": "1",
+    "Upload-Metadata": "filename YS5iaW4=,processor Y2hlY2tzdW0=",
+}
 
 
 def subclasses(of: type[HeadwayError]) -> Iterator[type[HeadwayError]]:
@@ -160,7 +166,7 @@ async def test_the_wrong_method_is_a_problem_that_names_the_right_ones(client: h
 async def test_a_task_or_a_file_that_is_not_there_is_a_problem_on_every_route(client: httpx.AsyncClient) -> None:
     for method, path in ROUTES:
         if UNKNOWN in path and "batches" not in path:
-            answer = await client.request(method, path)
+            answer = await client.request(method, path, headers=TUS)
             assert answer.status_code == 404, (method, path, answer.text)
             if method != "HEAD":
                 assert_problem(answer, 404)
@@ -198,7 +204,7 @@ def needs_redis(path: str) -> bool:
 async def test_a_redis_that_is_away_is_a_problem_with_a_time_to_come_back(
     guarded: httpx.AsyncClient, method: str, path: str
 ) -> None:
-    sent: dict[str, Any] = {"headers": {"Authorization": f"Bearer {KEY}"}}
+    sent: dict[str, Any] = {"headers": {"Authorization": f"Bearer {KEY}"} | TUS}
     if path in ("/tasks", "/process-file") and method == "POST":
         sent |= {"files": {"file": ("a", b"x")}, "data": {"processor": "checksum"}}
     answer = await guarded.request(method, path, **sent)

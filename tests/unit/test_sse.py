@@ -153,7 +153,7 @@ class Server:
     def start(self, source: Source, method: str = "GET", **seconds: float) -> asyncio.Task[None]:
         scope: dict[str, Any] = {"type": "http", "method": method, "path": "/x"}
         scope["headway.send"] = self.send
-        deadlines = {"heartbeat_seconds": 600.0, "send_timeout_seconds": 600.0} | seconds
+        deadlines: Any = {"heartbeat_seconds": 600.0, "send_timeout_seconds": 600.0} | seconds
         response = EventStreamResponse(source.entered(), SSE(), **deadlines)
         return asyncio.create_task(response(scope, self.receive, self.send))
 

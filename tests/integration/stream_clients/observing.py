@@ -4,7 +4,6 @@ again, and a task that there is not. What it was handed is kept beside the truth
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from shared.redis import connect
 from shared.settings import Settings
 from tests.browser.conftest import NAMES
 from tests.integration.stream_clients.processors import ROOT
+from tests.npm import installed
 from tests.one_byte_proxy import Exchange, OneByteProxy
 from tests.processes import Platform
 from tests.streams import Frame, watch
@@ -141,33 +141,7 @@ def _command(client: str) -> tuple[list[str], dict[str, str]]:
     if client in ("eventsource", "@microsoft/fetch-event-source"):
         if (node := shutil.which("node")) is None:
             pytest.skip("there is no node here")
-        return [node, str(HERE / "node_clients.cjs"), client], env | {"NODE_CLIENTS": str(_node_packages())}
+        return [node, str(HERE / "node_clients.cjs"), client], env | {"NODE_CLIENTS": str(installed(HERE))}
     if client == "curl" and shutil.which("curl") is None:
         pytest.skip("there is no curl here")
     return [sys.executable, "-m", "tests.integration.stream_clients.python_clients", client], env
-
-
-def _node_packages() -> Path:
-    """The packages as locked, in a folder of the cache that is named for the lock; installed by whoever comes first."""
-    lock = (HERE / "package-lock.json").read_bytes()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headway-tests"
-    folder = cache / f"stream-clients-{hashlib.sha256(lock).hexdigest()[:16]}"
-    if not folder.exists():
-        if (npm := shutil.which("npm")) is None:
-            pytest.skip("there is no npm here")
-        making = folder.with_suffix(f".{os.getpid()}")
-        making.mkdir(parents=True)
-        for name in ("package.json", "package-lock.json"):
-            shutil.copy(HERE / name, making)
-        install = [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--fetch-retries=0"]
-        try:
-            done = subprocess.run(install, cwd=making, capture_output=True, text=True, timeout=40)
-            if done.returncode != 0:
-                pytest.skip(f"npm ci cannot install the clients: {done.stderr.strip().splitlines()[-1:]}")
-            making.rename(folder)
-        except (subprocess.TimeoutExpired, FileExistsError):
-            if not folder.exists():
-                pytest.skip("npm ci does not answer: no package registry?")
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
-    return folder

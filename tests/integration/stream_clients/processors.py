@@ -14,7 +14,7 @@ from typing import Any, Final
 from pydantic import Field
 
 from shared.processors import Job, Options, processor
-from tests.processes import Platform
+from tests.processes import Platform, Server
 from tests.waiting import wait_for
 
 ROOT: Final = Path(__file__).parents[3]
@@ -52,10 +52,10 @@ def telling(job: Job) -> dict[str, Any]:
 
 
 @contextmanager
-def telling_platform(folder: Path, redis_url: str) -> Iterator[Platform]:
+def telling_platform(folder: Path, redis_url: str, server: Server = "headway api") -> Iterator[Platform]:
     """A worker and an API that know `telling`, with heartbeats that come between its events."""
     env = {"HEADWAY_PROCESSORS": telling.__module__, "PYTHONPATH": str(ROOT), "HEADWAY_HEARTBEAT_SECONDS": "0.2"}
     with Platform(folder, redis_url, **env) as platform:
         platform.start_worker()
-        platform.start_api()
+        platform.start_api(server=server)
         yield platform

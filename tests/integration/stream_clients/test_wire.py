@@ -14,16 +14,18 @@ import pytest
 
 from shared.feed import text_of
 from tests.integration.stream_clients.processors import HARD_TEXT, telling_platform
-from tests.processes import Platform, RedisServer
+from tests.processes import SERVERS, Platform, RedisServer
 from tests.streams import assert_true_story, parse_block, watch
 
 LAST_CHUNK = b"0\r\n\r\n"
 
 
-@pytest.fixture(scope="module")
-def telling(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+@pytest.fixture(scope="module", params=SERVERS)
+def telling(
+    request: pytest.FixtureRequest, redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Platform]:
     url = redis_server.url.removesuffix("/0") + "/4"
-    with telling_platform(tmp_path_factory.mktemp("telling"), url) as platform:
+    with telling_platform(tmp_path_factory.mktemp("telling"), url, request.param) as platform:
         yield platform
 
 

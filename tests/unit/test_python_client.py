@@ -1,24 +1,30 @@
-"""The client on the wire: what it makes of streams that break, end, wait and refuse. The server here is a script."""
+"""The Python client on the wire: streams that break, end, wait and refuse. The server here is a script.
+The client without an event loop is the same code (test_client_twins.py)."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cli.client import Client
-from cli.exits import Declined, Unreachable, WrongUse
+from headway import AsyncClient, Client, Damaged, Declined, Unreachable, WrongUse
+from headway.wire import ResultFile
 
-if TYPE_CHECKING:
-    from shared.models import TaskId
-
-TASK = cast("TaskId", "6f1c")
+TASK = "6f1c"
 STREAM = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\nretry: 1\n\n"
 NO_CONTENT = "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"
+
+
+FILE: ResultFile = {
+    "name": "a.txt", "size_bytes": 5, "content_type": "text/plain", "sha256": hashlib.sha256(b"hello").hexdigest(),
+    "url": "/tasks/6f1c/files/a.txt",
+}  # fmt: skip
 
 
 def state(version: int, status: str = "processing") -> str:
@@ -34,7 +40,7 @@ def problem(status: int, detail: str) -> str:
 
 
 @asynccontextmanager
-async def scripted(*answers: str) -> AsyncIterator[tuple[Client, list[str]]]:
+async def scripted(*answers: str, **options: Any) -> AsyncIterator[tuple[AsyncClient, list[str]]]:
     """Gives each connection the next answer, then cuts it. Yields a client, and the requests' heads in lower case."""
     heads: list[str] = []
     left = list(answers)
@@ -47,13 +53,13 @@ async def scripted(*answers: str) -> AsyncIterator[tuple[Client, list[str]]]:
 
     server = await asyncio.start_server(serve, "127.0.0.1")
     port = server.sockets[0].getsockname()[1]
-    async with server, Client(f"http://127.0.0.1:{port}/", "a-key") as client:
+    async with server, AsyncClient(f"http://127.0.0.1:{port}/", "a-key", **options) as client:
         yield client, heads
     assert not left, "some answers were never asked for"
 
 
-async def versions(client: Client) -> list[int]:
-    return [event.data["version"] async for event in client.events(TASK)]
+async def versions(client: AsyncClient) -> list[int]:
+    return [event.data["version"] async for event in client.watch(TASK, patient=False)]
 
 
 async def test_a_stream_that_breaks_is_resumed_after_the_last_whole_event() -> None:
@@ -85,7 +91,7 @@ async def test_a_proxy_without_its_server_is_waited_for() -> None:
 
 async def test_named_events_keep_their_names() -> None:
     log = 'event: log\nid: 2\ndata: {"version":2,"message":"hello"}\n\n'
-    async with scripted(STREAM + log + state(3, "cancelled")) as (client, _), aclosing(client.events(TASK)) as events:
+    async with scripted(STREAM + log + state(3, "cancelled")) as (client, _), aclosing(client.watch(TASK)) as events:
         assert [event.name async for event in events] == ["log", ""]
 
 
@@ -103,7 +109,7 @@ async def test_an_unknown_task_is_told_as_the_platform_tells_it() -> None:
     ],
 )
 @pytest.mark.parametrize("ask", [versions, lambda client: client.task(TASK)], ids=["events", "task"])
-async def test_who_is_not_headway_is_told_so(answer: str, ask: Callable[[Client], asyncio.Future[object]]) -> None:
+async def test_who_is_not_headway_is_told_so(answer: str, ask: Callable[[AsyncClient], asyncio.Future[object]]) -> None:
     async with scripted(answer) as (client, _):
         with pytest.raises(Unreachable, match="not as Headway does"):
             await ask(client)
@@ -112,24 +118,23 @@ async def test_who_is_not_headway_is_told_so(answer: str, ask: Callable[[Client]
 async def test_a_platform_that_is_not_there_is_told_at_once() -> None:
     async with scripted() as (client, _):
         pass
-    async with Client(client.url) as later:
+    async with AsyncClient(client.url) as later:
         for ask in (versions(later), later.task(TASK)):
             with pytest.raises(Unreachable, match="headway up"):
                 await ask
 
 
-async def test_a_stream_that_never_comes_back_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cli.client.GIVE_UP_SECONDS", -60.0)
-    async with scripted(STREAM + state(1), problem(503, "Redis is away.")) as (client, _):
+async def test_a_stream_that_never_comes_back_is_given_up() -> None:
+    away = problem(503, "Redis is away.")
+    async with scripted(STREAM + state(1), away, patience_seconds=-1) as (client, _):
         with pytest.raises(Declined, match=r"Redis is away\."):
             await versions(client)
 
 
-async def test_the_key_goes_to_no_other_place() -> None:
+async def test_the_key_goes_to_no_other_place(tmp_path: Path) -> None:
     async with scripted() as (client, _):
         with pytest.raises(Unreachable, match="points elsewhere"):
-            async with client.download("http://127.0.0.2/evil"):
-                pass
+            await client.fetch_file({**FILE, "url": "http://127.0.0.2/evil"}, tmp_path)
 
 
 @pytest.mark.parametrize("url", ["", "localhost:8000", "ftp://h", "http://", "http://[::1", "http://h:port"])
@@ -141,3 +146,50 @@ def test_what_is_no_url_is_wrong_use(url: str) -> None:
 def test_a_key_that_no_header_can_carry_is_wrong_use() -> None:
     with pytest.raises(WrongUse, match="HEADWAY_API_KEY"):
         Client("http://127.0.0.1:8000", "two\nlines")
+
+
+@pytest.mark.parametrize("name", ["../a.txt", ".hidden", "a/b", "", "a\nb"])
+async def test_a_name_that_is_no_plain_name_is_not_written_to(tmp_path: Path, name: str) -> None:
+    async with scripted() as (client, _):
+        with pytest.raises(Damaged, match="plain name"):
+            await client.fetch_file({**FILE, "name": name}, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("body", "error"), [("hellO", Damaged), ("hel", Unreachable)], ids=["another content", "cut"])
+async def test_a_file_that_does_not_arrive_as_it_was_made_is_not_kept(
+    tmp_path: Path, body: str, error: type[Exception]
+) -> None:
+    answer = f"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n{body}"
+    async with scripted(answer) as (client, _):
+        with pytest.raises(error):
+            await client.fetch_file(FILE, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_stream_of_something_else_is_no_traceback() -> None:
+    async with scripted(STREAM + "data: hello\n\n") as (client, _):
+        with pytest.raises(Unreachable, match="no event of Headway"):
+            await versions(client)
+
+
+async def test_a_redirect_is_told_and_the_key_is_not_sent_after_it() -> None:
+    moved = (
+        "HTTP/1.1 301 Moved\r\nLocation: https://elsewhere.example/\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    )
+    async with scripted(moved) as (client, _):
+        with pytest.raises(Unreachable, match="elsewhere"):
+            await client.task(TASK)
+
+
+async def test_an_answer_that_cannot_be_decoded_is_no_traceback() -> None:
+    answer = "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"
+    async with scripted(answer) as (client, _):
+        with pytest.raises(Unreachable):
+            await client.task(TASK)
+
+
+def test_a_proxy_of_the_environment_that_is_none_is_wrong_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "nonsense://h")
+    with pytest.raises(WrongUse, match="ALL_PROXY"):
+        Client("http://headway.example")

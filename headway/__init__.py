@@ -1,0 +1,45 @@
+"""The Python client: `from headway import Client`, or `AsyncClient`. It knows the platform by its HTTP interface alone,
+and imports nothing else of ours.
+
+    client = Client("http://127.0.0.1:8000")
+    for event in client.watch(client.submit("trips.csv", "csv-profile")["task_id"]):
+        print(event.progress, event.message)
+
+What is asked of the platform is said once, in calls.py; how a stream is followed across its breaks, in following.py.
+The two clients are thin shells around them. Everything that goes wrong is a ClientError.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from headway.errors import ClientError, Damaged, Declined, Unreachable, WrongUse
+
+if TYPE_CHECKING:
+    from headway.aio import AsyncClient
+    from headway.client import Client
+    from headway.wire import Batch, Event, ResultFile, Task
+
+__all__ = [
+    "AsyncClient",
+    "Batch",
+    "Client",
+    "ClientError",
+    "Damaged",
+    "Declined",
+    "Event",
+    "ResultFile",
+    "Task",
+    "Unreachable",
+    "WrongUse",
+]
+
+_HOMES = {"AsyncClient": "aio", "Client": "client"} | dict.fromkeys(("Batch", "Event", "ResultFile", "Task"), "wire")
+
+
+def __getattr__(name: str) -> Any:
+    """Brought in when asked for: httpx takes longer than `headway --help` should."""
+    if (home := _HOMES.get(name)) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"headway.{home}"), name)

@@ -1,0 +1,100 @@
+"""The users of deploy/redis-users.acl: API and worker do all of their work with them, and neither can do more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+from redis.exceptions import NoPermissionError
+
+from tests.processes import Platform, RedisServer
+from tests.streams import frames_of
+
+USERS = Path(__file__).parents[2] / "deploy" / "redis-users.acl"
+PASSWORDS = {"api": "headway-api", "worker": "headway-worker"}
+
+
+@pytest.fixture
+def admin(own_redis: RedisServer) -> Iterator[redis.Redis]:
+    """Gives the server the file's users, as its `aclfile` would, and may do what `default` could before."""
+    with redis.Redis(port=own_redis.port) as before:
+        before.execute_command("ACL", "SETUSER", "admin", "on", ">secret", "~*", "&*", "+@all")
+    with redis.Redis(port=own_redis.port, username="admin", password="secret", decode_responses=True) as client:
+        for line in USERS.read_text().splitlines():
+            _, name, *rules = line.split()
+            client.execute_command("ACL", "SETUSER", name, "reset", *rules)
+        client.execute_command("ACL", "LOG", "RESET")
+        yield client
+
+
+def url_of(server: RedisServer, user: str) -> str:
+    return server.url.replace("redis://", f"redis://{user}:{PASSWORDS[user]}@")
+
+
+def test_api_and_worker_do_their_work_with_the_users_of_the_file(
+    own_platform: Platform, own_redis: RedisServer, admin: redis.Redis
+) -> None:
+    keys = '{"alice": "a-key-of-sixteen-characters"}'
+    own_platform.start_api(HEADWAY_REDIS_URL=url_of(own_redis, "api"), HEADWAY_API_KEYS=keys)
+    worker = own_platform.start_worker(HEADWAY_REDIS_URL=url_of(own_redis, "worker"), HEADWAY_API_KEYS=keys)
+    mine = {"Authorization": "Bearer a-key-of-sixteen-characters"}
+    with httpx.Client(base_url=own_platform.url, headers=mine) as client:
+        assert client.post("/session", json={"key": "a-key-of-sixteen-characters"}).is_success
+        form = {"processor": "checksum", "batch_id": "b"}
+        for _ in range(2):
+            idempotent = {"Idempotency-Key": "one"}
+            answer = client.post("/tasks", data=form, files={"file": ("a.txt", b"hello")}, headers=idempotent)
+            assert answer.status_code == 202, answer.text
+        task = answer.json()
+        with client.stream("GET", task["links"]["events"]) as answer:
+            story = list(frames_of(answer))
+        assert story[-1].status == "completed"
+        assert client.get("/tasks").json()["tasks"][0]["status"] == "completed"
+        assert client.get("/batches/b").json()["progress"] == 100
+        assert client.get("/tasks.csv").text.count("\n") == 2
+        metadata = "filename YS50eHQ=,processor Y2hlY2tzdW0="
+        tus = {"Tus-Resumable": "1.0.0", "Upload-Length": "5", "Upload-Metadata": metadata}
+        address = client.post("/uploads", headers=tus).headers["Location"]
+        piece = {"Tus-Resumable": "1.0.0", "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
+        assert client.patch(address, content=b"hello", headers=piece).status_code == 204
+        steps = {"processor": "rehearsal", "options": {"steps": 1000, "step_seconds": 0.1}}
+        running = client.post("/tasks", json=steps).json()
+        assert client.post(f"/tasks/{running['task_id']}/notes", json={"author": "a", "text": "b"}).status_code == 201
+        assert client.post(f"/tasks/{running['task_id']}/cancel").status_code == 202
+        assert client.post(f"/tasks/{running['task_id']}/retry").status_code == 202
+        assert client.post(f"/tasks/{running['task_id']}/cancel").status_code == 202
+        assert client.delete(f"/tasks/{running['task_id']}").status_code == 204
+        assert client.get("/readyz").json()["status"] == "ready"
+    worker.stop()
+    log: Any = admin.acl_log()
+    refused = [f"{entry['username']}: {entry['context']} {entry['object']}" for entry in log]
+    assert refused == []
+
+
+FORBIDDEN = (
+    *("FLUSHALL", "FLUSHDB", "KEYS *", "CONFIG SET maxmemory 1", "SHUTDOWN NOSAVE", "ACL LIST"),
+    *("REPLICAOF NO ONE", "MONITOR", "SAVE", "MODULE LIST", "SCRIPT FLUSH", "FUNCTION LIST", "CLIENT KILL TYPE normal"),
+    *("GET other:key", "SET other:key 1", "RENAME headway:queue headway:other", "PUBLISH other 1", "SUBSCRIBE other"),
+)
+
+
+@pytest.mark.parametrize("user", PASSWORDS)
+def test_a_user_of_the_file_can_do_nothing_else(own_redis: RedisServer, admin: redis.Redis, user: str) -> None:
+    for command in FORBIDDEN:
+        with redis.Redis.from_url(url_of(own_redis, user)) as client, pytest.raises(NoPermissionError):
+            client.execute_command(*command.split())
+
+
+def test_a_worker_reaches_no_session_and_nobody_else_reaches_anything(
+    own_redis: RedisServer, admin: redis.Redis
+) -> None:
+    with redis.Redis.from_url(url_of(own_redis, "worker")) as client, pytest.raises(NoPermissionError):
+        client.get("headway:session:x")
+    with redis.Redis(port=own_redis.port) as client:
+        assert client.ping()
+        with pytest.raises(NoPermissionError):
+            client.get("headway:queue")
