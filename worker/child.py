@@ -10,6 +10,7 @@ import codecs
 import json
 import os
 import resource
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -22,6 +23,7 @@ from shared.feed import text_of
 from shared.models import ErrorType
 from shared.processors import Processor
 from shared.storage import full_disk_is_said
+from worker.confinement import temporary_folder
 from worker.reporter import Reporter
 
 #: A summary larger than this belongs in a result file.
@@ -45,7 +47,11 @@ def run_attempt(spec: dict[str, Any], processor: Processor, pipe: int) -> None:
     limit_resources(spec["memory_bytes"])
     try:
         try:
-            send(_run(spec, processor, send))
+            try:
+                last = _run(spec, processor, send)
+            finally:  # before the last word: after it the folder is the worker's
+                shutil.rmtree(temporary_folder(Path(spec["output_folder"])), ignore_errors=True)
+            send(last)
         except MemoryError:
             os.write(pipe, _OUT_OF_MEMORY)
         except BaseException as error:

@@ -102,8 +102,13 @@ def confine(output_folder: Path) -> None:
     _write_only_beneath(libc, output_folder)
 
 
+def temporary_folder(output_folder: Path) -> Path:
+    """For what a processor's libraries write for a moment. No output can have this name."""
+    return output_folder / ".temporary"
+
+
 def _use_for_temporary_files(output_folder: Path) -> None:
-    folder = output_folder / ".temporary"  # no output can have this name
+    folder = temporary_folder(output_folder)
     folder.mkdir(exist_ok=True)
     os.environ["TMPDIR"] = str(folder)
     tempfile.tempdir = None  # asked again

@@ -1,243 +1,229 @@
 // @ts-check
 /**
- * The page: what is shown follows the address. `#` is the form for a new task, `#task=ID` is a task, so that a reload
- * or a link sent to somebody else comes back to it. One stream is open at a time, the shown task's; uploads go on
- * whatever is shown, until this page is left.
+ * The page: what is shown follows the address. `#` is the form for new tasks over the list of all; `#task=ID` is one
+ * task, so that a reload or a link sent to somebody else comes back to it. All of it is drawn from one store of tasks,
+ * which the feed keeps true; uploads go on whatever is shown, until this page is left.
  */
 
-import { byId, element } from "./dom.js";
+import { byId } from "./dom.js";
+import { Feed } from "./feed.js";
 import * as headway from "./headway.js";
+import { backoff, pause } from "./http.js";
+import { keptFile } from "./kept-files.js";
 import { NewTask } from "./new-task.js";
-import { forget, forgetAll, recent, remember } from "./recent.js";
-import { TaskView } from "./task-view.js";
+import { ShownTask } from "./shown-task.js";
+import { SignIn } from "./sign-in.js";
+import { SystemLine } from "./system-line.js";
+import { TaskList } from "./task-list.js";
+import { twice } from "./task-row.js";
+import { fillComplaint } from "./task-view.js";
+import { Tasks } from "./tasks.js";
+import { isBeingSent } from "./tus.js";
+import { Uploads } from "./uploads.js";
 import * as units from "./units.js";
 
 /** @typedef {import("./headway.js").Task} Task */
-/** @typedef {{file: File, stop: AbortController | null, problem: Error | null}} Sending `stop` is null once it is over */
-/**
- * The task on the screen. `settled`: it has ended, and `task` was asked for after that.
- *
- * @typedef {{id: string, task: Task | null, watch: headway.Watch | null, quiet: boolean, settled: boolean, timer: number}} Shown
- */
+/** @typedef {import("./headway.js").Problem} Problem */
+/** @typedef {import("./task-row.js").Action} Action */
 
-/** A task that says `uploading` and nothing else for this long, while we send nothing, has nobody who sends. */
-const QUIET_SECONDS = 3;
-
-const view = new TaskView();
-const form = new NewTask(begin);
-const main = byId("task", HTMLElement);
+const connection = byId("connection", HTMLElement);
+const listProblem = byId("list-problem", HTMLElement);
+const announcer = byId("announcer", HTMLElement);
 const resendFile = byId("resend-file", HTMLInputElement);
 
-/** @type {Map<string, Sending>} the files this page has sent or is sending, by task */
-const sendings = new Map();
-/** @type {Shown | null} */
-let shown = null;
+const tasks = new Tasks(changed);
+const uploads = new Uploads((task) => tasks.put(task), changed);
+const list = new TaskList(tasks, uploads, (action, id, button) => void act(action, id, button));
+const shown = new ShownTask(tasks, uploads);
+const { view } = shown;
+const form = new NewTask(begin);
+const system = new SystemLine(byId("system", HTMLElement), tasks);
+const signIn = new SignIn(() => {
+  feed.say({ type: "signed" });
+  restart();
+});
+const feed = new Feed({
+  onstate: (state) => tasks.take(state),
+  onevent: (event) => shown.take(event),
+  onconnection: (state) => (connection.hidden = state !== "waiting"),
+  ondeleted: (id) => shown.gone(id),
+  onrefused: restart,
+  onsigned: restart,
+});
 
-/**
- * Makes a task and shows it. Raises Problem if the server refuses it.
- *
- * @param {File | null} file @param {string} processor @param {Record<string, unknown>} options
- */
-async function begin(file, processor, options) {
-  const task = await headway.announce(file, { processor, options });
-  remember(task);
-  show(task.task_id, task);
-  history.pushState(null, "", `#task=${task.task_id}`);
-  if (file && task.links.upload) void upload(task, file);
-  view.title.focus();
+/** Counts the starts: what an earlier one waits for is of no interest any more. */
+let round = 0;
+
+/** Asks who is here, then shows what the address says. A file may be dropped meanwhile. */
+async function start() {
+  const mine = ++round;
+  if (!taskInAddress()) form.room.hidden = list.room.hidden = false;
+  const ready = await patiently(mine, () => signIn.check());
+  if (!ready) return;
+  feed.start();
+  route();
+  system.touch();
+  if (await patiently(mine, () => list.load())) void resumeAll();
 }
 
-/** Sends a task's bytes; what becomes of them is on its stream. @param {Task} task @param {File} file */
-async function upload(task, file) {
-  /** @type {Sending} */
-  const sending = { file, stop: new AbortController(), problem: null };
-  sendings.set(task.task_id, sending);
-  redraw();
-  try {
-    await headway.send(task, file, { signal: sending.stop?.signal });
-  } catch (error) {
-    const now = await headway.fetchTask(task.task_id).catch(() => null);
-    if (now?.status === "uploading" || now === null) sending.problem = /** @type {Error} */ (error);
-  } finally {
-    sending.stop = null;
-    redraw();
-  }
+/** Somebody else may be signed in now, or nobody. */
+function restart() {
+  feed.stop();
+  feed.lastId = ""; // another owner's feed has numbers of its own
+  shown.leave();
+  tasks.clear();
+  list.clear();
+  void start();
 }
 
-/** Shows a task and watches it. @param {string} id @param {Task | null} [known] */
-function show(id, known = null) {
-  leave();
-  /** @type {Shown} */
-  const here = { id, task: known, watch: null, quiet: false, settled: false, timer: 0 };
-  shown = here;
-  view.reset(known?.filename || recent().find((one) => one.task_id === id)?.filename || "Task");
-  main.hidden = false;
-  form.room.hidden = true;
-  byId("new-link", HTMLElement).hidden = false;
-  drawRecent();
-  if (known) {
-    redraw();
-    follow(here);
-  } else {
-    void load(here);
-  }
-}
-
-/** Asks for the task itself, then watches it if there is more to come. @param {Shown} here */
-async function load(here) {
-  for (let wait = 1; shown === here; wait = Math.min(wait * 2, 15)) {
+/** Does it until it is done; asks for a sign-in where one is needed. @param {number} mine @param {() => Promise<void>} ask @returns {Promise<boolean>} */
+async function patiently(mine, ask) {
+  for (let failures = 0; mine === round; failures++) {
     try {
-      here.task = await headway.fetchTask(here.id);
-      if (shown !== here) return;
-      view.connection.hidden = true;
-      here.settled = headway.hasEnded(here.task);
-      noteTask(here.task);
-      if (!here.settled) follow(here, 0); // from the beginning, for the log
-      return;
+      await ask();
+      if (failures) connection.hidden = true;
+      return mine === round;
     } catch (error) {
-      const problem = /** @type {headway.Problem} */ (error);
-      if (shown !== here) return;
-      if (problem.status >= 400 && problem.status < 500) return refuse(here.id, problem);
-      view.connection.hidden = false;
-      await new Promise((done) => setTimeout(done, wait * 1000));
+      const problem = /** @type {Problem} */ (error);
+      if (problem.status === 401) {
+        askForKey();
+        return false;
+      }
+      connection.hidden = false;
+      await pause(backoff(failures));
     }
   }
+  return false;
 }
 
-/** @param {Shown} here @param {number} [lastEventId] */
-function follow(here, lastEventId) {
-  const task = /** @type {Task} */ (here.task);
-  here.watch?.close();
-  here.watch = headway.watch(task.links.events ?? `tasks/${here.id}/events`, {
-    lastEventId,
-    state: task,
-    onstate(state) {
-      here.quiet = false;
-      noteTask((here.task = { ...task, ...state }));
-      expectBytes(here);
-    },
-    onevent({ type, data }) {
-      if (type === "log" && data) view.addLine(data);
-    },
-    onconnection(connection) {
-      view.connection.hidden = connection !== "waiting";
-    },
-    onend({ problem }) {
-      view.connection.hidden = true;
-      sendings.get(here.id)?.stop?.abort(); // a task that has ended takes no more bytes
-      if (problem) return refuse(here.id, problem);
-      void load(here); // the links that are there now, and the whole result: a state's may be cut to fit an event
-    },
-  });
-  expectBytes(here);
+/** Nothing of anybody's tasks stays. */
+function askForKey() {
+  feed.stop();
+  shown.leave();
+  view.reset("Task");
+  form.room.hidden = list.room.hidden = true;
+  announcer.textContent = "";
+  signIn.ask();
 }
 
-/** If an upload goes quiet and it is not ours, we offer to send the file. @param {Shown} here */
-function expectBytes(here) {
-  clearTimeout(here.timer);
-  if (here.task?.status !== "uploading") return;
-  here.timer = window.setTimeout(() => {
-    here.quiet = true;
-    redraw();
-  }, QUIET_SECONDS * 1000);
-}
-
-/** @param {Task} task */
-function noteTask(task) {
-  const before = recent().find((one) => one.task_id === task.task_id)?.status;
-  if (before !== task.status) {
-    remember(task);
-    drawRecent();
+/**
+ * Makes the tasks. Raises Problem if the server refuses the first: what is wrong with it is wrong with all.
+ *
+ * @param {File[]} files none for a processor that needs none @param {string} processor @param {Record<string, unknown>} options
+ */
+async function begin(files, processor, options) {
+  const [first, ...rest] = files;
+  const batchId = rest.length ? newBatchId() : undefined;
+  const task = await uploads.begin(first ?? null, { processor, options, batchId });
+  listProblem.hidden = true;
+  if (!rest.length) {
+    history.pushState(null, "", `#task=${task.task_id}`);
+    show(task.task_id);
+    return view.title.focus();
   }
-  redraw();
+  announcer.textContent = `${units.number(files.length)} files are being sent`;
+  byId("tasks-title", HTMLElement).scrollIntoView({ block: "start" });
+  void uploads.beginAll(rest, { processor, options, batchId }).then((refused) => {
+    const errors = refused.slice(0, 10).map(({ file, problem }) => ({ field: file.name, message: problem.message }));
+    if (refused.length) fillComplaint(listProblem, "Not taken", `${units.number(refused.length)} of ${units.number(files.length)} files`, errors);
+  });
 }
 
-function redraw() {
-  if (!shown?.task) return;
-  const sending = sendings.get(shown.id);
-  const { task, quiet, settled } = shown;
-  view.draw(task, { sending: Boolean(sending?.stop), quiet, problem: sending?.problem ?? null, settled });
+/** By time, so that people know it again, and by chance, so that there is no other. */
+function newBatchId() {
+  const at = new Date(Date.now() - new Date().getTimezoneOffset() * 60_000).toISOString().slice(0, 16).replace("T", "-").replace(":", "");
+  return `${at}-${Math.random().toString(36).slice(2, 6)}`;
 }
 
-/** @param {string} id @param {headway.Problem} problem */
-function refuse(id, problem) {
-  if (problem.status !== 404 && problem.status !== 410) return view.complain(problem.title, problem.detail, problem.errors);
-  view.gone(problem.detail || "The server does not know it, or no longer keeps it.");
-  forget(id);
-  drawRecent();
+/** A task has come, changed or gone. @param {string} id */
+function changed(id) {
+  list.touch(id);
+  system.touch();
+  const task = tasks.get(id);
+  if (task && headway.hasEnded(task)) uploads.stop(id);
+  shown.changed(id);
 }
 
-function leave() {
-  shown?.watch?.close();
-  clearTimeout(shown?.timer);
-  shown = null;
+const taskInAddress = () => new URLSearchParams(location.hash.slice(1)).get("task");
+
+/** @param {string} id */
+function show(id) {
+  form.room.hidden = list.room.hidden = true;
+  byId("new-link", HTMLElement).hidden = false;
+  shown.show(id);
 }
 
 /** Follows the address. */
 function route() {
-  const id = new URLSearchParams(location.hash.slice(1)).get("task");
-  if (id && id === shown?.id) return;
+  if (!signIn.room.hidden) return;
+  const id = taskInAddress();
+  if (id && id === shown.id) return;
   if (id) return show(id);
-  leave();
-  main.hidden = true;
-  form.room.hidden = false;
+  shown.leave();
+  form.room.hidden = list.room.hidden = false;
   byId("new-link", HTMLElement).hidden = true;
   document.title = "Headway";
   void form.load();
-  drawRecent();
+  list.redraw();
 }
 
-function drawRecent() {
-  const list = recent();
-  byId("recent", HTMLElement).hidden = list.length === 0;
-  byId("recent-list", HTMLElement).replaceChildren(
-    ...list.map(({ task_id, filename, processor, status, at }) => {
-      const link = element("a", { href: `#task=${encodeURIComponent(task_id)}`, textContent: filename || processor });
-      if (task_id === shown?.id) link.setAttribute("aria-current", "page");
-      const what = element("span", { className: "quiet what", textContent: `${processor} · ${units.moment(at)}` });
-      return element("li", {}, [link, what, element("span", { className: "quiet state", textContent: status })]);
-    }),
-  );
-}
-
-/** Asks the server for something about the shown task, and says what it answers. @param {"cancel" | "retry"} what @param {HTMLButtonElement} button */
-async function ask(what, button) {
-  const here = shown;
-  const link = here?.task?.links[what];
-  if (!here || !link) return;
+/** Asks the server for something about a task, and says what it answers. @param {Action} action @param {string} id @param {HTMLButtonElement} button */
+async function act(action, id, button) {
   button.disabled = true;
   try {
-    await headway.request(link, { method: "POST" });
-    if (what === "retry" && shown === here) show(here.id);
+    if (action === "delete") await headway.request(`tasks/${id}`, { method: "DELETE" });
+    else tasks.put(await headway.request(`tasks/${id}/${action}`, { method: "POST" }));
+    if (action === "delete") forgetEverywhere(id);
   } catch (error) {
-    const problem = /** @type {headway.Problem} */ (error);
-    if (shown !== here) return;
-    if (problem.status === 409 || problem.status === 404) await load(here); // it is not what we thought: show what it is
-    if (problem.status === 409 && what === "cancel") return; // it has ended by itself, which is what is shown now
-    if (shown === here && problem.status !== 404) view.complain(problem.title, problem.detail, problem.errors);
+    const problem = /** @type {Problem} */ (error);
+    if (problem.status === 404) return forgetEverywhere(id);
+    if (problem.status === 409) tasks.put(await headway.fetchTask(id).catch(() => /** @type {Task} */ (tasks.get(id)))); // it is not what we thought: show what it is
+    if (problem.status === 409 && action === "cancel") return; // it has ended by itself, which is what is shown now
+    if (shown.id === id) view.complain(problem.title, problem.detail, problem.errors);
+    else fillComplaint(listProblem, problem.title, problem.detail, problem.errors);
   } finally {
     button.disabled = false;
   }
 }
 
+/** The server does not say on the feed that a task was deleted. @param {string} id */
+function forgetEverywhere(id) {
+  feed.say({ type: "deleted", task_id: id });
+  if (shown.id === id) location.hash = "";
+  shown.gone(id);
+}
+
+/** Uploads of an earlier visit, where the browser still has the way to the file. */
+async function resumeAll() {
+  for (const task of tasks.all()) {
+    if (task.status !== "uploading" || uploads.get(task.task_id) || (await isBeingSent(task.task_id))) continue;
+    const file = await keptFile(task, { ask: false });
+    if (file) void uploads.add(task, file);
+  }
+}
+
 /** The file again: for the same task while it waits for it, else for a new one like it. @param {File} file */
 async function resend(file) {
-  const task = shown?.task;
+  const { task } = shown;
   if (!task) return;
   const same = file.name === task.filename && file.size === task.size_bytes;
-  if (task.status === "uploading" && task.links.upload && same) return upload(task, file);
+  if (task.status === "uploading" && same) return void uploads.add(task, file);
   try {
-    await begin(file, task.processor, task.options);
+    await begin([file], task.processor, task.options);
   } catch (error) {
-    const problem = /** @type {headway.Problem} */ (error);
+    const problem = /** @type {Problem} */ (error);
     view.complain(problem.title, problem.detail, problem.errors);
   }
 }
 
-view.cancel.addEventListener("click", () => void ask("cancel", view.cancel));
-view.retry.addEventListener("click", () => void ask("retry", view.retry));
-byId("resend-button", HTMLButtonElement).addEventListener("click", () => {
-  const kept = shown && sendings.get(shown.id)?.file;
+for (const what of /** @type {const} */ (["cancel", "retry"]))
+  view[what].addEventListener("click", () => void act(what, shown.id, view[what]));
+const remove = twice("Delete", "Delete for good?", (button) => void act("delete", shown.id, button));
+remove.className = "";
+view.delete.append(remove);
+byId("resend-button", HTMLButtonElement).addEventListener("click", async () => {
+  const { task } = shown;
+  const kept = task && (uploads.get(task.task_id)?.file ?? (await keptFile(task, { ask: true })));
   if (kept) void resend(kept);
   else resendFile.click();
 });
@@ -246,13 +232,10 @@ resendFile.addEventListener("change", () => {
   resendFile.value = "";
   if (file) void resend(file);
 });
-byId("forget", HTMLButtonElement).addEventListener("click", () => {
-  forgetAll();
-  drawRecent();
-});
 window.addEventListener("hashchange", route);
 window.addEventListener("popstate", route);
-window.addEventListener("beforeunload", (event) => {
-  if ([...sendings.values()].some((sending) => sending.stop)) event.preventDefault();
-});
-route();
+document.addEventListener("visibilitychange", () => system.touch());
+// A page in the browser's back-forward cache holds no stream; it begins anew when it is shown again.
+window.addEventListener("pagehide", () => feed.stop());
+window.addEventListener("pageshow", (event) => event.persisted && restart());
+void start();

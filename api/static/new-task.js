@@ -1,7 +1,8 @@
 // @ts-check
-/** The form for a new task: a file, a processor, its options. What to do with them is its caller's. */
+/** The form for new tasks: files, a processor, its options. What to do with them is its caller's. */
 
 import { byId, say } from "./dom.js";
+import { droppedFiles } from "./dropped.js";
 import { fetchProcessors } from "./headway.js";
 import { OptionsForm } from "./options-form.js";
 import { fillComplaint } from "./task-view.js";
@@ -12,8 +13,11 @@ import * as units from "./units.js";
 /** What some systems call these files, or leave unnamed. */
 const TYPES = /** @type {Record<string, string>} */ ({ csv: "text/csv", tsv: "text/tab-separated-values", json: "application/json" });
 
+/** So that a mistake, a whole disk, does not become so many tasks. */
+const MOST_FILES = 1000;
+
 export class NewTask {
-  /** @param {(file: File | null, processor: string, options: Record<string, unknown>) => Promise<void>} begin raises Problem */
+  /** @param {(files: File[], processor: string, options: Record<string, unknown>) => Promise<void>} begin raises Problem */
   constructor(begin) {
     this.begin = begin;
     this.room = byId("new", HTMLElement);
@@ -33,11 +37,11 @@ export class NewTask {
     this.start = byId("start", HTMLButtonElement);
     /** @type {Processor[]} */
     this.processors = [];
-    /** @type {File | null} */
-    this.file = null;
+    /** @type {File[]} */
+    this.files = [];
     this.chosenByHand = false;
 
-    this.input.addEventListener("change", () => this.take(this.input.files));
+    this.input.addEventListener("change", () => this.take([...(this.input.files ?? [])]));
     this.select.addEventListener("change", () => {
       this.chosenByHand = true;
       this.drawProcessor();
@@ -61,9 +65,7 @@ export class NewTask {
       event.preventDefault();
       this.drop.classList.remove("over");
       if (this.room.hidden) return;
-      const folder = [...event.dataTransfer.items].some((item) => item.webkitGetAsEntry()?.isDirectory);
-      if (folder) fillComplaint(this.problem, "That is a folder", "Choose a file in it.");
-      else this.take(event.dataTransfer.files);
+      void droppedFiles(event.dataTransfer).then((files) => this.take(files));
     });
   }
 
@@ -82,12 +84,13 @@ export class NewTask {
     this.drawProcessor();
   }
 
-  /** @param {FileList | null} files */
+  /** @param {File[]} files */
   take(files) {
-    if (!files?.length) return; // the dialogue was left: what was chosen before stays
+    if (!files.length) return; // the dialogue was left: what was chosen before stays
     this.problem.hidden = true;
-    if (files.length > 1) fillComplaint(this.problem, "One file at a time", `Taken: ${files[0].name}`);
-    this.file = files[0];
+    this.files = files.slice(0, MOST_FILES);
+    if (files.length > MOST_FILES)
+      fillComplaint(this.problem, `${units.number(files.length)} files`, `The first ${units.number(MOST_FILES)} of them are taken; start, then drop the others.`);
     if (!this.chosenByHand || !this.chosen?.needs_file) this.suggest();
     this.drawProcessor();
     this.start.focus();
@@ -97,28 +100,24 @@ export class NewTask {
     return this.processors.find(({ name }) => name === this.select.value);
   }
 
-  /** Chooses the processor that names the file's type most exactly. */
+  /** Chooses the processor that names the files' type most exactly: that of the file which it fits least. */
   suggest() {
-    const fit = (/** @type {Processor} */ one) => (one.needs_file ? Math.max(0, ...one.accepts.map((type) => this.fit(type))) : 0);
+    const fit = (/** @type {Processor} */ one) => (one.needs_file ? this.fitAll(one) : 0);
     const best = this.processors.reduce((found, one) => (fit(one) > fit(found) ? one : found), this.processors[0]);
     if (best) this.select.value = best.name;
   }
 
-  /** How exactly a media type names the file's: 3, `text/*` 2, any 1, another 0. @param {string} type */
-  fit(type) {
-    if (!this.file || type === "*/*") return 1;
-    const known = TYPES[this.file.name.split(".").pop()?.toLowerCase() ?? ""];
-    const types = [known, this.file.type].filter(Boolean);
-    if (types.length === 0) return 1; // nobody knows: the server looks into the file
-    if (types.includes(type)) return 3;
-    return type.endsWith("/*") && types.some((one) => one.startsWith(type.slice(0, -1))) ? 2 : 0;
+  /** @param {Processor} processor */
+  fitAll({ accepts }) {
+    const fit = (/** @type {File | null} */ file) => Math.max(0, ...accepts.map((type) => fitOf(type, file)));
+    return this.files.length ? Math.min(...this.files.map(fit)) : fit(null);
   }
 
   drawProcessor() {
     const chosen = this.chosen;
     if (!chosen) return;
-    const doubtful = this.file && chosen.needs_file && !chosen.accepts.some((type) => this.fit(type));
-    const doubt = doubtful ? ` It takes ${chosen.accepts.join(", ")}, and this file looks like something else.` : "";
+    const doubtful = this.files.length > 0 && chosen.needs_file && !this.fitAll(chosen);
+    const doubt = doubtful ? ` It takes ${chosen.accepts.join(", ")}, and ${this.files.length > 1 ? "some of these look" : "this file looks"} like something else.` : "";
     say(this.selectHint, `${chosen.description.replace(/\.$/, "")}.${doubt}`);
     this.selectComplaint.hidden = true;
     this.options.draw(chosen.options);
@@ -129,14 +128,16 @@ export class NewTask {
   /** @param {Processor} chosen */
   drawFile(chosen) {
     this.drop.classList.toggle("unused", !chosen.needs_file);
-    this.drop.classList.toggle("chosen", chosen.needs_file && this.file !== null);
+    this.drop.classList.toggle("chosen", chosen.needs_file && this.files.length > 0);
     this.input.disabled = !chosen.needs_file;
     if (!chosen.needs_file) {
       say(this.name, "No file needed");
       say(this.hint, `${chosen.name} makes its own work.`);
-    } else if (this.file) {
-      say(this.name, this.file.name);
-      say(this.hint, `${units.bytes(this.file.size)} · choose or drop another to replace it`);
+    } else if (this.files.length) {
+      const size = this.files.reduce((sum, file) => sum + file.size, 0);
+      const many = this.files.length > 1;
+      say(this.name, many ? `${units.number(this.files.length)} files` : this.files[0].name);
+      say(this.hint, `${units.bytes(size)} · choose or drop ${many ? "others to replace them" : "another to replace it"}`);
     } else {
       this.name.replaceChildren(...this.invitation.map((node) => node.cloneNode(true)));
       say(this.hint, this.advice);
@@ -146,7 +147,7 @@ export class NewTask {
   async submit() {
     const chosen = this.chosen;
     if (!chosen) return;
-    if (chosen.needs_file && !this.file) {
+    if (chosen.needs_file && !this.files.length) {
       fillComplaint(this.problem, "No file yet", `Choose a file for ${chosen.name}, or drop one here.`);
       this.input.focus();
       return;
@@ -157,7 +158,7 @@ export class NewTask {
     this.start.disabled = true;
     say(this.start, "Starting…");
     try {
-      await this.begin(chosen.needs_file ? this.file : null, chosen.name, this.options.values());
+      await this.begin(chosen.needs_file ? this.files : [], chosen.name, this.options.values());
       this.clear();
     } catch (error) {
       this.complain(/** @type {import("./headway.js").Problem} */ (error));
@@ -170,7 +171,7 @@ export class NewTask {
   /** The next task starts with an empty form. */
   clear() {
     this.form.reset();
-    this.file = null;
+    this.files = [];
     this.chosenByHand = false;
     this.suggest();
     this.drawProcessor();
@@ -185,4 +186,14 @@ export class NewTask {
     fillComplaint(this.problem, problem.title ?? "It did not work", problem.detail ?? problem.message, rest.filter((one) => one !== about));
     this.form.querySelector("[aria-invalid]")?.scrollIntoView({ block: "nearest" });
   }
+}
+
+/** How exactly a media type names the file's: 3, `text/*` 2, any 1, another 0. @param {string} type @param {File | null} file */
+function fitOf(type, file) {
+  if (!file || type === "*/*") return 1;
+  const known = TYPES[file.name.split(".").pop()?.toLowerCase() ?? ""];
+  const types = [known, file.type].filter(Boolean);
+  if (types.length === 0) return 1; // nobody knows: the server looks into the file
+  if (types.includes(type)) return 3;
+  return type.endsWith("/*") && types.some((one) => one.startsWith(type.slice(0, -1))) ? 2 : 0;
 }

@@ -1,7 +1,13 @@
 // @ts-check
-/** Draws a task's result: its files as downloads, its summary as a table where it is one, else as names and values. */
+/**
+ * Draws a task's result: its files as downloads, its summary as a table where it is one, else as names and values. Some
+ * results have a look of their own: a profile, pictures, a folder.
+ */
 
 import { element, safeHref } from "./dom.js";
+import { drawFolder, isFolder } from "./folder.js";
+import { drawPictures, isPicture } from "./pictures.js";
+import { drawProfile, isProfile } from "./profile.js";
 import * as units from "./units.js";
 
 /** What is a column's own value, not a count of them. */
@@ -12,34 +18,38 @@ const DATA = new Set(["min", "max", "mean", "value"]);
  * @returns {HTMLElement[]}
  */
 export function drawResult({ summary, files }) {
+  /** @type {HTMLElement[]} */
   const drawn = [];
-  if (files.length) drawn.push(drawFiles(files));
+  const pictures = files.filter(isPicture);
+  if (pictures.length) drawn.push(drawPictures(pictures));
   /** @type {[string, unknown][]} */
   const values = [];
   const tables = [];
+  let listed = new Set();
   for (const [name, value] of Object.entries(summary)) {
-    if (isTable(value)) tables.push(isProfile(value) ? drawProfile(value) : drawTable(units.label(name), value));
-    else values.push([name, value]);
+    if (!isTable(value)) values.push([name, value]);
+    else if (isProfile(value)) tables.push(drawProfile(value, Number(summary.rows)));
+    else if (isFolder(name, value)) {
+      tables.push(drawFolder(value, files, drawFile));
+      listed = new Set(value.map(({ file }) => file));
+    } else tables.push(drawTable(units.label(name), value));
   }
+  const rest = files.filter(({ name }) => !listed.has(name));
+  if (rest.length) drawn.push(element("ul", { className: "files" }, rest.map((file) => element("li", {}, drawFile(file)))));
   if (values.length) drawn.push(drawValues(values));
   return [...drawn, ...tables];
 }
 
+/** A download, and room for how far it has come. @param {import("./headway.js").ResultFile} file @param {string} [shown] @returns {HTMLElement[]} */
+export function drawFile({ name, size_bytes, url }, shown = name) {
+  const link = element("a", { href: safeHref(`${url}?transfer=1`), download: name, textContent: shown });
+  const sent = element("span", { className: "quiet transfer" });
+  sent.dataset.transfer = name;
+  return [link, element("span", { className: "quiet", textContent: units.bytes(size_bytes) }), sent];
+}
+
 /** @param {unknown} value @returns {value is Record<string, unknown>[]} */
 const isTable = (value) => Array.isArray(value) && value.length > 0 && value.every((row) => row && typeof row === "object" && !Array.isArray(row));
-
-/** @param {Record<string, unknown>[]} rows */
-const isProfile = (rows) => rows.every((row) => "name" in row && "type" in row && "nulls" in row);
-
-/** @param {import("./headway.js").ResultFile[]} files */
-function drawFiles(files) {
-  const list = element("ul", { className: "files" });
-  for (const { name, size_bytes, url } of files) {
-    const link = element("a", { href: safeHref(url), download: name, textContent: name });
-    list.append(element("li", {}, [link, element("span", { className: "quiet", textContent: units.bytes(size_bytes) })]));
-  }
-  return list;
-}
 
 /** @param {[string, unknown][]} values */
 function drawValues(values) {
@@ -57,22 +67,15 @@ function drawValues(values) {
   return list;
 }
 
-/** The columns of a `csv-profile`. @param {Record<string, unknown>[]} columns */
-function drawProfile(columns) {
-  const order = ["name", "type", "nulls", "distinct", "min", "max", "mean", "top"];
-  const known = order.filter((key) => columns.some((column) => column[key] !== null && column[key] !== undefined));
-  return drawTable(`Columns (${columns.length})`, columns, known);
-}
-
-/** @param {string} caption @param {Record<string, unknown>[]} rows @param {string[]} [keys] */
-function drawTable(caption, rows, keys = [...new Set(rows.flatMap((row) => Object.keys(row)))]) {
+/** @param {string} caption @param {Record<string, unknown>[]} rows */
+function drawTable(caption, rows) {
+  const keys = [...new Set(rows.flatMap((row) => Object.keys(row)))];
   const right = new Set(keys.filter((key) => rows.every((row) => row[key] == null || typeof row[key] === "number")));
   const heads = keys.map((key) => element("th", { scope: "col", textContent: units.unitlessLabel(key), className: right.has(key) ? "number" : "" }));
   const body = rows.map((row) =>
     element("tr", {}, keys.map((key, index) => {
-      const className = right.has(key) ? "number" : key === "top" ? "top" : "";
+      const className = right.has(key) ? "number" : "";
       if (index === 0) return element("th", { scope: "row", textContent: asText(row[key], key) });
-      if (key === "top") return element("td", { className }, drawTop(row[key]));
       const text = asText(row[key], key);
       if (typeof row[key] !== "string") return element("td", { className, textContent: text });
       return element("td", { className }, [element("span", { className: "value", textContent: text, title: text })]);
@@ -90,20 +93,8 @@ function drawTable(caption, rows, keys = [...new Set(rows.flatMap((row) => Objec
   return room;
 }
 
-/** The most frequent values, `{value, count}` or `[value, count]` each. @param {unknown} top @returns {Node[]} */
-function drawTop(top) {
-  if (!Array.isArray(top)) return [];
-  return top.slice(0, 3).map((one) => {
-    const [value, times] = Array.isArray(one) ? one : one && typeof one === "object" ? [one.value, one.count] : [one, null];
-    const words = value === "" ? "(empty)" : asText(value, "value");
-    const text = element("span", { className: "value", textContent: words, title: words });
-    const count = typeof times === "number" ? [" ", element("span", { className: "quiet", textContent: `×${units.number(times)}` })] : [];
-    return element("span", { className: "pair" }, [text, ...count]);
-  });
-}
-
 /** @param {unknown} value @param {string} [name] @returns {string} */
-function asText(value, name = "") {
+export function asText(value, name = "") {
   if (value === null || value === undefined) return "–";
   if (typeof value === "number" && name.endsWith("_bytes")) return `${units.bytes(value)}${value >= 1000 ? ` (${units.number(value)} bytes)` : ""}`;
   if (typeof value === "number" && name.endsWith("_seconds")) return units.duration(value);

@@ -6,29 +6,19 @@
 
 import { byId, element, say } from "./dom.js";
 import { hasEnded } from "./headway.js";
-import { drawResult } from "./result.js";
+import { drawFile, drawResult } from "./result.js";
+import { STATUS, failureOf, isSettled, isUnsent } from "./task-words.js";
 import * as units from "./units.js";
 
 /** @typedef {import("./headway.js").Task} Task */
 /**
- * What the task itself does not say: whether this page is `sending` its file, whether nobody seems to (`quiet`), what
- * ended the sending, and whether the task is `settled`: ended, and its links are those of its end.
+ * What the task itself does not say: whether this page is `sending` its file, whether nobody seems to (`quiet`), and
+ * what ended the sending.
  *
- * @typedef {{sending: boolean, quiet: boolean, problem: Error | null, settled: boolean}} Upload
+ * @typedef {{sending: boolean, quiet: boolean, problem: Error | null}} Upload
  */
 
 const LONGEST_LOG = 500;
-const STATUS = /** @type {Record<string, string>} */ ({
-  uploading: "Uploading", queued: "Queued", processing: "Processing",
-  completed: "Completed", failed: "Failed", cancelled: "Cancelled", gone: "Gone",
-});
-
-/** What each type of error is called; its message says the rest. */
-const FAILURE = /** @type {Record<string, string>} */ ({
-  bad_input: "The file or its options do not fit the processor", timeout: "It ran too long", memory: "It needed too much memory",
-  worker_lost: "Its workers were lost", processor_error: "The processor failed", storage_full: "The server's disk is full",
-  lost: "The server lost the task",
-});
 
 export class TaskView {
   constructor() {
@@ -42,12 +32,13 @@ export class TaskView {
     this.fill = part("fill");
     this.percent = part("percent");
     this.message = part("task-message");
-    this.connection = part("connection");
     this.problem = part("task-problem");
     this.resend = part("resend");
     this.resendText = part("resend-text");
     this.cancel = byId("cancel", HTMLButtonElement);
     this.retry = byId("retry", HTMLButtonElement);
+    this.delete = byId("delete", HTMLElement);
+    this.input = part("input");
     this.result = part("result");
     this.resultRoom = part("result-room");
     this.log = part("log");
@@ -58,7 +49,10 @@ export class TaskView {
     );
     /** @type {import("./headway.js").Result | null} */
     this.drawn = null;
+    this.drawnInput = "";
     this.said = "";
+    /** @type {Set<string>} */
+    this.seenLines = new Set();
   }
 
   /** A new task is shown: nothing of the one before it stays. @param {string} title */
@@ -67,11 +61,13 @@ export class TaskView {
     say(this.about, "");
     say(this.status, "");
     delete this.room.dataset.status;
-    for (const part of [this.live, this.connection, this.problem, this.resend, this.cancel, this.retry, this.result, this.log])
+    for (const part of [this.live, this.problem, this.resend, this.cancel, this.retry, this.delete, this.input, this.result, this.log])
       part.hidden = true;
     this.lines.replaceChildren();
     this.resultRoom.replaceChildren();
+    this.seenLines.clear();
     this.drawn = null;
+    this.drawnInput = "";
     this.said = "";
     document.title = "Headway";
   }
@@ -122,17 +118,16 @@ export class TaskView {
   /** What can be done now, and what came of it. @param {Task} task @param {Upload} upload */
   drawEnd(task, upload) {
     const ended = hasEnded(task);
-    this.cancel.hidden = ended || !task.links.cancel;
-    if (task.status === "failed" && task.error) this.complain(FAILURE[task.error.type] ?? "It failed", task.error.message);
+    this.cancel.hidden = ended;
+    this.delete.hidden = !ended;
+    if (task.status === "failed" && task.error) this.complain(failureOf(task.error), task.error.message);
     else if (upload.problem && task.status === "uploading") this.complain("The upload stopped", upload.problem.message);
     else this.problem.hidden = true;
 
     const stuck = task.status === "uploading" && !upload.sending && (upload.quiet || upload.problem !== null);
-    // It ended before its file was whole: there is nothing to try again, only to send again.
-    const unsent = task.filename !== null && task.started_at === null && task.done !== task.size_bytes;
-    const over = upload.settled && task.status !== "completed";
-    this.retry.hidden = !over || unsent || !task.links.retry;
-    this.resend.hidden = !stuck && !(over && unsent);
+    const unsent = isUnsent(task);
+    this.retry.hidden = !isSettled(task) || task.status === "completed" || !task.links.retry;
+    this.resend.hidden = !stuck && !unsent;
     say(this.resendText, stuck && !upload.problem
       ? "The server waits for the rest of this file, and this page is not sending it."
       : "The server does not have the whole file.");
@@ -142,6 +137,26 @@ export class TaskView {
       this.resultRoom.replaceChildren(...drawResult(task.result));
     }
     this.result.hidden = task.status !== "completed" || this.drawn === null;
+    this.drawInput(task);
+  }
+
+  /** The file as it was sent. @param {Task} task */
+  drawInput({ links, filename, size_bytes }) {
+    this.input.hidden = !links.input;
+    if (!links.input || this.drawnInput === links.input) return;
+    this.drawnInput = links.input;
+    const name = filename ?? "input";
+    const file = { name, size_bytes: size_bytes ?? 0, content_type: "", sha256: "", url: links.input };
+    this.input.replaceChildren(element("span", { className: "quiet", textContent: "Input:" }), ...drawFile(file));
+  }
+
+  /** A download of one of its files, by whoever it is. @param {{file: string, progress: number}} transfer */
+  transfer({ file, progress }) {
+    for (const where of this.room.querySelectorAll("[data-transfer]")) {
+      if (!(where instanceof HTMLElement) || where.dataset.transfer !== file) continue;
+      say(where, progress >= 100 ? "sent" : `sending, ${Math.floor(progress)} %`);
+      where.style.setProperty("--sent", `${progress}%`);
+    }
   }
 
   /**
@@ -155,7 +170,7 @@ export class TaskView {
   /** @param {string} text */
   gone(text) {
     this.room.dataset.status = "gone";
-    this.live.hidden = this.cancel.hidden = this.retry.hidden = this.resend.hidden = this.connection.hidden = true;
+    this.live.hidden = this.cancel.hidden = this.retry.hidden = this.delete.hidden = this.resend.hidden = true;
     say(this.status, STATUS.gone);
     this.complain("This task is gone", text);
     this.announce("This task is gone");
@@ -164,6 +179,9 @@ export class TaskView {
 
   /** @param {{level: string, message: string, at: string}} line */
   addLine({ level, message, at }) {
+    const key = `${at} ${message}`;
+    if (this.seenLines.has(key)) return; // told by the history and by the feed
+    this.seenLines.add(key);
     const time = element("time", { dateTime: at, textContent: new Date(at).toLocaleTimeString("en", { hourCycle: "h23" }) });
     const line = element("li", {}, [time, element("span", { textContent: message })]);
     line.dataset.level = level;

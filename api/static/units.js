@@ -14,8 +14,8 @@ export const number = (value) => (Number.isInteger(value) ? whole : short).forma
 /** A value out of somebody's data, where 2019 may be a year. @param {number} value */
 export const datum = (value) => (Number.isInteger(value) ? String(value) : plain.format(value));
 
-/** Which size to speak in: so that "44.6 of 104.9 MB" has one unit. @param {number} value */
-const sizeOf = (value) => Math.min(Math.max(Math.floor(Math.log10(Math.max(value, 1)) / 3), 0), SIZES.length - 1);
+/** Which size to speak in: so that "44.6 of 104.9 MB" has one unit, and nothing is "1000.0 kB". @param {number} value */
+const sizeOf = (value) => Math.min(Math.max(Math.floor(Math.log10(Math.max(value < 1000 ? value : value * 1.00005, 1)) / 3), 0), SIZES.length - 1);
 
 /** @param {number} value @param {number} size */
 const inSize = (value, size) => (size === 0 || value === 0 ? whole.format(value) : (value / 1000 ** size).toFixed(1));
@@ -66,3 +66,16 @@ export function label(name) {
 
 /** As `label`, where the value says its unit itself: `size_bytes` → "Size". @param {string} name */
 export const unitlessLabel = (name) => label(name.replace(/_(bytes|seconds)$/, ""));
+
+/** What a task does now, in one line: "Profiling columns · step 2 of 3 · 44.6 of 104.9 MB · 73.4 MB/s · 1 s left". @param {import("./headway.js").Task} task */
+export function phase({ message, status, step, total_steps, done, total, unit, rate, eta_seconds, attempt }) {
+  const active = status === "uploading" || status === "processing";
+  return [
+    message,
+    active && total_steps > 1 && step && !message.includes(` ${step} of `) ? `step ${step} of ${total_steps}` : "",
+    active && unit && (done || total) ? count(done, total, unit) : "",
+    active && rate !== null && rate !== undefined ? perSecond(rate, unit) : "",
+    active && eta_seconds !== null && eta_seconds !== undefined ? `${timeLeft(eta_seconds)} left` : "",
+    attempt > 1 ? `attempt ${attempt}` : "",
+  ].filter(Boolean).join(" · ");
+}

@@ -1,0 +1,103 @@
+// @ts-check
+/**
+ * One request to the server, and what it says is wrong. Everything the client asks goes through here, so a refusal has
+ * one shape wherever it comes from: Problem.
+ */
+
+/** @typedef {RequestInit & {token?: string}} Asking `token`: a key or a task's token, sent as `Authorization: Bearer` */
+
+/** Where the server is: the parent of the folder this module was served from. */
+export const BASE = new URL("../", import.meta.url);
+
+/** What the server said is wrong (RFC 9457), or status 0 where it could not be asked. */
+export class Problem extends Error {
+  /** @param {{status?: number, title?: string, detail?: string, errors?: {field: string, message: string}[]}} body */
+  constructor(body) {
+    super(body.detail || body.title || "The request failed");
+    this.name = "Problem";
+    this.status = body.status ?? 0;
+    this.title = body.title || "The request failed";
+    this.detail = body.detail || "";
+    this.errors = Array.isArray(body.errors) ? body.errors : [];
+  }
+
+  /** Whether the same request may go through later: nobody answered, or the server is busy or restarting. */
+  get passes() {
+    return this.status === 0 || this.status === 408 || this.status === 429 || (this.status >= 500 && this.status !== 507);
+  }
+}
+
+/** @param {string | undefined} token @returns {Record<string, string>} */
+export const bearer = (token) => (token ? { authorization: `Bearer ${token}` } : {});
+
+/** @param {string} text @returns {any} null for what is not JSON: a line for people, or a proxy's page */
+export function parse(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}
+
+/**
+ * Asks the server. Raises Problem, and only that, unless the `signal` was aborted.
+ *
+ * @param {string | URL} url
+ * @param {Asking} [init]
+ * @returns {Promise<Response>} a good one
+ */
+export async function call(url, { token, headers, ...init } = {}) {
+  let response;
+  try {
+    const all = { .../** @type {Record<string, string>} */ (headers), ...bearer(token) };
+    response = await fetch(new URL(url, BASE), { cache: "no-store", ...init, headers: all });
+  } catch (error) {
+    if (init.signal?.aborted) throw error;
+    throw new Problem({ title: "No answer", detail: "The server cannot be reached, or it ended the connection." });
+  }
+  if (response.ok) return response;
+  const body = parse(await response.text().catch(() => ""));
+  throw new Problem({ title: response.statusText || `Error ${response.status}`, ...body, status: response.status });
+}
+
+/**
+ * Asks the server for JSON. Raises as `call`.
+ *
+ * @param {string | URL} url
+ * @param {Asking} [init]
+ * @returns {Promise<any>}
+ */
+export async function request(url, init) {
+  const response = await call(url, init);
+  return parse(await response.text().catch(() => ""));
+}
+
+/**
+ * Waits, and less than that once the network is back. Raises where the `signal` is aborted.
+ *
+ * @param {number} seconds
+ * @param {AbortSignal} [signal]
+ */
+export function pause(seconds, signal) {
+  return new Promise((resolve, reject) => {
+    const done = () => {
+      clearTimeout(timer);
+      globalThis.removeEventListener?.("online", done);
+      signal?.removeEventListener("abort", done);
+      if (signal?.aborted) reject(signal.reason);
+      else resolve(undefined);
+    };
+    const timer = setTimeout(done, seconds * 1000);
+    globalThis.addEventListener?.("online", done);
+    signal?.addEventListener("abort", done);
+    if (signal?.aborted) done();
+  });
+}
+
+/** The first wait before another try; it doubles up to the longest. */
+const FIRST_WAIT_SECONDS = 0.5;
+const LONGEST_WAIT_SECONDS = 15;
+
+/** How long to wait after so many failures, apart from everybody else. @param {number} failures */
+export const backoff = (failures) =>
+  Math.min(FIRST_WAIT_SECONDS * 2 ** failures, LONGEST_WAIT_SECONDS) * (0.75 + Math.random() / 2);

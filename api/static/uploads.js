@@ -1,0 +1,106 @@
+// @ts-check
+/**
+ * The files this tab sends: a few at a time, whatever is shown meanwhile. What has come of them is the tasks' own
+ * business; here is only what ended the sending, if something did.
+ */
+
+import { Problem, announce, fetchTask, hasEnded, unfinished } from "./headway.js";
+import { backoff, pause } from "./http.js";
+import { forgetFile, keepFile } from "./kept-files.js";
+import { Turns } from "./turns.js";
+import { alone, sendRest } from "./tus.js";
+
+/** @typedef {import("./headway.js").Task} Task */
+/** @typedef {{file: File, stop: AbortController | null, problem: Problem | null}} Sending `stop` is null once it is over */
+
+/** Making the tasks runs ahead of sending, so that all of them are there to be seen. */
+const BEGUN_AT_ONCE = 2;
+
+export class Uploads {
+  /** @param {(task: Task) => void} onbegun @param {(taskId: string) => void} onchange */
+  constructor(onbegun, onchange) {
+    this.onbegun = onbegun;
+    this.onchange = onchange;
+    this.beginning = 0;
+    /** @type {Map<string, Sending>} */
+    this.sendings = new Map();
+    this.turns = new Turns();
+    window.addEventListener("beforeunload", (event) => {
+      if (this.beginning || [...this.sendings.values()].some(({ stop }) => stop)) event.preventDefault();
+    });
+  }
+
+  /** @param {string} taskId */
+  get = (taskId) => this.sendings.get(taskId);
+
+  /**
+   * Makes a task and sends its file; a file whose upload was cut off goes on where it was. Raises Problem.
+   *
+   * @param {File | null} file @param {import("./headway.js").Work} work
+   */
+  async begin(file, work) {
+    const task = (file && (await unfinished(file, work))) || (await announce(file, work));
+    this.onbegun(task);
+    if (file) void keepFile(task.task_id, file);
+    if (file && task.links.upload) void this.add(task, file);
+    return task;
+  }
+
+  /**
+   * The same for many, in order.
+   *
+   * @param {File[]} files @param {import("./headway.js").Work} work
+   * @returns {Promise<{file: File, problem: Problem}[]>} those that the server refused
+   */
+  async beginAll(files, work) {
+    /** @type {{file: File, problem: Problem}[]} */
+    const refused = [];
+    const rest = [...files];
+    const some = async () => {
+      for (let file = rest.shift(), failures = 0; file; ) {
+        try {
+          await this.begin(file, work);
+        } catch (error) {
+          const problem = /** @type {Problem} */ (error);
+          if (problem.passes) {
+            await pause(backoff(failures++));
+            continue;
+          }
+          refused.push({ file, problem });
+        }
+        file = rest.shift();
+        failures = 0;
+      }
+    };
+    this.beginning++;
+    await Promise.all(Array.from({ length: BEGUN_AT_ONCE }, some));
+    this.beginning--;
+    return refused;
+  }
+
+  /** Sends a file when it is its turn, if no other tab does. @param {Task} task @param {File} file */
+  async add(task, file) {
+    const stop = new AbortController();
+    /** @type {Sending} */
+    const sending = { file, stop, problem: null };
+    this.sendings.set(task.task_id, sending);
+    this.onchange(task.task_id);
+    const { signal } = stop;
+    const work = async () => signal.aborted || sendRest(task, file, { signal });
+    try {
+      await alone(task.task_id, async () => void (await this.turns.take(work)));
+    } catch (error) {
+      // Bytes that are refused because the task has ended are no error of their own: the task says how it ended.
+      const now = signal.aborted ? null : await fetchTask(task.task_id).catch(() => task);
+      if (now && !hasEnded(now)) sending.problem = error instanceof Problem ? error : new Problem({ detail: String(error) });
+    }
+    if (!sending.problem) void forgetFile(task.task_id);
+    sending.stop = null;
+    this.onchange(task.task_id);
+  }
+
+  /** The task has ended, so it takes no more bytes. @param {string} taskId */
+  stop(taskId) {
+    this.sendings.get(taskId)?.stop?.abort();
+  }
+}
