@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,9 @@ import pytest
 import redis
 from redis.exceptions import NoPermissionError
 
-from tests.processes import Platform, RedisServer
-from tests.streams import frames_of
+from tests.processes import Platform, RedisServer, free_port, redis_binary
+from tests.streams import assert_true_story, frames_of, watch
+from tests.waiting import wait_for
 
 USERS = Path(__file__).parents[2] / "deploy" / "redis-users.acl"
 PASSWORDS = {"api": "headway-api", "worker": "headway-worker"}
@@ -98,3 +102,48 @@ def test_a_worker_reaches_no_session_and_nobody_else_reaches_anything(
         assert client.ping()
         with pytest.raises(NoPermissionError):
             client.get("headway:queue")
+
+
+@pytest.fixture
+def tls_redis(tmp_path: Path) -> Iterator[str]:
+    """The URL of a server that speaks TLS alone and asks for a password."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
+    subprocess.run([*made, "-keyout", "key.pem", "-out", "cert.pem"], cwd=tmp_path, check=True, capture_output=True)
+    port = free_port()
+    files = ["--tls-cert-file", "cert.pem", "--tls-key-file", "key.pem", "--tls-ca-cert-file", "cert.pem"]
+    server = subprocess.Popen(
+        [
+            *(redis_binary(), "--port", "0", "--tls-port", str(port), "--bind", "127.0.0.1", "--save", ""),
+            *(*files, "--tls-auth-clients", "no", "--requirepass", "a-password"),
+        ],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+    )
+    url = f"rediss://:a-password@localhost:{port}/0?ssl_ca_certs={tmp_path / 'cert.pem'}"
+
+    def answers() -> bool:
+        with contextlib.suppress(redis.RedisError), redis.Redis.from_url(url) as client:
+            return bool(client.ping())
+        if server.poll() is not None:
+            pytest.skip("this server was built without TLS")
+        return False
+
+    try:
+        wait_for("Redis answers", answers)
+        yield url
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_tls_and_a_password_come_with_the_url(tmp_path: Path, tls_redis: str) -> None:
+    with Platform(tmp_path / "platform", tls_redis) as platform:
+        platform.start_api()
+        platform.start_worker()
+        task = platform.submit("rehearsal", options='{"steps": 3, "step_seconds": 0.05}')
+        story = watch(platform.url, task["task_id"], 0)
+        assert_true_story(story, first=1)
+        assert story[-1].status == "completed"
