@@ -272,6 +272,11 @@ class Feed:
         top: Any = "+inf"
         return [TaskId(member.decode()) for member in await self._redis.zrange(key, bottom, top, byscore=True)]
 
+    async def named(self, task_id: TaskId, name: str) -> list[Event]:
+        """The events of that name that a task's history still holds, in order."""
+        entries = await self._redis.xrange(keys.events(task_id))
+        return [event for event in map(_event, entries) if event.name == name]
+
     async def stored_bytes(self, owner: OwnerId) -> int:
         """What the files of an owner's tasks hold, announced ones included."""
         return int(await self._redis.hget(keys.OWNER_STORED % owner, "total") or 0)  # type: ignore[misc]

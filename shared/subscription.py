@@ -18,8 +18,8 @@ from contextlib import suppress
 from typing import Any, Final, cast
 
 import hiredis
+from redis.exceptions import BusyLoadingError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
 
 from shared import keys
 from shared.cancellation import heed_cancellation
@@ -84,7 +84,7 @@ class Subscription:
                 else:
                     async with connect_link(self._settings, _Link(self)) as link:
                         await link.run()
-            except AWAY as error:
+            except (*AWAY, ResponseError) as error:
                 if self.broken is None:
                     log.warning("subscription lost", reason=why_away(error))
                 self.broken = why_away(error)
@@ -141,18 +141,20 @@ class _Link(asyncio.Protocol):
         self._heard_at = self._loop.time()
         subscription, reader = self._subscription, self._reader
         try:
-            if subscription.broken is not None:
-                subscription.heard()
             on_message = subscription.on_message
             reader.feed(data)
             while (reply := reader.gets()) is not False:
+                if isinstance(reply, hiredis.ReplyError):
+                    self._end(_refusal(str(reply)))
+                    self._transport.abort()
+                    return
+                if subscription.broken is not None:
+                    subscription.heard()
                 if isinstance(reply, list):
                     if reply[0] == b"message":
                         on_message(reply[1].decode(), reply[2])
                     elif reply[0] == b"subscribe":
                         subscription.acknowledged(reply[1].decode())
-                elif isinstance(reply, hiredis.ReplyError):
-                    self._end(ResponseError(str(reply)))
             subscription.on_read()
         except Exception as error:  # whoever runs this hears of it; what came is lost, so the connection goes with it
             self._end(error)
@@ -173,6 +175,11 @@ class _Link(asyncio.Protocol):
             next_look = PROBE_SECONDS * (2 if asked_at > self._heard_at else 1)
             await asyncio.wait({self._ended}, timeout=next_look - silent)
         raise self._ended.result()
+
+
+def _refusal(words: str) -> Exception:
+    """A server that has just started and reads its data, or one that does not let us: both may pass."""
+    return BusyLoadingError(words) if words.startswith("LOADING") else ResponseError(words)
 
 
 class _MemoryLink:

@@ -1,13 +1,14 @@
-"""`POST /tasks/{id}/notes`: a word to everybody who watches the task; its chat. Kept with the task's history."""
+"""`/tasks/{id}/notes`: a word to everybody who watches the task; its chat. Kept with the task's history."""
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from api.dependencies import StateDep, TaskDep
+from api.dependencies import ReadTaskDep, StateDep, TaskDep
 from api.small_body import SmallBody
 from shared.models import rfc3339, utc_now
 
@@ -29,6 +30,13 @@ class Note(BaseModel):
 
     author: Annotated[str, Field(max_length=AUTHOR_CHARACTERS), AfterValidator(_has_a_word)]
     text: Annotated[str, Field(max_length=NOTE_CHARACTERS), AfterValidator(_has_a_word)]
+
+
+@router.get("/tasks/{task_id}/notes", summary="What was said")
+async def get_notes(state: StateDep, task: ReadTaskDep) -> dict[str, Any]:
+    """The notes that the task's history still holds, oldest first, those after its end included."""
+    notes = await state.feed.named(task.task_id, "note")
+    return {"notes": [json.loads(note.data) | {"version": note.version} for note in notes]}
 
 
 @router.post("/tasks/{task_id}/notes", status_code=201, summary="Say something to everybody who watches")

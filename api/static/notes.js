@@ -36,6 +36,17 @@ export class Notes {
     this.text.value = "";
     this.problem.hidden = true;
     this.room.hidden = false;
+    void this.load(taskId);
+  }
+
+  /** What was said before, after the task's end too. @param {string} taskId */
+  async load(taskId) {
+    try {
+      const { notes } = await request(`tasks/${taskId}/notes`);
+      if (taskId === this.taskId) notes.forEach((/** @type {Note} */ note) => this.add(note));
+    } catch {
+      // a task that is not there says so itself, and what was said is on its stream too
+    }
   }
 
   /** Each once, in order of time, whichever way it came. @param {Note} note */

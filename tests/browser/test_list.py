@@ -102,6 +102,11 @@ async def test_notes_go_between_tabs_and_stay(page: Page, context: BrowserContex
     await page.get_by_role("button", name="Cancel").click()
     await expect_status(page, "Cancelled")
     await expect_status(other, "Cancelled")
+    await other.get_by_label("Note", exact=True).fill("A pity.")
+    await other.keyboard.press("Enter")
+    await expect(page.locator("#note-list li")).to_have_count(3)
+    await page.reload()
+    await expect(page.locator("#note-list li")).to_have_count(3)
 
 
 async def test_rows_cancel_and_try_again(page: Page, base_url: str) -> None:

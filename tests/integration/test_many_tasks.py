@@ -192,6 +192,9 @@ def test_a_note_reaches_everybody_who_watches_in_its_place(platform: Platform) -
     assert note.id == answer.json()["version"]
     assert (note.data["author"], note.data["text"]) == ("Ann", text)
     assert note in watch(platform.url, task["task_id"], last_event_id=0)
+    platform.wait(task["task_id"])
+    httpx.post(f"{url}/notes", json={"author": "Ann", "text": "after the end"}).raise_for_status()
+    assert [said["text"] for said in httpx.get(f"{url}/notes").json()["notes"]] == [text, "after the end"]
 
 
 @pytest.mark.parametrize(

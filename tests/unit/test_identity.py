@@ -138,6 +138,7 @@ class TestPolicies:
             "/task-progress/{task_id}",
             "/tasks/{task_id}/files/{name}",
             "/tasks/{task_id}/input",
+            "/tasks/{task_id}/notes",
         }
         assert {method for route in readers for method in route.methods or ["*"]} == {"GET", "HEAD"}
 
