@@ -33,6 +33,7 @@ from api.routes import (
     tutorial,
     uploads,
 )
+from api.task_streams import TaskStreams
 from shared.settings import Settings
 
 STATIC = Path(__file__).parent / "static"
@@ -111,6 +112,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app.mount("/static", _Static(directory=STATIC), name="static")
     # The last one is the outermost: first what holds for everybody, then who asks.
+    app.add_middleware(TaskStreams)
     app.add_middleware(Gate, keyring=keyring, routes=policies_of(app))
     if settings.cors_origins:
         app.add_middleware(

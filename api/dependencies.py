@@ -10,7 +10,9 @@ from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Path, Query, Request
+from starlette.datastructures import Headers
 from starlette.responses import Response
+from starlette.types import Scope
 
 from api.identity import Identity, Policy, names_of, states
 from api.lifespan import State
@@ -105,7 +107,11 @@ async def get_last_event_id(
 ) -> int | None:
     """The version a client has seen. What is not a number of ours is what a client of another server sends: ignored,
     so that it gets the snapshot, which is always true."""
-    given = last_event_id if last_event_id_header is None else last_event_id_header
+    return version_seen(last_event_id_header, last_event_id)
+
+
+def version_seen(header: str | None, query: str | None) -> int | None:
+    given = query if header is None else header
     if given is None or not re.fullmatch(r"[0-9]{1,15}", given.strip()):
         return None
     return int(given)
@@ -114,11 +120,11 @@ async def get_last_event_id(
 LastEventIdDep = Annotated[int | None, Depends(get_last_event_id)]
 
 
-def stream_of(request: Request, state: State, listener: AbstractAsyncContextManager[Listener]) -> EventStreamResponse:
+def stream_of(scope: Scope, state: State, listener: AbstractAsyncContextManager[Listener]) -> EventStreamResponse:
     """The listener's stream, in the format the client asks for."""
     return EventStreamResponse(
-        Permit(listener, state, request.scope["headway.identity"], names_of(request.scope)),
-        choose_encoder(request.headers.get("accept", "")),
+        Permit(listener, state, scope["headway.identity"], names_of(scope)),
+        choose_encoder(Headers(scope=scope).get("accept", "")),
         heartbeat_seconds=state.settings.heartbeat_seconds,
         send_timeout_seconds=state.settings.send_timeout_seconds,
         carry=state.relay.carry,
@@ -126,10 +132,15 @@ def stream_of(request: Request, state: State, listener: AbstractAsyncContextMana
 
 
 async def get_task_stream(
-    request: Request, state: StateDep, task_id: TaskIdDep, owner: ReaderDep, after: LastEventIdDep
-) -> Response | EventStreamResponse:
+    request: Request, state: StateDep, task_id: TaskIdDep, _: ReaderDep, after: LastEventIdDep
+) -> Response:
+    return await open_task_stream(request.scope, state, task_id, after)
+
+
+async def open_task_stream(scope: Scope, state: State, task_id: TaskId, after: int | None) -> Response:
     """The stream of one task, or 204 where its end has been seen. An unknown task raises. While Redis is away nothing
     can be decided, so the stream is opened and told the truth when it is back (EventSource gives up on a 503)."""
+    owner = scope["headway.identity"].owner
     try:
         ended_version = await state.feed.ended_version(task_id, owner)
     except AWAY:
@@ -137,7 +148,7 @@ async def get_task_stream(
     else:
         if ended_version is not None and after is not None and after >= ended_version:
             return Response(status_code=204)
-    return stream_of(request, state, state.relay.listen(task_id, owner, after))
+    return stream_of(scope, state, state.relay.listen(task_id, owner, after))
 
 
 TaskStreamDep = Annotated[Any, Depends(get_task_stream)]

@@ -15,6 +15,7 @@ import httptools
 from starlette.types import Scope
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 from uvicorn.server import ServerState
 
 from api.deadlines import Deadlines
@@ -33,9 +34,20 @@ class Taker(Protocol):
 
 #: What the connections of a server have alike; one that is handed over has it here, being one of thousands.
 _ALIKE: Final[WeakKeyDictionary[ServerState, dict[str, Any]]] = WeakKeyDictionary()
-_OWN: Final = ("transport", "server", "client", "server_state", "_taker", "_keep_alive", "_due")
+_OWN: Final = ("transport", "server_state", "_taker", "_keep_alive", "_due")
 #: What is made anew for the next request.
-_OF_REQUEST: Final = ("cycle", "scope", "headers", "parser", "flow", "pipeline", "url", "timeout_keep_alive_task")
+_OF_REQUEST: Final = (
+    "server",
+    "client",
+    "cycle",
+    "scope",
+    "headers",
+    "parser",
+    "flow",
+    "pipeline",
+    "url",
+    "timeout_keep_alive_task",
+)
 
 
 class StreamProtocol(Deadlines):
@@ -87,6 +99,7 @@ class StreamProtocol(Deadlines):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         if self.transport.is_closing():
             return
+        self.server, self.client = get_local_addr(self.transport), get_remote_addr(self.transport)
         self.transport.set_write_buffer_limits()
         if not self._keep_alive:
             self.transport.close()

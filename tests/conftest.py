@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from functools import cache
 from pathlib import Path
 
+import httpx
+import httpx._transports.default as httpx_transports
 import pytest
 
 from shared.redis import RedisClient, connect
 from shared.settings import Settings
 from tests.processes import Platform, RedisServer
 from tests.s3_server import S3Server
+
+# `httpx.get` makes a client, and each client reads the machine's certificates anew: 25 ms of CPU, thousands of times.
+httpx_transports.create_ssl_context = cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(autouse=True)

@@ -51,4 +51,4 @@ async def batch_events(
     else:
         if after is not None and after >= rollup.version and batch_has_ended(rollup):
             return Response(status_code=204)
-    return stream_of(request, state, state.relay.listen_to_batch(owner, batch_id, after))
+    return stream_of(request.scope, state, state.relay.listen_to_batch(owner, batch_id, after))

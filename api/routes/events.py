@@ -61,4 +61,4 @@ async def many_events(
                 raise UnknownTask(f"There is no task {min(truth.gone)}.")
             if after is not None and not truth.history and not truth.states and truth.ended == named:
                 return Response(status_code=204)
-    return stream_of(request, state, state.relay.listen_to_owner(owner, scope, after))
+    return stream_of(request.scope, state, state.relay.listen_to_owner(owner, scope, after))
