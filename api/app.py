@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.telemetry import TelemetryConfig
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
+from structlog.contextvars import bind_contextvars
 
 from api import problems
 from api.edge import Edge
@@ -18,6 +21,7 @@ from api.identity import PUBLIC, Gate, policies_of
 from api.keyring import Keyring
 from api.lifespan import lifespan_of
 from api.lingering import Lingering
+from api.metrics import counted
 from api.routes import (
     batches,
     description,
@@ -25,6 +29,7 @@ from api.routes import (
     exports,
     files,
     health,
+    metrics,
     notes,
     processors,
     resumable,
@@ -35,6 +40,7 @@ from api.routes import (
 )
 from api.task_streams import TaskStreams
 from shared.settings import Settings
+from shared.tracing import Tracing, tracing_of
 
 STATIC = Path(__file__).parent / "static"
 
@@ -56,6 +62,12 @@ PAGE_POLICY = (
 )
 
 
+#: Whatever is logged while a request with one in its path is answered carries it.
+_TASK_ID: Final = re.compile(r"(?<=/)[0-9a-f]{32}(?=/|$)")
+#: A stream's end is in its task's trace (api/last_events.py); what asks every few seconds whether we live is no work.
+_UNTRACED: Final = re.compile(r".*/events|/task-progress/.*|/static/.*|/healthz|/readyz|/metrics")
+
+
 class _Page(FileResponse):
     """Whole, whatever Range asks for: these files are small, and Starlette answers a broken one in its own way."""
 
@@ -68,6 +80,7 @@ class _Static(StaticFiles):
     """Asked again each time (by ETag, a 304): modules of two versions do not mix after an upgrade."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["headway.route"] = "/static"
         headers = [pair for pair in scope["headers"] if pair[0] != b"range"]  # as _Page
         await super().__call__({**scope, "headers": headers}, receive, send)
 
@@ -84,23 +97,53 @@ class _App(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["headway.send"] = send
-        await super().__call__(scope, receive, send)
+        if scope["type"] == "http" and (found := _TASK_ID.search(scope["path"])) is not None:
+            bind_contextvars(task_id=found[0])  # a request has a context of its own, so nothing undoes it
+        await counted(super().__call__, scope, receive, send)
+
+
+def _telemetry(tracing: Tracing) -> TelemetryConfig:
+    """FastAPI's own spans of requests, and nothing else of its telemetry; off, a request costs it three comparisons."""
+    return {
+        "tracer_provider": tracing.provider,
+        "tracing": tracing.provider is not None,
+        "metrics": False,
+        "logs": False,
+        "operation_spans": False,
+        "auto_configure": False,
+        "exclude": lambda scope: _UNTRACED.fullmatch(scope["path"]) is not None,
+    }
 
 
 def create_app(settings: Settings) -> FastAPI:
     keyring = Keyring(settings.api_keys)
+    tracing = tracing_of("headway-api")
     app = _App(
         title="Headway",
         version=version("headway"),
         summary="Task progress that is true whatever dies",
-        lifespan=lifespan_of(settings, keyring),
+        lifespan=lifespan_of(settings, keyring, tracing),
+        telemetry=_telemetry(tracing),
         docs_url=None,  # by routes/description.py: with a policy, as all of them
         openapi_url=None,
         redoc_url=None,
         strict_content_type=False,
     )
     problems.install(app)
-    for module in (tasks, exports, uploads, resumable, events, batches, notes, files, processors, session, health):
+    for module in (
+        tasks,
+        exports,
+        uploads,
+        resumable,
+        events,
+        batches,
+        notes,
+        files,
+        processors,
+        session,
+        health,
+        metrics,
+    ):
         app.include_router(module.router)
     for module in (tutorial, description):
         app.include_router(module.router)

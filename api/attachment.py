@@ -30,6 +30,7 @@ from api.problems import PROBLEMS, problem_response
 from api.ranges import Piece, framed, parse_ranges
 from api.sendfile import Connection
 from api.sse import abort, gone
+from api.tally import Count, uncounted
 from shared.cancellation import cancel
 from shared.errors import HeadwayError, PreconditionFailed, RangeNotSatisfiable, UnknownFile
 from shared.logging import get_logger
@@ -60,6 +61,7 @@ class Attachment(Response):
         sha256: str | None,
         send_timeout_seconds: float,
         show: Show | None = None,
+        count: Count = uncounted,
     ) -> None:
         self._content = content
         self._content_type = content_type if _MEDIA_TYPE.fullmatch(content_type or "") else None
@@ -68,6 +70,7 @@ class Attachment(Response):
         self._modified_at = int(min(content.modified_at, time.time()))
         self._send_timeout_seconds = send_timeout_seconds
         self._show = show
+        self._count = count
         headers = _SAFE | {
             "Content-Type": self._content_type or "application/octet-stream",
             "Content-Length": str(content.size_bytes),
@@ -123,7 +126,7 @@ class Attachment(Response):
             await send(start)
             if connection is not None and not connection.expects(int(headers["Content-Length"])):
                 file = None
-            await _Sending(self._content, body, connection, file, send).run(
+            await _Sending(self._content, body, connection, file, send, self._count).run(
                 scope, receive, send_timeout_seconds=self._send_timeout_seconds, show=self._show
             )
 
@@ -154,12 +157,14 @@ class _Sending:
         connection: Connection | None,
         file: int | None,
         send: Send,
+        count: Count,
     ) -> None:
         self._content = content
         self._body = body
         self._connection = connection
         self._file = file
         self._send = send
+        self._counted = count
         self._sent = 0
         #: Of the file: what stands between its pieces is not what anybody waits for.
         self._total = sum(len(part) for part in body if isinstance(part, Piece))
@@ -224,6 +229,7 @@ class _Sending:
 
     def _count(self, size_bytes: int) -> None:
         self._sent += size_bytes
+        self._counted(size_bytes)
 
     async def _standstill(self, seconds: float) -> None:
         """Returns when nothing has moved for this long: neither did we send nor the client's machine acknowledge."""

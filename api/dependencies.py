@@ -122,12 +122,14 @@ LastEventIdDep = Annotated[int | None, Depends(get_last_event_id)]
 
 def stream_of(scope: Scope, state: State, listener: AbstractAsyncContextManager[Listener]) -> EventStreamResponse:
     """The listener's stream, in the format the client asks for."""
+    permit = Permit(listener, state, scope["headway.identity"], names_of(scope))
     return EventStreamResponse(
-        Permit(listener, state, scope["headway.identity"], names_of(scope)),
+        permit,
         choose_encoder(Headers(scope=scope).get("accept", "")),
         heartbeat_seconds=state.settings.heartbeat_seconds,
         send_timeout_seconds=state.settings.send_timeout_seconds,
         carry=state.relay.carry,
+        on_slow=permit.slow,
     )
 
 

@@ -7,6 +7,7 @@ that keep a browser from guessing, framing, or running what was not meant to run
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from collections.abc import Iterable
 from typing import Final
@@ -16,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.problems import answer_to
-from shared.errors import Forbidden, ForeignHost, HeadwayError
+from shared.errors import Forbidden, ForeignHost, HeadwayError, Stopping
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 #: Where a route sends one of these itself, that one counts.
@@ -45,7 +46,11 @@ class Edge:
             await self._app(scope, receive, send)
             return
 
+        begun = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal begun
+            begun = True
             if message["type"] == "http.response.start":
                 headers = list(message.get("headers", ()))
                 names = {name.lower() for name, _ in headers}
@@ -54,7 +59,13 @@ class Edge:
 
         refused = self._refuse(scope["method"], Headers(scope=scope))
         answer = answer_to(refused) if refused is not None else None
-        await (answer or self._app)(scope, receive, send_with_headers)
+        try:
+            await (answer or self._app)(scope, receive, send_with_headers)
+        except asyncio.CancelledError:  # uvicorn's, of what is still under way when it has waited long enough
+            stopping = answer_to(Stopping("This server is being stopped. Ask again in a moment."))
+            if begun or stopping is None:
+                raise
+            await stopping(scope, receive, send_with_headers)
 
     def _refuse(self, method: str, headers: Headers) -> HeadwayError | None:
         # A page of another site can have its own name lead to 127.0.0.1 (DNS rebinding), and is then of our origin.

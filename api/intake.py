@@ -7,7 +7,6 @@ what was promised leaves no file and, where the task came into being with it, no
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import time
@@ -19,7 +18,9 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from shared.errors import InvalidRequest, TooLarge, TooSlow, UnsupportedType, UploadCut
+from api.stopping import BODY_SECONDS, Stop
+from api.tally import Count, uncounted
+from shared.errors import InvalidRequest, Stopping, TooLarge, TooSlow, UnsupportedType, UploadCut
 from shared.models import FieldError
 from shared.storage import StoredFile, Upload
 
@@ -98,21 +99,26 @@ def too_large(limit_bytes: int) -> TooLarge:
 
 async def body_of(request: Request, *, patience_seconds: float) -> AsyncIterator[bytes]:
     """The body as it arrives. Raises UploadCut where the client went away in the middle, TooSlow where it was waited
-    for longer than `patience_seconds` until PATIENCE_BYTES came. What is done with the bytes is no fault of the client,
-    so that time does not count."""
+    for longer than `patience_seconds` until PATIENCE_BYTES came, Stopping where the server is told to stop. What is
+    done with the bytes is no fault of the client, so that time does not count."""
     pieces = aiter(request.stream())
-    waited_seconds, received_bytes = 0.0, 0
+    stop = Stop.of(request.scope)
+    waited_seconds, received_bytes, late = 0.0, 0, False
     while True:
         began = time.monotonic()
         try:
-            async with asyncio.timeout(patience_seconds - waited_seconds):
+            async with stop.limit(patience_seconds - waited_seconds, at_a_stop=BODY_SECONDS):
                 chunk = await anext(pieces, None)
         except ClientDisconnect:
             raise UploadCut from None
         except TimeoutError:
-            raise TooSlow from None
+            raise _stopping() if stop.has_begun else TooSlow from None  # a timer may be a moment early
         if chunk is None:
             return
+        if chunk and stop.is_over(BODY_SECONDS):  # what is always there is never waited for
+            if late:
+                raise _stopping()
+            late = True  # it may have been the last piece
         received_bytes += len(chunk)
         if received_bytes < PATIENCE_BYTES:
             waited_seconds += time.monotonic() - began
@@ -122,12 +128,17 @@ async def body_of(request: Request, *, patience_seconds: float) -> AsyncIterator
             yield chunk
 
 
-async def store_raw(body: AsyncIterator[bytes], upload: Upload, *, limit_bytes: int) -> None:
+def _stopping() -> Stopping:
+    return Stopping("This server is being stopped. Send it again in a moment.")
+
+
+async def store_raw(body: AsyncIterator[bytes], upload: Upload, *, limit_bytes: int, count: Count = uncounted) -> None:
     """Writes a raw body; `upload.size_bytes` is what has come so far. The caller ends the upload."""
     async for chunk in body:
         if upload.size_bytes + len(chunk) > limit_bytes:
             raise too_large(limit_bytes)
         await upload.write(chunk)
+        count(len(chunk))
 
 
 @dataclass(slots=True)
@@ -166,7 +177,9 @@ class _Reader:
         return events
 
 
-async def read_form(request: Request, upload: Upload, *, limit_bytes: int, patience_seconds: float) -> Form:
+async def read_form(
+    request: Request, upload: Upload, *, limit_bytes: int, patience_seconds: float, count: Count = uncounted
+) -> Form:
     """Reads a form to its end, the part named `file` into `upload`, which is committed. On any error it is not."""
     media_type, parameters = parse_options_header(request.headers.get("content-type", ""))
     boundary = parameters.get(b"boundary")
@@ -196,6 +209,7 @@ async def read_form(request: Request, upload: Upload, *, limit_bytes: int, patie
                     if upload.size_bytes + len(data) > limit_bytes:
                         raise too_large(limit_bytes)
                     await upload.write(data)
+                    count(len(data))
                 case "data":
                     part.add(data)
                 case "end":

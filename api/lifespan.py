@@ -20,8 +20,10 @@ from api.digests import Digests
 from api.idempotency import Idempotency
 from api.keyring import Keyring
 from api.limits import Limits
+from api.metrics import ApiMetrics
 from api.relay import Relay
 from api.sessions import Sessions
+from api.stopping import Stop
 from shared.feed import Feed
 from shared.idempotency import Answers
 from shared.logging import get_logger
@@ -30,6 +32,7 @@ from shared.progress import Publisher
 from shared.redis import RedisClient, connect
 from shared.settings import Settings
 from shared.storage import Storage, open_storage
+from shared.tracing import Tracing
 
 log = get_logger(__name__)
 
@@ -45,6 +48,7 @@ class State:
     patient_publisher: Publisher
     feed: Feed
     relay: Relay
+    stop: Stop
     storage: Storage
     #: Of the files in HEADWAY_FILES_DIR.
     digests: Digests
@@ -53,9 +57,10 @@ class State:
     keyring: Keyring
     sessions: Sessions
     limits: Limits
+    metrics: ApiMetrics
 
 
-def lifespan_of(settings: Settings, keyring: Keyring) -> Callable[[Any], Any]:
+def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing) -> Callable[[Any], Any]:
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[Mapping[str, Any]]:
         storage = open_storage(settings)
@@ -63,20 +68,26 @@ def lifespan_of(settings: Settings, keyring: Keyring) -> Callable[[Any], Any]:
         for module, reason in registry.broken.items():
             log.error("processor module not loaded", module=module, reason=reason)
         async with AsyncExitStack() as stack:
-            redis = await stack.enter_async_context(connect(settings))
+            await stack.enter_async_context(tracing)
+            metrics = ApiMetrics()
+            await stack.enter_async_context(metrics.shown())
+            redis = await stack.enter_async_context(connect(settings, on_reconnect=metrics.commands_reconnected))
             feed = Feed(redis)
-            relay = await stack.enter_async_context(Relay(feed, settings))
+            relay = await stack.enter_async_context(Relay(feed, settings, metrics, tracing))
             digests = await stack.enter_async_context(Digests())
             sessions = await stack.enter_async_context(Sessions(redis))
             stack.enter_context(before_stopping(relay.drain))
+            stop = Stop()
+            stack.enter_context(before_stopping(stop.begin))
             yield {
                 "headway": State(
                     settings=settings.model_copy(update={"api_keys": {}}),  # the keyring has what is needed of them
                     redis=redis,
-                    publisher=Publisher(redis, settings),
-                    patient_publisher=Publisher(redis, settings, patient=True),
+                    publisher=Publisher(redis, settings, tracing=tracing),
+                    patient_publisher=Publisher(redis, settings, patient=True, tracing=tracing),
                     feed=feed,
                     relay=relay,
+                    stop=stop,
                     storage=storage,
                     digests=digests,
                     registry=registry,
@@ -84,6 +95,7 @@ def lifespan_of(settings: Settings, keyring: Keyring) -> Callable[[Any], Any]:
                     keyring=keyring,
                     sessions=sessions,
                     limits=Limits(settings, redis),
+                    metrics=metrics,
                 ),
             }
 

@@ -7,12 +7,13 @@ after the answer). So the answer is sent whole, the body is let pass for LINGER_
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.stopping import LOOK_UP_SECONDS, Stop
 
 #: Long enough for a client to look up from sending, short for one that sends nothing.
 LINGER_SECONDS: Final = 5.0
@@ -49,7 +50,7 @@ class Lingering:
                 return
             await send({**message, "more_body": True})
             with suppress(TimeoutError):
-                async with asyncio.timeout(LINGER_SECONDS):
+                async with Stop.of(scope).limit(LINGER_SECONDS, at_a_stop=LOOK_UP_SECONDS):
                     while unread:
                         await receive_until_read()
             await send({"type": "http.response.body", "body": b"", "more_body": False})

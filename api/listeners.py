@@ -21,9 +21,10 @@ import json
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from api.sse import Comment
+from api.tally import Kind, Reason, Tally
 from shared.errors import UnknownTask
 from shared.feed import Feed, OwnerTruth, Scope, Snapshot, text_of
 from shared.models import ErrorType, Event, FeedEvent, OwnerId, Status, TaskId, rfc3339, utc_now
@@ -44,6 +45,9 @@ class Source(Protocol):
 
     @property
     def feed(self) -> Feed: ...
+
+    @property
+    def tally(self) -> Tally: ...
 
     def is_live(self, channel: str) -> bool:
         """Whether every event of the channel arrives from here on, so that a read now leaves no hole."""
@@ -66,7 +70,11 @@ class Listener:
     `stale` by `catch_up`.
     """
 
-    __slots__ = ("_lagged", "_pending", "_source", "_waiter", "channel", "drained", "ended", "stale", "version", "wire")
+    __slots__ = (
+        *("_lagged", "_pending", "_source", "_waiter"),
+        *("channel", "drained", "ended", "stale", "version", "why", "wire"),
+    )
+    kind: ClassVar[Kind]
 
     def __init__(self, source: Source, channel: str, after: int | None) -> None:
         self._source = source
@@ -81,6 +89,8 @@ class Listener:
         self.wire: Wire | None = None
         self.drained = False
         self.ended = False
+        #: How it ended, where that is not to be seen.
+        self.why: Reason | None = None
 
     # What the relay calls.
 
@@ -98,6 +108,7 @@ class Listener:
 
     def end(self) -> None:
         """What allowed the client to listen is over."""
+        self.why = self.why if self.ended else "expired"
         self.ended = True
         self._wake()
 
@@ -144,7 +155,7 @@ class Listener:
             return []
         self.stale = False
         try:
-            return await self._read()
+            items = await self._read()
         except AWAY:
             self.stale = True
             await self._pause()
@@ -152,6 +163,8 @@ class Listener:
         except asyncio.CancelledError:  # only this wait was given up, for a heartbeat; the next one reads again
             self.stale = True
             raise
+        self._source.tally.events += len(items)
+        return items
 
     async def _read(self) -> list[Item]:
         """Reads the truth and hands over what is new in it."""
@@ -187,6 +200,7 @@ class Listener:
         del self._pending[:taken]
         if not self._pending:
             self._lagged = False
+        self._source.tally.events += len(items)
         return items
 
     def _hand_over(self, event: Event, items: list[Item]) -> None:
@@ -199,6 +213,7 @@ class Listener:
         assert self.version is not None
         if to <= self.version:
             return
+        self._source.tally.gaps += 1
         data = text_of({**self._gap_names(), "from": self.version + 1, "to": to})
         self.version = to
         items.append((Event(to, "gap", data.encode()), None))
@@ -211,6 +226,7 @@ class Listener:
         named = [event for event in self._pending if not event.is_state][-QUEUE_NAMED_EVENTS:]
         kept = sorted((*named, *newest.values()), key=lambda event: event.version)
         self._lagged = self._lagged or len(kept) < len(self._pending)
+        self._source.tally.coalesced += len(self._pending) - len(kept)
         self._pending = kept
         if len(kept) > QUEUE_EVENTS:  # so many tasks at once: their states are read anew, which is as true
             self._pending.clear()
@@ -221,6 +237,7 @@ class TaskListener(Listener):
     """Watches one task to its end."""
 
     __slots__ = ("_owner", "last_state", "task_id")
+    kind = "task"
 
     def __init__(self, source: Source, channel: str, task_id: TaskId, owner: OwnerId | None, after: int | None) -> None:
         super().__init__(source, channel, after)
@@ -234,6 +251,7 @@ class TaskListener(Listener):
             truth = await self._source.read_task(self.channel, self.task_id, self._owner, self.version)
         except UnknownTask:
             items: list[Item] = []
+            self.why = "lost"
             self._hand_over(lost_event(self.task_id, (self.version or 0) + 1, self.last_state), items)
             return items
         return self._deliver(truth)
@@ -276,6 +294,7 @@ class OwnerListener(Listener):
     """
 
     __slots__ = ("_alive", "_awaited", "_owner", "_read_at", "_scope")
+    kind = "feed"
 
     def __init__(self, source: Source, channel: str, owner: OwnerId, scope: Scope, after: int | None) -> None:
         super().__init__(source, channel, after)
@@ -344,6 +363,7 @@ class BatchListener(Listener):
     """Watches the roll-up of a batch until every task of it has ended. Only the newest state matters."""
 
     __slots__ = ("_batch_id", "_owner", "_seen")
+    kind = "batch"
 
     def __init__(self, source: Source, channel: str, owner: OwnerId, batch_id: str, after: int | None) -> None:
         super().__init__(source, channel, None)

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.sse import abort, gone
+from api.tally import Count, uncounted
 from shared.cancellation import cancel
 from shared.errors import ExportCut
 from shared.logging import get_logger
@@ -52,7 +53,13 @@ class MadeResponse(Response):
     of KiB: worth a write, and small beside memory and beside what the event loop can be kept from others."""
 
     def __init__(
-        self, pages: AsyncGenerator[bytes, None], *, filename: str, media_type: str, send_timeout_seconds: float
+        self,
+        pages: AsyncGenerator[bytes, None],
+        *,
+        filename: str,
+        media_type: str,
+        send_timeout_seconds: float,
+        count: Count = uncounted,
     ) -> None:
         headers = {
             "Content-Disposition": f'attachment; filename="{filename}"',
@@ -64,6 +71,7 @@ class MadeResponse(Response):
         del self.headers["content-length"]
         self._pages = pages
         self._send_timeout_seconds = send_timeout_seconds
+        self._count = count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         gzip = accepts_gzip(",".join(Headers(scope=scope).getlist("accept-encoding")))
@@ -103,3 +111,4 @@ class MadeResponse(Response):
     async def _send(self, send: Send, body: bytes, *, more: bool) -> None:
         async with asyncio.timeout(self._send_timeout_seconds):
             await send({"type": "http.response.body", "body": body, "more_body": more})
+        self._count(len(body))

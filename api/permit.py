@@ -37,6 +37,7 @@ class Permit:
         except BaseException:
             state.limits.streams.give(*self._names)
             raise
+        state.metrics.tally.stream_opened(self._listener)
         end = self._listener.end
         if identity.session_id is not None:
             state.sessions.watch(identity.session_id, end, unasked=identity.unasked)
@@ -44,9 +45,14 @@ class Permit:
             self._timer = asyncio.get_running_loop().call_later(max(0.0, identity.expires_at - time.time()), end)
         return self._listener
 
+    def slow(self) -> None:
+        """The stream is cut because its client takes nothing."""
+        self._listener.why = "slow"
+
     async def __aexit__(self, *error: object) -> None:
         state, identity = self._state, self._identity
         state.limits.streams.give(*self._names)
+        state.metrics.tally.stream_ended(self._listener)
         if self._timer is not None:
             self._timer.cancel()
         if identity.session_id is not None:

@@ -19,6 +19,9 @@ class Timed(Protocol):
     #: Where it stands; the wheel's own.
     slot: int
 
+    def about(self) -> dict[str, str]:
+        """For a line of the log."""
+
     def look(self, now: float) -> float | None:
         """Does what is due at this time of the loop, and returns when to look again; None: no more."""
 
@@ -56,4 +59,4 @@ class Pulse:
                         if (due := timed.look(now)) is not None:
                             self.set(timed, due)
                     except Exception:  # one stream's trouble must not stop the others' heart
-                        log.exception("a stream could not be looked after")
+                        log.exception("a stream could not be looked after", **timed.about())

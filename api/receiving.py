@@ -49,7 +49,7 @@ async def receive(
     try:
         async with asyncio.TaskGroup() as group:
             showing = group.create_task(_show(state, task, upload, upload.size_bytes, guard), name="show upload")
-            await store_raw(body, upload, limit_bytes=limit_bytes)
+            await store_raw(body, upload, limit_bytes=limit_bytes, count=state.metrics.tally.uploaded)
             showing.cancel()
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None

@@ -16,7 +16,10 @@ from typing import Any, Final, Generic, TypeVar
 
 from starlette.types import Scope as AsgiScope
 
+from api.delay import DelaySampler
+from api.last_events import LastEvents
 from api.listeners import RETRY_SECONDS, BatchListener, Listener, OwnerListener, TaskListener
+from api.metrics import ApiMetrics
 from api.protocol import StreamProtocol
 from api.pulse import Pulse
 from api.sse import Encoder
@@ -31,6 +34,7 @@ from shared.models import Event, OwnerId, TaskId
 from shared.redis import AWAY
 from shared.settings import Settings
 from shared.subscription import Subscription
+from shared.tracing import OFF, Tracing
 
 log = get_logger(__name__)
 
@@ -66,8 +70,13 @@ class Registration(Generic[L]):
 class Relay:
     """Owns the subscription and every listener. Entered by the lifespan; `drain` is called from the stop signal."""
 
-    def __init__(self, feed: Feed, settings: Settings) -> None:
+    def __init__(
+        self, feed: Feed, settings: Settings, metrics: ApiMetrics | None = None, tracing: Tracing = OFF
+    ) -> None:
         self.feed = feed
+        metrics = metrics or ApiMetrics()
+        self.tally = metrics.tally
+        self._delay = DelaySampler(metrics.publish_to_send.observe)
         self._topics: dict[str, Topic] = {}
         self._reads: dict[_ReadKey, asyncio.Future[Snapshot]] = {}
         #: The server is told to stop.
@@ -77,8 +86,13 @@ class Relay:
         self.pulse = Pulse(min(1.0, max(0.02, min(self.heartbeat_seconds, self.send_timeout_seconds) / 30)))
         self._stack = AsyncExitStack()
         self._subscription = Subscription(
-            settings, on_message=self._on_message, on_subscribed=self._on_subscribed, on_read=self._on_read
+            settings,
+            on_message=self._on_message,
+            on_subscribed=self._on_subscribed,
+            on_read=self._on_read,
+            on_reconnect=metrics.subscription_reconnected,
         )
+        self._last_events = LastEvents(feed, tracing, self.spawn)
         self._restarts = 0
         #: Topics that have something to write, and wires that have something to do, at the end of this read.
         self._unwritten: list[Topic] = []
@@ -136,7 +150,7 @@ class Relay:
             listener.drain()
         topic = self._topics.get(listener.channel)
         if topic is None:
-            topic = self._topics[listener.channel] = Topic(decode)
+            topic = self._topics[listener.channel] = Topic(decode, self.tally)
             self._subscription.subscribe(listener.channel)
         elif topic.closing is not None:
             topic.closing.cancel()
@@ -144,6 +158,7 @@ class Relay:
         topic.listeners.add(listener)
 
     def leave(self, listener: Listener) -> None:
+        self._last_events.left(listener)
         if (topic := self._topics.get(listener.channel)) is None:
             return
         topic.leave(listener)
@@ -210,6 +225,8 @@ class Relay:
     def _on_message(self, channel: str, message: bytes) -> None:
         if (topic := self._topics.get(channel)) is not None and topic.message(message):
             self._unwritten.append(topic)
+        if self._delay.wanted:
+            self._delay.newest = message
 
     def _on_read(self) -> None:
         if self._unwritten:
@@ -219,6 +236,8 @@ class Relay:
             self._unwritten.clear()
         if self._woken:
             self._proceed()
+        if self._delay.newest is not None:
+            self._delay.written()
 
     def _on_subscribed(self, channel: str) -> None:
         if (topic := self._topics.get(channel)) is not None:

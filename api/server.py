@@ -21,13 +21,18 @@ from api.app import create_app
 from api.protocol import StreamProtocol
 from shared.errors import SettingsError
 from shared.logging import configure, get_logger
+from shared.metrics import sharing_metrics
 from shared.settings import Settings
 from shared.storage import open_storage
+from shared.tracing import is_wanted
 
 log = get_logger(__name__)
 
 #: What a request that is no stream gets to finish, under the 2 s of the contract.
 GRACE_SECONDS: Final = 1
+#: One of several processes that has not started by then, or has not answered for as long, is replaced. uvicorn's own
+#: 5 s are too few on a busy machine, which is when no process can be spared.
+START_SECONDS: Final = 30
 #: Objects made, less those gone, between two looks at the youngest.
 COLLECT_EVERY: Final = 20_000
 #: Connections that wait to be accepted: a deploy brings everybody at once.
@@ -85,6 +90,7 @@ def run(settings: Settings, *, host: str = "127.0.0.1", port: int = 8000, worker
     """Serves until a signal. Returns the exit code. Raises SettingsError before anything has started."""
     check_exposure(settings, host)
     open_storage(settings).prepare()
+    is_wanted()  # raises here, not in each of the processes
     configure(settings.log_format)
     sock = bind(host, port)
     config = uvicorn.Config(
@@ -100,6 +106,7 @@ def run(settings: Settings, *, host: str = "127.0.0.1", port: int = 8000, worker
         ws="none",
         timeout_graceful_shutdown=GRACE_SECONDS,
         server_header=False,
+        timeout_worker_healthcheck=START_SECONDS,
     )
     # uvicorn raises the signal again when it has stopped, to die of it; a stop that was asked for is no failure.
     for sig in (signal.SIGTERM, signal.SIGINT):
@@ -112,7 +119,8 @@ def run(settings: Settings, *, host: str = "127.0.0.1", port: int = 8000, worker
         if workers == 1:
             server.run(sockets=[sock])
         else:
-            Multiprocess(config, sockets=[sock]).run()
+            with sharing_metrics():
+                Multiprocess(config, sockets=[sock]).run()
     except SystemExit as stopped:  # uvicorn's way to say that the start failed; the log says why
         return int(stopped.code or 0) if isinstance(stopped.code, int) else 1
     finally:

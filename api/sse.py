@@ -191,6 +191,7 @@ class EventStreamResponse(Response):
         heartbeat_seconds: float,
         send_timeout_seconds: float,
         carry: Carry | None = None,
+        on_slow: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(headers=dict(HEADERS), media_type=f"{encoder.media_type}; charset=utf-8")
         del self.headers["content-length"]
@@ -199,6 +200,7 @@ class EventStreamResponse(Response):
         self._heartbeat_seconds = heartbeat_seconds
         self._send_timeout_seconds = send_timeout_seconds
         self._carry = carry
+        self._on_slow = on_slow
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with AsyncExitStack() as stack:
@@ -222,6 +224,8 @@ class EventStreamResponse(Response):
                     sending.result()
             except TimeoutError:
                 log.info("slow client dropped", path=scope["path"])
+                if self._on_slow is not None:
+                    self._on_slow()
                 abort(scope)
             finally:
                 await asyncio.shield(cancel(sending, leaving))

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 from api.listeners import Listener
 from api.sse import SSE
+from api.tally import Tally
 from shared.models import TERMINAL, Event
 
 _STATUS: Final = b'"status":"'
@@ -51,12 +52,13 @@ class Wire(Protocol):
 
 class Topic:
     __slots__ = (
-        *("closing", "decode", "listeners", "live", "messages", "version", "wires", "written_at"),
+        *("closing", "decode", "listeners", "live", "messages", "tally", "version", "wires", "written_at"),
         *("_gathered", "_more", "_state"),
     )
 
-    def __init__(self, decode: Callable[[bytes], Event]) -> None:
+    def __init__(self, decode: Callable[[bytes], Event], tally: Tally) -> None:
         self.decode = decode
+        self.tally = tally
         #: Those that are handed each event.
         self.listeners: set[Listener] = set()
         #: Those in step, by the file descriptor of the connection.
@@ -110,9 +112,12 @@ class Topic:
         if (data := self._gathered) is None:
             return
         self._gathered = None
+        handed = len(self.wires)
         if self._more:
+            handed *= 1 + len(self._more)
             data = b"".join((data, *self._more))
             self._more = []
+        self.tally.events += handed
         self.written_at = now
         size = len(data)
         write = os.write

@@ -138,11 +138,16 @@ class Wire:
                     self._send(items)
                 patience = heartbeat_seconds
         except Exception:
-            log.exception("stream failed")
+            log.exception("stream failed", **self.about())
             self.failed()
         finally:
             self._task = None
         self.proceed()
+
+    def about(self) -> dict[str, str]:
+        """For a line of the log."""
+        listener = self.listener
+        return {"task_id": listener.task_id} if isinstance(listener, TaskListener) else {"channel": listener.channel}
 
     def _has_to_read(self) -> bool:
         listener = self.listener
@@ -244,7 +249,8 @@ class Wire:
             if held_bytes != self._held_bytes:  # slowly, but it takes
                 self._held_bytes, self._full_since = held_bytes, now
             elif now - self._full_since >= send_timeout_seconds:
-                log.info("slow client dropped", channel=self.listener.channel)
+                log.info("slow client dropped", **self.about())
+                self.listener.why = "slow"
                 cut(self._protocol.transport)
             return self._full_since + send_timeout_seconds
         if self._task is not None:  # which sends its own

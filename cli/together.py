@@ -13,7 +13,7 @@ import threading
 from contextlib import closing, suppress
 from typing import Final
 
-from shared.logging import get_logger
+from shared.logging import configure, get_logger
 from shared.redis import connect
 from shared.settings import Settings
 
@@ -63,6 +63,7 @@ def run(settings: Settings, *, host: str, port: int) -> int:
     """Until SIGTERM or Ctrl-C. Answers with the exit code."""
     from api.server import run as run_api
 
+    configure(settings.log_format)
     asyncio.run(_make_server(settings))
     worker = _WorkerThread(settings)
     worker.start()

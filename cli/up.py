@@ -28,6 +28,7 @@ from cli.lock import sole_use
 from headway.errors import ClientError, Unreachable, WrongUse
 from shared.settings import MEMORY_URL, Settings, load_settings
 from shared.storage import open_storage
+from shared.tracing import is_wanted
 
 READY_SECONDS: Final = 30.0
 _LOOK_AGAIN_SECONDS: Final = 0.05
@@ -65,6 +66,7 @@ def up(host: str, port: int, data_dir: Path | None, when_ready: WhenReady | None
         settings = load_settings(**({} if data_dir is None else {"data_dir": data_dir}))
         check_host(settings, host)
         open_storage(settings).prepare()
+        is_wanted()  # raises where traces cannot be sent
     with sole_use(settings.data_dir):
         port = check_port(host, port)
         redis = choose(settings, os.environ)

@@ -22,6 +22,11 @@ WORKERS = "headway:workers"
 SWEEPER = "headway:sweeper"
 #: Since when this Redis has held what it holds, in ms of its own time: it is set anew where Redis came back empty.
 SINCE = "headway:since"
+#: Hash: tasks by status and processor, `"queued","checksum"`: of those that have not ended how many there are, of those
+#: that have how many there ever were.
+COUNTS = "headway:counts"
+#: Hash: `replid` of the server and `number` of the era (shared/era.py).
+ERA = "headway:era"
 #: What SCAN finds the tasks by, among others; those others are no hashes.
 ANY_TASK = "headway:task:*"
 
@@ -66,7 +71,7 @@ BATCH_LIVE = "headway:batch:%s:%s:live"
 
 FILLED_IN = (
     *("OWNER_VERSION", "OWNER_EVENTS", "OWNER_CHANGED", "OWNER_ACTIVE", "OWNER_TASKS", "OWNER_LIVE"),
-    *("OWNER_STORED", "BATCH_STATE", "BATCH_TASKS", "BATCH_LIVE"),
+    *("OWNER_STORED", "BATCH_STATE", "BATCH_TASKS", "BATCH_LIVE", "COUNTS", "ERA"),
 )
 
 

@@ -155,6 +155,8 @@ class Task(BaseModel):
     checkpoint: Checkpoint | None = Field(default=None, exclude=True)
     #: The version of the terminal event; transfers may follow it.
     ended_version: int | None = Field(default=None, exclude=True)
+    #: The span of its last attempt, or that of its queueing; None where nobody traces.
+    traceparent: str | None = Field(default=None, exclude=True)
 
     @classmethod
     def from_fields(cls, fields: Mapping[bytes, bytes]) -> Task:

@@ -13,10 +13,11 @@
 --      18 bytes that the owner may hold, where this write is refused for more; else empty
 --      19… field, JSON text, field, JSON text, …
 -- Returns {'ok', version} or {reason, status}; reason: unknown, exists, stale, status, quota (with the bytes held).
--- Words in capitals that are no argument are filled in by shared/progress.py: LIVE_FIELDS, and the keys of shared/keys.py.
+-- Words in capitals that are no argument are filled in by shared/progress.py: LIVE_FIELDS; LIVE_STATE, the event of them,
+-- joined from `values`; and the keys of shared/keys.py.
 local state, stream, live = KEYS[1], KEYS[2], KEYS[3]
 local task_id, terminal = ARGV[16], ARGV[17] == '1'
-local known = redis.call('HMGET', state, 'version', 'status', 'attempt', 'write', 'progress', 'ended_version')
+local known = redis.call('HMGET', state, 'version', 'status', 'attempt', 'write', 'progress', 'ended_version', 'era')
 local version, status, attempt, write = known[1], known[2], known[3], known[4]
 
 if ARGV[1] == '' then
@@ -31,6 +32,11 @@ else
   -- status is a JSON text, so it wears quotes; the list does not
   if not string.find(ARGV[1], ',' .. string.sub(status, 2, -2) .. ',', 1, true) then return {'status', status} end
 end
+
+-- Of numbers that were given in an era that is over, some may be lost and seen: the next is above all of them.
+local era = tonumber(redis.call('HGET', 'ERA', 'number') or 0)
+local least = era * 1000000 + 1
+local begins_era = era ~= tonumber(known[7] or 0)
 
 local fields, given = {'write', ARGV[3]}, {}
 for i = 19, #ARGV do fields[#fields + 1] = ARGV[i] end
@@ -58,28 +64,52 @@ end
 
 -- The first write is one that a full Redis refuses: after it, it would refuse none.
 redis.call('HSET', state, unpack(fields))
+local is_new = not version
 version = redis.call('HINCRBY', state, 'version', 1)
+if begins_era then
+  redis.call('HSET', state, 'era', string.format('%d', era))
+  if not is_new and version < least then
+    version = least
+    redis.call('HSET', state, 'version', string.format('%d', version))
+  end
+end
 if terminal then redis.call('HSET', state, 'ended_version', version) end
 
+-- What operators see: how many tasks are in each state, and how many have ended. A change of status moves it, no other
+-- event. Never below zero: a task may be older than the counting.
+if given.status and given.status ~= status then
+  local processor = ',' .. (given.processor or redis.call('HGET', state, 'processor'))
+  local ended = status == '"completed"' or status == '"failed"' or status == '"cancelled"'
+  if status and not ended and redis.call('HINCRBY', 'COUNTS', status .. processor, -1) < 0 then
+    redis.call('HSET', 'COUNTS', status .. processor, 0)
+  end
+  redis.call('HINCRBY', 'COUNTS', given.status .. processor, 1)
+  redis.call('PEXPIRE', 'COUNTS', ARGV[8])
+end
+
 local name, data = ARGV[4], ARGV[5]
-local names = {LIVE_FIELDS}
-local values = redis.call('HMGET', state, 'owner', 'batch_id', 'status', 'progress', unpack(names))
+local values = redis.call('HMGET', state, 'owner', 'batch_id', 'status', 'progress', LIVE_FIELDS)
 -- owner and batch id are of a charset that needs no escape, so between the quotes of the JSON text they are plain
 local owner = string.sub(values[1], 2, -2)
 local batch = values[2] ~= 'null' and string.sub(values[2], 2, -2) or ''
-if name == '' then
-  local parts = {}
-  for i, field in ipairs(names) do parts[i] = '"' .. field .. '":' .. (values[i + 4] or 'null') end
-  data = '{' .. table.concat(parts, ',') .. '}'
-end
+if name == '' then data = LIVE_STATE end
 redis.call('XADD', stream, 'MAXLEN', '=', ARGV[6], version .. '-0', 'n', name, 'd', data)
-redis.call('PEXPIRE', state, ARGV[7])
-redis.call('PEXPIRE', stream, ARGV[7])
+-- Progress is most of what comes here, and a fifth of its cost was to say each time anew when all its keys expire: that
+-- is said where the status changes, and else once an hour. The keys of the owner were renewed when the task's were.
+local renewed = given.status or begins_era or redis.call('PTTL', state) < ARGV[7] - 3600000
+if renewed then
+  redis.call('PEXPIRE', state, ARGV[7])
+  redis.call('PEXPIRE', stream, ARGV[7])
+end
 redis.call('PUBLISH', live, version .. ' ' .. name .. ' ' .. data)
 
 -- The owner's feed: every event of every task once more, under a number of its own, and which task changed when.
 local function owned(pattern) return string.format(pattern, owner) end
 local number = redis.call('INCR', owned('OWNER_VERSION'))
+if number < least then
+  number = least
+  redis.call('SET', owned('OWNER_VERSION'), string.format('%d', number))
+end
 redis.call('XADD', owned('OWNER_EVENTS'), 'MAXLEN', '=', ARGV[6], number .. '-0', 't', task_id, 'v', version, 'b', batch,
   'n', name, 'd', data)
 redis.call('ZADD', owned('OWNER_CHANGED'), number, task_id)
@@ -92,9 +122,12 @@ elseif not status or known[6] then -- new, or begun again: an ended task that ch
   end
 end
 if ARGV[15] ~= '' then redis.call('ZADD', owned('OWNER_TASKS'), ARGV[15], task_id) end
-for _, pattern in ipairs({'OWNER_VERSION', 'OWNER_EVENTS', 'OWNER_CHANGED', 'OWNER_ACTIVE', 'OWNER_TASKS',
-  'OWNER_STORED'}) do
-  redis.call('PEXPIRE', owned(pattern), ARGV[8])
+if renewed then
+  for _, pattern in ipairs({'OWNER_VERSION', 'OWNER_EVENTS', 'OWNER_CHANGED', 'OWNER_ACTIVE', 'OWNER_TASKS',
+    'OWNER_STORED'}) do
+    redis.call('PEXPIRE', owned(pattern), ARGV[8])
+  end
+  redis.call('PEXPIRE', 'ERA', ARGV[8])
 end
 redis.call('PUBLISH', owned('OWNER_LIVE'), number .. ' ' .. task_id .. ' ' .. version .. ' ' .. batch .. ' ' .. name .. ' ' .. data)
 
@@ -145,6 +178,10 @@ if batch ~= '' and name == '' then
       eta = string.format('%.1f', (100 - progress) * (now_ms - began_ms) / 1000 / (progress - begun_at))
     end
     local batch_version = redis.call('HINCRBY', rollup, 'version', 1)
+    if batch_version < least then
+      batch_version = least
+      redis.call('HSET', rollup, 'version', string.format('%d', batch_version))
+    end
     local text = '{"batch_id":"' .. batch .. '","version":' .. batch_version
       .. ',"status":"' .. (ended == total and 'ended' or 'active') .. '","progress":' .. string.format('%.2f', progress)
       .. ',"eta_seconds":' .. eta .. ',"total":' .. total .. ',"counts":{' .. table.concat(counts, ',') .. '}}'

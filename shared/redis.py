@@ -1,23 +1,28 @@
 """The only place that builds a Redis client.
 
 Two kinds: `connect` for commands, `connect_link` for one subscription connection. Both are closed by whoever enters
-them. Timeouts are set by hand because redis-py's default is to wait for ever on a server that has stopped.
+them. Timeouts are set by hand because redis-py's default is to wait for ever on a server that has stopped. Where the
+server is one that sentinels name (shared/sentinel.py), both follow them to the next one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cache
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, ClassVar, Final, TypeAlias, TypeVar, cast
 
 from arq.connections import ArqRedis
-from redis.asyncio import BlockingConnectionPool, ConnectionPool
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
+from redis.asyncio.connection import Connection, DefaultParser, SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
+from redis.connection import HiredisRespSerializer
 from redis.exceptions import (
+    AuthenticationError,
     BusyLoadingError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -31,13 +36,23 @@ from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
+from shared.era import enter_era
+from shared.sentinel import ANSWER_SECONDS, NoPrimary, PrimaryConnection, PrimaryTLSConnection, Sentinels, SentinelUrl
 from shared.settings import MEMORY_URL, Settings
 
 RedisClient: TypeAlias = ArqRedis
 
+
+class WritesStoppedError(ResponseError):
+    """Redis takes no writes until somebody sees to it: it has too few replicas, or cannot write its own file."""
+
+
 #: Redis cannot be reached, does not answer, is loading, or takes no writes: worth trying again later.
 #: OSError is there because redis-py lets a refused connection through as one.
-AWAY = (RedisConnectionError, RedisTimeoutError, BusyLoadingError, OutOfMemoryError, ReadOnlyError, OSError)
+AWAY = (
+    *(RedisConnectionError, RedisTimeoutError, BusyLoadingError, OSError),
+    *(OutOfMemoryError, ReadOnlyError, WritesStoppedError),
+)
 
 _RETRIED: tuple[Any, ...] = (RedisConnectionError, RedisTimeoutError, OSError)
 
@@ -58,11 +73,15 @@ def why_away(error: BaseException) -> str:
             return "Redis is loading its data"
         case ReadOnlyError():
             return "Redis is a read-only replica; point HEADWAY_REDIS_URL at the primary"
+        case WritesStoppedError():
+            return "Redis takes no writes: it has too few replicas (min-replicas-to-write) or cannot write its own file"
         case RedisTimeoutError() | TimeoutError():
             return f"Redis did not answer within {COMMAND_TIMEOUT_SECONDS:g} s"
         case ResponseError():
             return f"Redis refused a command: {str(error).split(' ')[0]}"
-        case RedisConnectionError() if "auth" in str(error).lower() or "WRONGPASS" in str(error):
+        case RedisConnectionError() if isinstance(error.__cause__, NoPrimary):
+            return "The sentinels of HEADWAY_REDIS_URL name no primary: start them, correct it, or wait for a promotion"
+        case AuthenticationError():
             return "Redis refused the user or password of HEADWAY_REDIS_URL"
         case _:
             return "Redis cannot be reached: start it, or correct HEADWAY_REDIS_URL"
@@ -117,12 +136,56 @@ def _the_memory_server() -> Any:
     return fakeredis.FakeServer()
 
 
+_REFUSED_WITHIN: Final = re.compile(r"-((?:OOM|READONLY|MISCONF|NOREPLICAS) )")
+
+
+class _Parser(DefaultParser):  # type: ignore[misc,valid-type] # hiredis's, or redis-py's own
+    EXCEPTION_CLASSES: ClassVar[dict[str, Any]] = DefaultParser.EXCEPTION_CLASSES | {
+        "NOREPLICAS": WritesStoppedError,
+        "MISCONF": WritesStoppedError,
+    }
+
+    @classmethod
+    def parse_error(cls, response: str) -> Any:
+        # Redis 6.2 wraps what a call within a script was refused with in an error of its own.
+        if response.startswith("ERR Error running script") and (found := _REFUSED_WITHIN.search(response)):
+            response = response[found.start(1) :]
+        return super().parse_error(response)
+
+
+_PACKER = HiredisRespSerializer()
+
+
+class _Pool(BlockingConnectionPool):
+    """Tells of connections that are made again."""
+
+    def __init__(self, on_reconnect: Callable[[], None], **options: Any) -> None:
+        super().__init__(**options)
+        self._on_reconnect = on_reconnect
+
+    def make_connection(self) -> Any:
+        connection = super().make_connection()  # type: ignore[no-untyped-call]
+        connection.register_connect_callback(self._connected)
+        connection.made = False
+        # redis-py packs with hiredis in its blocking client only; a third of what an event costs its publisher.
+        connection.pack_command = _PACKER.pack
+        return connection
+
+    def _connected(self, connection: Any) -> None:
+        if connection.made:
+            self._on_reconnect()
+        connection.made = True
+
+
 @asynccontextmanager
-async def connect(settings: Settings, *, retries: int = 1) -> AsyncIterator[RedisClient]:
+async def connect(
+    settings: Settings, *, retries: int = 1, on_reconnect: Callable[[], None] = lambda: None
+) -> AsyncIterator[RedisClient]:
     """A client for commands. It is arq's class, which is redis-py's with arq's methods, so that arq can use it too.
 
     `retries` times a command is sent again after a lost connection or a timeout; 1 for the API, which tells the user
-    to try again, more for a worker, which has nobody to tell.
+    to try again, more for a worker, which has nobody to tell. `on_reconnect` is told of each connection that was lost
+    and has been made again.
     """
     if settings.redis_url.startswith(MEMORY_URL):
         from fakeredis import FakeAsyncRedis
@@ -133,21 +196,24 @@ async def connect(settings: Settings, *, retries: int = 1) -> AsyncIterator[Redi
         finally:
             await fake.aclose()
         return
-    pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
-        settings.redis_url,
-        max_connections=POOL_SIZE,
-        timeout=COMMAND_TIMEOUT_SECONDS,
-        **_options(settings),
-        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries, supported_errors=_RETRIED),
-        # Without this list redis-py reconnects but does not send the command again after a timeout.
-        retry_on_error=list(_RETRIED),
-    )
-    client = ArqRedis(connection_pool=pool)
-    try:
-        yield client
-    finally:
-        await client.aclose(close_connection_pool=False)
-        await pool.aclose()
+    async with _server(settings) as options:
+        pool = _Pool(
+            on_reconnect,
+            max_connections=POOL_SIZE,
+            timeout=COMMAND_TIMEOUT_SECONDS,
+            **options,
+            redis_connect_func=enter_era,
+            parser_class=_Parser,
+            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries, supported_errors=_RETRIED),
+            # Without this list redis-py reconnects but does not send the command again after a timeout.
+            retry_on_error=list(_RETRIED),
+        )
+        client = ArqRedis(connection_pool=pool)
+        try:
+            yield client
+        finally:
+            await client.aclose(close_connection_pool=False)
+            await pool.aclose()
 
 
 L = TypeVar("L", bound=asyncio.Protocol)
@@ -158,28 +224,44 @@ async def connect_link(settings: Settings, link: L) -> AsyncIterator[L]:
     """A connection for a subscription, handed over to `link` once redis-py has made it: address, TLS, user and password
     are redis-py's business, what comes over it from here on is the link's. No retries, so that a break is seen at once
     by who must act on it."""
-    pool = ConnectionPool.from_url(settings.redis_url, **_options(settings), retry=Retry(_NO_WAIT, 0))
-    connection = pool.make_connection()  # type: ignore[no-untyped-call]
-    await connection.connect()
-    transport = connection._writer.transport
-    try:
-        transport.set_protocol(link)
-        link.connection_made(transport)
-        yield link
-    finally:
-        transport.abort()
-        await connection.disconnect(nowait=True)
+    async with _server(settings) as options:
+        pool: ConnectionPool = ConnectionPool(**options, retry=Retry(_NO_WAIT, 0))
+        connection = pool.make_connection()  # type: ignore[no-untyped-call]
+        await connection.connect()
+        transport = connection._writer.transport
+        try:
+            transport.set_protocol(link)
+            link.connection_made(transport)
+            yield link
+        finally:
+            transport.abort()
+            await connection.disconnect(nowait=True)
 
 
 _NO_WAIT = ExponentialBackoff(cap=0, base=0)
 
+#: No name of the library at each connection: it is one more command, and one that a careful server does not permit.
+_EVERYWHERE: dict[str, Any] = {"socket_timeout": COMMAND_TIMEOUT_SECONDS, "lib_name": None, "lib_version": None}
+_BY_TCP = _EVERYWHERE | {"socket_connect_timeout": COMMAND_TIMEOUT_SECONDS, "socket_keepalive": True}
 
-def _options(settings: Settings) -> dict[str, Any]:
-    # No name of the library at each connection: it is one more command, and one that a careful server does not permit.
-    options: dict[str, Any] = {"socket_timeout": COMMAND_TIMEOUT_SECONDS, "lib_name": None, "lib_version": None}
-    if not settings.redis_url.startswith("unix://"):
-        options |= {"socket_connect_timeout": COMMAND_TIMEOUT_SECONDS, "socket_keepalive": True}
-    return options
+
+@asynccontextmanager
+async def _server(settings: Settings) -> AsyncIterator[dict[str, Any]]:
+    """A pool's options for the server of the settings, which may be another one at each connection."""
+    if not SentinelUrl.fits(settings.redis_url):
+        options = _EVERYWHERE if settings.redis_url.startswith("unix://") else _BY_TCP
+        yield options | cast(dict[str, Any], parse_url(settings.redis_url))
+        return
+    url = SentinelUrl.parse(settings.redis_url)
+    wait = {"socket_timeout": ANSWER_SECONDS, "socket_connect_timeout": ANSWER_SECONDS}
+    kind: type[Connection] = SSLConnection if url.tls else Connection
+    clients: list[Any] = []
+    for host, port in url.hosts:
+        pool = ConnectionPool(kind, host=host, port=port, **_BY_TCP | url.sentinel | wait)
+        clients.append(Redis.from_pool(pool))
+    async with Sentinels(url.service, clients) as sentinels:
+        asking = {"connection_class": PrimaryTLSConnection if url.tls else PrimaryConnection, "sentinels": sentinels}
+        yield _BY_TCP | url.node | asking
 
 
 __all__ = ["AWAY", "RedisClient", "RedisError", "connect", "connect_link", "durability", "trouble_ahead", "why_away"]

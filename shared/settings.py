@@ -1,4 +1,5 @@
-"""The settings of CONTRACT section 2: one class, read from `HEADWAY_*` variables and `.env`, passed in, never global.
+"""The settings of CONTRACT section 2: one class, read from `HEADWAY_*` variables, `.env` and secret files, passed in,
+never global.
 
 A bad value raises SettingsError with the variable's name, what is wrong and an example, before anything has started.
 """
@@ -19,9 +20,13 @@ from redis.asyncio.connection import Connection, parse_url
 
 from shared.errors import SettingsError
 from shared.models import OwnerId
+from shared.sentinel import SentinelUrl
 
 GIB = 1024**3
 DAY_SECONDS = 86_400
+
+#: Where compose puts secrets: a file named as the variable holds its value. A variable, or `.env`, wins over it.
+SECRETS_DIR = Path("/run/secrets")
 
 #: What `headway up` uses when there is neither a server nor a binary: a fake Redis inside one process.
 MEMORY_URL = "memory://"
@@ -52,9 +57,12 @@ def _keys(value: Any) -> Any:
 
 
 def _redis_url(value: str) -> str:
-    if not re.match(r"(rediss?|unix|memory)://", value):
-        raise ValueError("must start with redis://, rediss:// or unix://")
+    if not re.match(r"(rediss?|unix|memory)://|rediss?\+sentinel://", value):
+        raise ValueError("must start with redis://, rediss://, unix://, redis+sentinel:// or rediss+sentinel://")
     if value.startswith(MEMORY_URL):
+        return value
+    if SentinelUrl.fits(value):
+        SentinelUrl.parse(value)
         return value
     try:  # redis-py's own reading of it, without connecting; the URL is not repeated, it may hold a password
         options = dict(parse_url(value))
@@ -81,6 +89,12 @@ def _storage_url(value: str) -> str:
     if not re.fullmatch(r"(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}){0,8}/?", url.path):
         raise ValueError("has a path that is none; use letters, digits or . _ - between the slashes")
     return value.rstrip("/")
+
+
+def _host(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._:-]+", value):
+        raise ValueError("is not an address or the name of a host")
+    return value
 
 
 def _origin(values: list[str]) -> list[str]:
@@ -146,6 +160,8 @@ class Settings(BaseSettings):
     max_uploads: int = Field(default=1000, ge=0, le=1_000_000, examples=["1000"])
     max_unfinished_tasks: int = Field(default=100_000, ge=0, le=100_000_000, examples=["100000"])
     max_requests_per_second: int = Field(default=0, ge=0, le=1_000_000, examples=["100"])
+    metrics_host: Annotated[str, AfterValidator(_host)] = Field(default="127.0.0.1", examples=["10.0.0.7"])
+    metrics_port: int = Field(default=0, ge=0, le=65_535, examples=["9100"])
     processors: Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(_modules)] = Field(
         default_factory=list, examples=["mypackage.processors"]
     )
@@ -159,11 +175,14 @@ def load_settings(**overrides: Any) -> Settings:
     repeated, because one of them may be a key.
     """
     try:
-        return Settings(**overrides)
+        # A directory that is not there is a warning to pydantic-settings, and here the normal case.
+        return Settings(_secrets_dir=SECRETS_DIR if SECRETS_DIR.is_dir() else None, **overrides)
+    except OSError as error:
+        raise SettingsError(f"The settings cannot be read: {error.filename}: {error.strerror}.") from None
     except SourceError as error:
         raise SettingsError(f"The settings cannot be read: {error.__cause__ or error}") from None
     except UnicodeDecodeError:
-        raise SettingsError("The settings cannot be read: .env is not UTF-8. Save it as UTF-8.") from None
+        raise SettingsError("The settings cannot be read: .env, or a secret file, is not UTF-8.") from None
     except ValidationError as error:
         lines = {}
         for problem in error.errors(include_url=False, include_input=False):

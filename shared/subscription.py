@@ -43,6 +43,7 @@ class Subscription:
     on_message(channel, data): one message.
     on_subscribed(channel): from here on every message of the channel arrives, until the next break.
     on_read(): everything that came with one read has been handed over.
+    on_reconnect(): the connection was lost and has been made again.
     """
 
     def __init__(
@@ -52,11 +53,13 @@ class Subscription:
         on_message: Callable[[str, bytes], None],
         on_subscribed: Callable[[str], None],
         on_read: Callable[[], None] = lambda: None,
+        on_reconnect: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self.on_message = on_message
         self.on_read = on_read
         self._on_subscribed = on_subscribed
+        self._on_reconnect = on_reconnect
         self._wanted: set[str] = set()
         self._link: _Link | _MemoryLink | None = None
         #: Why the connection is broken; None while it works.
@@ -98,6 +101,8 @@ class Subscription:
         """Asks for everything that is wanted; a PING first, whose answer shows that the connection works."""
         self._link = link
         self.connections += 1
+        if self.connections > 1:
+            self._on_reconnect()
         link.send("PING")
         wanted = list(self._wanted)
         for start in range(0, len(wanted), SUBSCRIBE_BATCH):

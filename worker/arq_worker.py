@@ -16,11 +16,14 @@ from typing import Any, Final
 
 from arq.jobs import SerializationError, deserialize_job_raw
 from arq.worker import Retry, Worker
+from structlog.contextvars import bind_contextvars
 
+from shared import keys
 from shared.cancellation import heed_cancellation
 from shared.logging import get_logger
-from shared.queue import deserialize, serialize
+from shared.queue import deserialize, is_newer, serialize, traceparent_of
 from shared.redis import AWAY, RedisClient, why_away
+from shared.tracing import TRACEPARENT
 from worker.leases import Leases
 
 log = get_logger(__name__)
@@ -89,7 +92,9 @@ class LeasedWorker(Worker):
         self._asking = asyncio.Lock()
         self._look_again_seconds = POLL_SECONDS
         self._renewed_at = float("-inf")
-        self._away: str | None = None
+        self._found_newer = False
+        #: Why Redis could not be reached the last time; None: it was.
+        self.away: str | None = None
 
     def wake(self) -> None:
         """There may be work: look now."""
@@ -136,9 +141,14 @@ class LeasedWorker(Worker):
 
     async def run_job(self, job_id: str, score: int) -> None:
         """arq's, without a call to Redis of its own. When it returns, the job has been let go of."""
+        bind_contextvars(task_id=keys.task_of_job(job_id))
         ended = False
+        payload = self._payloads.pop(job_id)
+        if is_newer(payload):
+            self._leave(job_id)
+            return
         try:
-            ended = await self._call(job_id, self._payloads.pop(job_id))
+            ended = await self._call(job_id, payload)
             if self.tasks.get(job_id) is not asyncio.current_task():
                 return  # this worker slept through the lease and has the job again: it is the other one's to end
             end = _End(job_id, ended, self.loop.create_future())
@@ -152,6 +162,14 @@ class LeasedWorker(Worker):
                 with suppress(*AWAY):  # it comes back when its lease runs out
                     await asyncio.shield(self._leases.turn(ended=jobs[0], given_back=jobs[1]))
             raise
+
+    def _leave(self, job_id: str) -> None:
+        """Its lease is not let go of but runs out, so that this worker does not find it again at once."""
+        if not self._found_newer:
+            self._found_newer = True
+            log.error("jobs of a newer version are left for newer workers; update this one")
+        if self.tasks.get(job_id) is asyncio.current_task():
+            del self.tasks[job_id]
 
     async def _call(self, job_id: str, payload: bytes) -> bool:
         """True if the job has ended, False if it is to be run again."""
@@ -167,7 +185,7 @@ class LeasedWorker(Worker):
             return True
         try:
             async with asyncio.timeout(self.job_timeout_s):
-                await function.coroutine(self.ctx, *args, **kwargs)
+                await function.coroutine({**self.ctx, TRACEPARENT: traceparent_of(payload)}, *args, **kwargs)
         except Retry:
             return False
         except Exception as error:
@@ -193,10 +211,10 @@ class LeasedWorker(Worker):
         try:
             await step()
         except AWAY as error:
-            if self._away != (reason := why_away(error)):
-                self._away = reason
+            if self.away != (reason := why_away(error)):
+                self.away = reason
                 log.error("redis away", reason=reason)  # noqa: TRY400 - the reason is all there is to say
         else:
-            if self._away is not None:
-                self._away = None
+            if self.away is not None:
+                self.away = None
                 log.info("redis back")

@@ -24,6 +24,7 @@ from shared.processors import Processor, Registry
 from shared.progress import Claim, Publisher
 from shared.settings import Settings
 from shared.storage import Storage
+from shared.tracing import OFF, Tracing
 from worker.meter import Meter
 from worker.sandbox import Sandbox
 
@@ -43,6 +44,7 @@ class Workplace:
     storage: Storage
     registry: Registry
     sandbox: Sandbox
+    tracing: Tracing = OFF
 
 
 class Attempt:
@@ -64,7 +66,8 @@ class Attempt:
         try:
             async with asyncio.timeout(self._place.settings.task_timeout_seconds), self._input() as input_path:
                 done = await self._watch(self._spec(processor, input_path, scratch))
-            await self._finish(done, scratch)
+            with self._place.tracing.span("finish"):
+                await self._finish(done, scratch)
         finally:
             await asyncio.shield(storage.discard(scratch))
 
@@ -84,7 +87,8 @@ class Attempt:
             if task.filename is not None:
                 try:
                     local = self._place.storage.local_input(task.task_id, task.input_name)
-                    path = await stack.enter_async_context(local)
+                    with self._place.tracing.span("input"):
+                        path = await stack.enter_async_context(local)
                 except UnknownFile:
                     why = "The uploaded file is not where this worker looks: do API and workers have the same storage?"
                     raise ProcessorFailure(ErrorType.PROCESSOR_ERROR, why) from None
@@ -93,6 +97,7 @@ class Attempt:
     def _spec(self, processor: Processor, input_path: Path | None, scratch: Path) -> dict[str, Any]:
         task = self._task
         return {
+            "task_id": task.task_id,
             "processor": processor.name,
             "options": task.options,
             "input_path": str(input_path) if input_path else None,
@@ -111,7 +116,10 @@ class Attempt:
         meter = Meter(self._task.progress_base, time.monotonic(), begun)
         done: dict[str, Any] = {}
         try:
-            async with self._place.sandbox.attempt(spec) as child, asyncio.TaskGroup() as group:
+            async with AsyncExitStack() as stack:
+                with self._place.tracing.span("start child"):
+                    child = await stack.enter_async_context(self._place.sandbox.attempt(spec))
+                group = await stack.enter_async_context(asyncio.TaskGroup())
                 aside = [
                     group.create_task(child.watch_memory(), name="memory"),
                     group.create_task(self._keep_checkpoints(), name="checkpoints"),
@@ -120,6 +128,9 @@ class Attempt:
                 async for message in child.messages():
                     match message["kind"]:
                         case "phase" | "count":
+                            if message["kind"] == "phase":
+                                step = {"step": message["step"], "total_steps": message["total_steps"]}
+                                self._place.tracing.event("phase", **step)
                             fields = meter.read(message, time.monotonic())
                             await self._updates.put(fields, replaces=message["kind"] == "count")
                         case "log":

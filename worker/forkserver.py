@@ -5,9 +5,9 @@ process with an event loop and threads cannot be forked safely. It has no Redis 
 It ends when the worker does: its socket closes, it kills its children's process groups, and exits; if it is killed
 itself, the kernel kills the children (PR_SET_PDEATHSIG, Linux).
 
-Started as `python -m worker.forkserver FD MODULE…`. Protocol on the socket FD, JSON lines:
+Started as `python -m worker.forkserver FD LOG-FORMAT MODULE…`. Protocol on the socket FD, JSON lines:
 request, with the attempt's pipe as ancillary descriptor: {"id", "spec"}; answers: {"ready", "walls"}, {"id", "pid"},
-{"id", "status", "rss_bytes"} when the child has ended, status as of waitpid.
+{"id", "status", "cpu_seconds", "rss_bytes"} when the child has ended, status as of waitpid.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ import signal
 import socket
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
+from shared.logging import Format, configure
 from shared.processors import Processor, load_registry
 from worker.confinement import confine, gain_no_rights, has_landlock, leave_the_network
+from worker.said import speak_for
 
 PR_SET_PDEATHSIG = 1
 _MOST_DESCRIPTORS = 16
@@ -43,11 +45,14 @@ def die_with(parent_pid: int, sig: int) -> None:
 
 
 class ForkServer:
-    def __init__(self, control: socket.socket, processors: dict[str, Processor], *, offline: bool) -> None:
+    def __init__(
+        self, control: socket.socket, processors: dict[str, Processor], *, offline: bool, log_format: Format = "console"
+    ) -> None:
         """`offline`: this process has left the network already, and so have its children."""
         self._control = control
         self._processors = processors
         self._offline = offline
+        self._log_format = log_format
         self._children: dict[int, int] = {}  # pid → request id
         self._buffer = b""
         self._descriptors: list[int] = []
@@ -114,6 +119,7 @@ class ForkServer:
             for descriptor in (*self._to_close, *self._descriptors):
                 os.close(descriptor)
             os.chdir(spec["output_folder"])
+            speak_for(spec.get("task_id"), spec["attempt"], as_json=self._log_format == "json")
             processor = self._processors[spec["processor"]]
             if processor.confined:
                 if not self._offline:
@@ -123,8 +129,8 @@ class ForkServer:
 
             run_attempt(spec, processor, pipe)
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            sys.stdout.close()
+            sys.stderr.close()
             # Not sys.exit: nothing of the fork server's own may run its clean-up here, and a thread of the processor
             # may not keep a child alive that has said its last word.
             os._exit(0)
@@ -141,13 +147,16 @@ class ForkServer:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signal.SIGKILL)  # what it may have started itself
                 rss_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-                self._answer({"id": request_id, "status": status, "rss_bytes": rss_bytes})
+                cpu_seconds = usage.ru_utime + usage.ru_stime
+                used = {"cpu_seconds": cpu_seconds, "rss_bytes": rss_bytes}
+                self._answer({"id": request_id, "status": status, **used})
 
     def _answer(self, message: dict[str, Any]) -> None:
         self._control.sendall(json.dumps(message).encode() + b"\n")
 
 
-def main(descriptor: int, modules: list[str]) -> None:
+def main(descriptor: int, log_format: Format, modules: list[str]) -> None:
+    configure(log_format)
     for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(sig, signal.SIG_IGN)  # a Ctrl-C reaches the whole group; we end when the worker has
     control = socket.socket(fileno=descriptor)
@@ -163,9 +172,9 @@ def main(descriptor: int, modules: list[str]) -> None:
     gc.collect()
     gc.freeze()  # the pages of what was imported stay shared with the children
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        ForkServer(control, dict(registry.processors), offline=offline).serve()
+        ForkServer(control, dict(registry.processors), offline=offline, log_format=log_format).serve()
     os._exit(0)  # nothing to clean up, and libraries that were only imported for the children stay quiet
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2:])
+    main(int(sys.argv[1]), cast(Format, sys.argv[2]), sys.argv[3:])

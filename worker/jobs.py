@@ -11,27 +11,50 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from arq import Retry
+from structlog.contextvars import bind_contextvars
 
 from shared import keys
 from shared.cancellation import cancel
 from shared.errors import ProcessorFailure, Refused, StorageAway, StorageFull, UnknownTask
 from shared.feed import Feed
 from shared.logging import get_logger
-from shared.models import ErrorType, TaskId
+from shared.models import ErrorType, Status, TaskId
 from shared.processors import Registry
 from shared.progress import Claim, Publisher
 from shared.settings import Settings
 from shared.storage import Storage
+from shared.tracing import OFF, TRACEPARENT, Span, Tracing
 from worker.attempt import Attempt, Workplace
+from worker.metrics import WorkerMetrics
 from worker.sandbox import Sandbox
 
 log = get_logger(__name__)
 
 #: How long a worker that stops tries to give a task back. After it the lease does the same, more slowly.
 GIVE_BACK_SECONDS = 2.0
+
+
+class Outcome(StrEnum):
+    """How an attempt ended, for those who count and trace them."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"  #: its task was
+    HANDED_OVER = "handed_over"  #: given back, because this worker stops
+    LOST = "lost"  #: another worker has the task
+
+
+@dataclass(slots=True)
+class _Running:
+    attempt: int
+    work: asyncio.Task[Any]
+    #: What ended it from outside.
+    stopped: Outcome | None = None
 
 
 class Runner:
@@ -46,55 +69,80 @@ class Runner:
         storage: Storage,
         registry: Registry,
         sandbox: Sandbox,
+        metrics: WorkerMetrics,
+        tracing: Tracing = OFF,
     ) -> None:
         self._settings = settings
         self._publisher = publisher
         self._feed = feed
-        self._place = Workplace(settings, publisher, storage, registry, sandbox)
-        self._running: dict[TaskId, asyncio.Task[Any]] = {}
+        self._place = Workplace(settings, publisher, storage, registry, sandbox, tracing)
+        self._tracing = tracing
+        self._metrics = metrics
+        self._running: dict[TaskId, _Running] = {}
         self._stopping = asyncio.Event()
 
     def give_back_all(self) -> None:
         """This worker is told to stop: every attempt ends now, and `run` gives its task to another worker."""
         self._stopping.set()
         for running in self._running.values():
-            running.cancel("the worker stops")
+            running.work.cancel("the worker stops")
 
-    def stop(self, task_id: TaskId, why: str) -> None:
+    def stop(self, task_id: TaskId, why: str, outcome: Outcome = Outcome.LOST) -> None:
         """Ends a running attempt without another word: the task is cancelled, or somebody else has it."""
         if (running := self._running.get(task_id)) is not None:
-            log.info("attempt stopped", task_id=task_id, why=why)
-            running.cancel(why)
+            log.info("attempt stopped", task_id=task_id, attempt=running.attempt, why=why)
+            running.stopped = outcome
+            running.work.cancel(why)
 
     def lost(self, job_id: str) -> None:
         """The lease of a job is another worker's."""
         self.stop(keys.task_of_job(job_id), "its lease was lost")
 
-    async def run(self, task_id: TaskId) -> None:
-        """Runs one attempt to its end. Raises arq's Retry, which leaves the job on the queue, when the worker stops."""
+    async def run(self, task_id: TaskId, traceparent: str | None = None) -> None:
+        """Runs one attempt to its end. Raises arq's Retry, which leaves the job on the queue, when the worker stops.
+
+        `traceparent`: the span that queued it."""
         if self._stopping.is_set():
             raise Retry
-        claim = await self._publisher.claim(task_id, self._feed)
-        if claim is None:
-            return
+        with self._tracing.span("process", "consumer", parent=traceparent, task_id=task_id) as span:
+            claim = await self._publisher.claim(task_id, self._feed)
+            if claim is None:
+                log.info("attempt not started", task_id=task_id)
+                span.set(outcome="not_started")
+                return
+            span.rename(f"process {claim.task.processor}")
+            span.set(processor=claim.task.processor, attempt=claim.attempt)
+            if claim.task.traceparent != traceparent:  # that of the attempt before
+                span.link(claim.task.traceparent)
+            with self._metrics.attempt(claim) as counted:
+                outcome = counted.outcome = await self._run(claim, span)
+            span.set(outcome=outcome)
+        if outcome is Outcome.HANDED_OVER:
+            raise Retry
+
+    async def _run(self, claim: Claim, span: Span) -> Outcome:
+        task_id = claim.task.task_id
+        bind_contextvars(attempt=claim.attempt)
         resumes = {"from_progress": claim.task.checkpoint.progress} if claim.task.checkpoint else {}
         log.info("attempt started", task_id=task_id, attempt=claim.attempt, processor=claim.task.processor, **resumes)
         if task_id in self._running:  # this worker slept through its own lease and has the task twice
             self.stop(task_id, "a newer attempt is here")
         attempt = Attempt(claim, self._place)
-        running = asyncio.create_task(attempt.run(), name=f"attempt {task_id}.{claim.attempt}")
-        self._running[task_id] = running
+        work = asyncio.create_task(attempt.run(), name=f"attempt {task_id}.{claim.attempt}")
+        running = self._running[task_id] = _Running(claim.attempt, work)
         try:
-            await asyncio.wait([running])
+            await asyncio.wait([work])
         finally:
             if self._running.get(task_id) is running:
                 del self._running[task_id]
-            await cancel(running)  # done, unless this itself was cancelled
-        if running.cancelled() and self._stopping.is_set():
+            await cancel(work)  # done, unless this itself was cancelled
+        if not work.cancelled():
+            error = work.exception()
+            return Outcome.COMPLETED if error is None else await self._fail(claim, error, span)
+        if self._stopping.is_set():
             await self._give_back(claim, attempt)
-            raise Retry
-        if not running.cancelled() and (error := running.exception()) is not None:
-            await self._fail(claim, error)
+            return Outcome.HANDED_OVER
+        return running.stopped or Outcome.LOST
 
     async def _give_back(self, claim: Claim, attempt: Attempt) -> None:
         message = "The worker was stopped, waiting for another one"
@@ -105,12 +153,11 @@ class Runner:
             return
         log.info("attempt given back", task_id=claim.task.task_id, attempt=claim.attempt)
 
-    async def _fail(self, claim: Claim, error: BaseException) -> None:
+    async def _fail(self, claim: Claim, error: BaseException, span: Span) -> Outcome:
         task_id = claim.task.task_id
         match error:
             case Refused():
-                log.info("attempt superseded", task_id=task_id, attempt=claim.attempt, reason=error.reason)
-                return
+                return self._superseded(claim, error)
             case ProcessorFailure():
                 failure = error
             case StorageAway():
@@ -130,7 +177,13 @@ class Runner:
                 task_id, failure.type, without_paths(str(failure)), retryable=failure.retryable, attempt=claim.attempt
             )
         except Refused as refused:
-            log.info("attempt superseded", task_id=task_id, attempt=claim.attempt, reason=refused.reason)
+            return self._superseded(claim, refused)
+        span.fail(failure.type)
+        return Outcome.FAILED
+
+    def _superseded(self, claim: Claim, refused: Refused) -> Outcome:
+        log.info("attempt superseded", task_id=claim.task.task_id, attempt=claim.attempt, reason=refused.reason)
+        return Outcome.CANCELLED if refused.status == Status.CANCELLED else Outcome.LOST
 
 
 def without_paths(text: str) -> str:
@@ -142,6 +195,6 @@ async def process_file(ctx: dict[str, Any], task_id: str) -> None:
     """What arq calls."""
     runner: Runner = ctx["runner"]
     try:
-        await runner.run(TaskId(task_id))
+        await runner.run(TaskId(task_id), ctx.get(TRACEPARENT))
     except UnknownTask:
         log.warning("task is gone", task_id=task_id)

@@ -27,10 +27,12 @@ from shared.redis import AWAY, RedisClient, connect, trouble_ahead
 from shared.settings import Settings
 from shared.storage import open_storage
 from shared.subscription import Subscription
+from shared.tracing import tracing_of
 from worker.arq_worker import LeasedWorker
 from worker.confinement import hide_from_children
-from worker.jobs import Runner, process_file
+from worker.jobs import Outcome, Runner, process_file
 from worker.leases import Leases
+from worker.metrics import WorkerMetrics, served
 from worker.sandbox import Sandbox
 from worker.sweeper import Sweeper
 
@@ -53,20 +55,26 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     registry = load_registry(settings.processors)
     for module, reason in registry.broken.items():
         log.error("processor module not loaded", module=module, reason=reason)
+    tracing = tracing_of("headway-worker")
     async with AsyncExitStack() as stack:
-        redis = await stack.enter_async_context(connect(settings, retries=3))
-        sandbox = await stack.enter_async_context(Sandbox(settings.processors))
+        await stack.enter_async_context(tracing)
+        metrics = WorkerMetrics(registry.processors, Outcome, unless_told=Outcome.LOST)
+        await stack.enter_async_context(served(metrics, settings))
+        redis = await stack.enter_async_context(connect(settings, retries=3, on_reconnect=metrics.commands_reconnected))
+        sandbox = await stack.enter_async_context(Sandbox(settings.processors, metrics.child_ended))
         leases = Leases(redis, worker_id, settings.lease_seconds)
         runner = Runner(
             settings,
-            publisher=Publisher(redis, settings, patient=True),
+            publisher=Publisher(redis, settings, patient=True, tracing=tracing, on_event=metrics.event_published),
             feed=Feed(redis, patient=True),
             storage=storage,
             registry=registry,
             sandbox=sandbox,
+            tracing=tracing,
+            metrics=metrics,
         )
         # Not patient: what is swept can wait for the next round.
-        publisher = Publisher(redis, settings)
+        publisher = Publisher(redis, settings, on_event=metrics.event_published)
         sweeper = Sweeper(redis, settings, publisher=publisher, storage=storage, worker_id=worker_id)
         worker = LeasedWorker(
             func(process_file, name=PROCESS_FILE),
@@ -85,9 +93,15 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             if verb == WAKE:
                 worker.wake()
             else:
-                runner.stop(TaskId(task_id), "it was cancelled")
+                runner.stop(TaskId(task_id), "it was cancelled", Outcome.CANCELLED)
 
-        subscription = Subscription(settings, on_message=on_message, on_subscribed=lambda _: worker.wake())
+        subscription = Subscription(
+            settings,
+            on_message=on_message,
+            on_subscribed=lambda _: worker.wake(),
+            on_reconnect=metrics.subscription_reconnected,
+        )
+        metrics.reaches_redis = lambda: worker.away is None and subscription.broken is None
         subscription.subscribe(keys.CONTROL)
         log.info("worker ready", worker_id=worker_id, concurrency=settings.worker_concurrency)
         async with asyncio.TaskGroup() as group:

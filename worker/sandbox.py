@@ -1,7 +1,7 @@
 """One child process an attempt: started from the fork server, heard through a pipe, ended whatever it is doing.
 
 The child gets a spec and sends messages, JSON lines:
-    spec      processor, options, input_path, output_folder, filename, content_type, size_bytes, memory_bytes,
+    spec      task_id, processor, options, input_path, output_folder, filename, content_type, size_bytes, memory_bytes,
               attempt, restored
     messages  {"kind": "phase" | "count", progress, step, total_steps, message, done, total, unit}
               {"kind": "log", level, message, at}    {"kind": "checkpoint", state, progress}
@@ -19,14 +19,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from shared.cancellation import cancel
 from shared.errors import ProcessorFailure
-from shared.logging import get_logger
+from shared.logging import current_format, get_logger
 from shared.models import ErrorType
 
 log = get_logger(__name__)
@@ -42,6 +42,10 @@ WATCH_SECONDS: Final = 0.25
 
 #: Importing every processor takes a second or two on a slow machine.
 START_SECONDS: Final = 60.0
+
+
+#: Told of each child that has ended: its processor, the CPU time it took, the memory it held at most.
+Used = Callable[[str, float, int], None]
 
 
 class Child:
@@ -104,8 +108,9 @@ class Child:
 class Sandbox:
     """Owns the fork server, and starts another if that one should die."""
 
-    def __init__(self, modules: list[str]) -> None:
+    def __init__(self, modules: list[str], used: Used = lambda *_: None) -> None:
         self._modules = modules
+        self._used = used
         self._server: _Server | None = None
         self._starting = asyncio.Lock()
         self._stack = AsyncExitStack()
@@ -123,7 +128,7 @@ class Sandbox:
                 if self._server is not None:
                     log.error("fork server died; starting another")
                     await self._stack.aclose()
-                self._server = await self._stack.enter_async_context(_Server(self._modules))
+                self._server = await self._stack.enter_async_context(_Server(self._modules, self._used))
             return self._server
 
     @asynccontextmanager
@@ -154,8 +159,10 @@ class Sandbox:
 
 
 class _Server:
-    def __init__(self, modules: list[str]) -> None:
+    def __init__(self, modules: list[str], used: Used) -> None:
         self._modules = modules
+        self._used = used
+        self._processors: dict[int, str] = {}
         self._requests = 0
         self._starts: dict[int, asyncio.Future[int]] = {}
         self._ends: dict[int, asyncio.Future[int]] = {}
@@ -168,7 +175,7 @@ class _Server:
         self._sending.setblocking(True)
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "worker.forkserver", str(theirs.fileno()), *self._modules),
+                *(sys.executable, "-m", "worker.forkserver", str(theirs.fileno()), current_format(), *self._modules),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=sys.stderr,
@@ -211,6 +218,7 @@ class _Server:
         loop = asyncio.get_running_loop()
         self._requests += 1
         request_id = self._requests
+        self._processors[request_id] = spec["processor"]
         started = self._starts[request_id] = loop.create_future()
         ended = self._ends[request_id] = loop.create_future()
         if self.dead:
@@ -238,6 +246,8 @@ class _Server:
                 elif "pid" in answer:
                     self._starts.pop(answer["id"]).set_result(answer["pid"])
                 else:
+                    processor = self._processors.pop(answer["id"])
+                    self._used(processor, answer["cpu_seconds"], answer["rss_bytes"])
                     self._ends.pop(answer["id"]).set_result(answer["status"])
         except OSError:
             pass
@@ -256,6 +266,7 @@ class _Server:
                 future.exception()  # whoever waits is told; where nobody does, that is no error
         self._starts.clear()
         self._ends.clear()
+        self._processors.clear()
 
 
 def kill_child(pid: int) -> None:

@@ -10,8 +10,13 @@ from datetime import datetime
 from shared import keys
 from shared.models import OwnerId, Status, TaskId
 from shared.redis import RedisClient
+from shared.tracing import TRACEPARENT
 
-_FIELDS = ["status", "version", "attempt", "owner", "size_bytes", "created_at", "upload_expires_at", "message"]
+_FIELDS = [
+    *("status", "version", "attempt", "owner", "size_bytes", "created_at", "upload_expires_at", "message"),
+    TRACEPARENT,
+    "era",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,9 @@ class Seen:
     #: When a resumable upload is given up; None for every other task.
     upload_expires_at: datetime | None = None
     message: str = ""
+    traceparent: str | None = None
+    #: That of the last write of it (shared/era.py).
+    era: int = 0
 
 
 async def look(redis: RedisClient, task_ids: Collection[TaskId]) -> list[Seen]:
@@ -42,12 +50,11 @@ async def look(redis: RedisClient, task_ids: Collection[TaskId]) -> list[Seen]:
     seen = []
     for task_id, values, ttl_ms in zip(task_ids, answers[::2], answers[1::2], strict=True):
         if values[0] is not None:
-            status, version, attempt, owner, size_bytes, created_at, expires_at, message = (
+            status, version, attempt, owner, size_bytes, created_at, expires_at, message, traceparent, era = (
                 json.loads(value or "null") for value in values
             )
             at = datetime.fromisoformat(created_at)
             expires = datetime.fromisoformat(expires_at) if expires_at else None
-            seen.append(
-                Seen(task_id, Status(status), version, attempt, owner, size_bytes, at, ttl_ms, expires, message)
-            )
+            state = (Status(status), version, attempt, owner, size_bytes, at, ttl_ms, expires, message, traceparent)
+            seen.append(Seen(task_id, *state, era or 0))
     return seen

@@ -6,6 +6,7 @@ partial files and of the task folders, and the next round goes on where it ended
 
     an upload that never began, or was cut off and not taken up    `failed`, `bad_input`
     a task that waits or runs without a job and without a worker   back on the queue, in one step with the check
+    one that nothing was written of since a failover               told again (shared/era.py)
     files that nobody needs any more                               removed (worker/leftovers.py)
 """
 
@@ -130,6 +131,7 @@ class Sweeper:
         tasks = await look(self._redis, await self._some_tasks())
         self._learn_owners(tasks)
         await self._put_back([task for task in tasks if task.status in (Status.QUEUED, Status.PROCESSING)])
+        await self._tell_again(tasks)
         partials = await self._leftovers.partials()
         await self._give_up_uploads(tasks, partials)
         await self._leftovers.remove_partials(partials)
@@ -170,7 +172,7 @@ class Sweeper:
             return
         async with self._redis.pipeline(transaction=False) as pipe:
             for task in tasks:
-                ticket = JobTicket.new(task.task_id, task.attempt)
+                ticket = JobTicket.new(task.task_id, task.attempt, task.traceparent)
                 # A job keeps its id through take-overs, so any attempt's may be the one that is there.
                 jobs = [keys.job_id(task.task_id, attempt) for attempt in range(1, task.attempt + 1)]
                 args: list[Any] = [task.attempt, ticket.job_id, ticket.payload, ticket.score_ms]
@@ -181,6 +183,17 @@ class Sweeper:
         for task, put_back in zip(tasks, answers, strict=True):
             if put_back:
                 log.warning("task put back on the queue", task_id=task.task_id, status=task.status)
+
+    async def _tell_again(self, tasks: Iterable[Seen]) -> None:
+        """Who watches may have seen what Redis has lost, and learns of it by the next event, for which nobody may see
+        to: the task waits, or says nothing for long."""
+        era = int(await self._redis.hget(keys.ERA, "number") or 0)  # type: ignore[misc]
+        for task in tasks:
+            unbegun = task.status is Status.UPLOADING and task.version == 1
+            if task.era == era or task.status.is_terminal or unbegun:
+                continue
+            with suppress(Refused):
+                await self._publisher.change(task.task_id, {}, allowed=(task.status,), attempt=task.attempt)
 
     async def _give_up_uploads(self, tasks: Iterable[Seen], partials: Iterable[Partial]) -> None:
         arriving = {partial.task_id: partial for partial in partials if partial.attempt is None}

@@ -128,6 +128,7 @@ async def tasks_csv(
         filename="tasks.csv",
         media_type=MEDIA_TYPE,
         send_timeout_seconds=state.settings.send_timeout_seconds,
+        count=state.metrics.tally.downloaded,
     )
 
 
@@ -149,4 +150,5 @@ async def download_large_csv(
         filename="large_data.csv",
         media_type=MEDIA_TYPE,
         send_timeout_seconds=state.settings.send_timeout_seconds,
+        count=state.metrics.tally.downloaded,
     )

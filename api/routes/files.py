@@ -34,7 +34,13 @@ def attachment(
 ) -> Attachment:
     timeout = state.settings.send_timeout_seconds
     return Attachment(
-        content, name=name, content_type=content_type, sha256=sha256, send_timeout_seconds=timeout, show=show
+        content,
+        name=name,
+        content_type=content_type,
+        sha256=sha256,
+        send_timeout_seconds=timeout,
+        show=show,
+        count=state.metrics.tally.downloaded,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse
+from structlog.contextvars import bind_contextvars
 
 from api.dependencies import OwnerDep, ReadTaskDep, StateDep, TaskDep, TaskIdDep
 from api.idempotency import HEADER, Claim
@@ -98,8 +99,10 @@ def draft(
     """A new task, not yet known to Redis."""
     now = utc_now()
     uploading = status is Status.UPLOADING
+    task_id = task_id or new_task_id()
+    bind_contextvars(task_id=task_id)  # what is logged of this request from here on is about it
     return Task(
-        task_id=task_id or new_task_id(),
+        task_id=task_id,
         processor=processor,
         filename=filename,
         size_bytes=stored.size_bytes if stored else size_bytes,
@@ -192,7 +195,11 @@ async def submit_form(
     settled = created = False
     try:
         form = await read_form(
-            request, upload, limit_bytes=limit_bytes, patience_seconds=state.settings.receive_timeout_seconds
+            request,
+            upload,
+            limit_bytes=limit_bytes,
+            patience_seconds=state.settings.receive_timeout_seconds,
+            count=state.metrics.tally.uploaded,
         )
         name = form.fields.get("processor") or default_processor
         if not name:

@@ -12,7 +12,7 @@ from api.dependencies import StateDep, TaskDep
 from api.intake import body_of, check_length, invalid
 from api.receiving import queue, receive
 from api.routes.tasks import represent
-from shared.errors import Conflict, InvalidRequest, Refused, TooSlow, UploadCut
+from shared.errors import Conflict, InvalidRequest, Refused, Stopping, TooSlow, UploadCut
 from shared.models import Status
 from shared.redis import AWAY
 
@@ -53,7 +53,7 @@ async def put_upload(request: Request, state: StateDep, task: TaskDep) -> dict[s
         queued = True
     except Refused as refused:
         raise Conflict(f"The task is {refused.status}: its file is no longer wanted.") from None
-    except (UploadCut, TooSlow):
+    except (UploadCut, TooSlow, Stopping):
         with suppress(Refused, *AWAY):
             await state.publisher.change(
                 task.task_id,

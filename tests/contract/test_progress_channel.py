@@ -262,6 +262,20 @@ async def test_every_key_has_an_expiry(publisher: Publisher, feed: Feed, any_red
             assert await any_redis.pttl(key) > 0, key
 
 
+async def test_what_has_lived_for_a_while_is_kept_anew_by_the_next_event(
+    publisher: Publisher, feed: Feed, any_redis: RedisClient
+) -> None:
+    task = a_task()
+    attempt = await claimed(publisher, feed, task)
+    found = [*await any_redis.keys("headway:task:*"), *await any_redis.keys("headway:owner:*")]
+    lasting = {key: await any_redis.pttl(key) for key in found}
+    for key, left in lasting.items():
+        await any_redis.pexpire(key, left - 2 * 3600 * 1000)
+    await publisher.change(task.task_id, {"done": 1}, allowed=(Status.PROCESSING,), attempt=attempt)
+    for key, left in lasting.items():
+        assert await any_redis.pttl(key) > left - 3600 * 1000, key
+
+
 async def test_another_owners_task_is_as_unknown_as_none(publisher: Publisher, feed: Feed) -> None:
     task = a_task(owner=OwnerId("alice"))
     await publisher.create(task)

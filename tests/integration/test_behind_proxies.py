@@ -7,10 +7,7 @@ event back stops the task, and fails the test.
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -22,8 +19,8 @@ import pytest
 
 from tests.integration.stream_clients.processors import telling_platform
 from tests.processes import Platform, RedisServer, free_port
+from tests.proxies import Kind, missing, running
 from tests.streams import Frame, assert_true_story, parse_block, watch
-from tests.waiting import wait_for
 
 #: How a client may reach a proxy, as curl says it, and the version that it then says it had.
 TRANSPORTS = {
@@ -39,29 +36,15 @@ STEPS = 8
 
 # Nothing about buffering, and HTTP/1.0 to the API: what nginx does unless told otherwise.
 NGINX = """
-daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
-events {{ }}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
-  uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
   gzip on; gzip_proxied any; gzip_min_length 1; gzip_types {compressed};
   server {{
     listen 127.0.0.1:{http1}; listen 127.0.0.1:{http2} http2; listen 127.0.0.1:{tls} ssl http2;
     ssl_certificate {folder}/cert.pem; ssl_certificate_key {folder}/key.pem;
     location / {{ proxy_pass {target}; }}
   }}
-}}
 """
 
 CADDY = """
-{{
-  admin off
-  auto_https off
-  servers {{
-    protocols h1 h2 h2c
-  }}
-}}
 (site) {{
   bind 127.0.0.1
   {compressed}
@@ -77,7 +60,7 @@ https://127.0.0.1:{tls} {{
 """
 
 
-PROXIES = {
+PROXIES: dict[str, tuple[Kind, str, str]] = {
     "nginx": ("nginx", NGINX, "text/plain text/css application/json"),
     "nginx that compresses everything": ("nginx", NGINX, "*"),
     "caddy": ("caddy", CADDY, ""),
@@ -105,42 +88,17 @@ def telling(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory)
 @contextmanager
 def started(name: str, folder: Path, target: str) -> Iterator[Proxy]:
     """The proxy as a process, with a certificate of its own. Skips where a program is missing."""
-    binary, text, compressed = PROXIES[name]
-    for program in (binary, "openssl", "curl"):
-        if shutil.which(program) is None:
-            pytest.skip(f"there is no {program} here")
+    kind, text, compressed = PROXIES[name]
+    if why := missing(kind, "openssl", "curl"):
+        pytest.skip(why)
     make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     make += ["-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
     subprocess.run([*make, "-keyout", folder / "key.pem", "-out", folder / "cert.pem"], check=True, capture_output=True)
     ports = {port: free_port() for port in ("http1", "http2", "tls")}
-    config = folder / "config"
     names = {"folder": folder, "target": target, "host": target.removeprefix("http://"), "compressed": compressed}
-    config.write_text(text.format(**names, **ports))
-    if binary == "nginx":
-        command = ["nginx", "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(config)]
-    else:
-        command = ["caddy", "run", "--config", str(config), "--adapter", "caddyfile"]
-    home = {key: str(folder) for key in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=os.environ | home, stdout=log, stderr=log)
-    try:
-        proxy = Proxy(
-            {
-                key: f"{TRANSPORTS[key][0]}://127.0.0.1:{ports[port]}"
-                for key, port in zip(TRANSPORTS, ports, strict=True)
-            }
-        )
-        alive = proxy.curl("http/1.1", "/healthz", "--fail", "--output", os.devnull)
-
-        def answers() -> bool:
-            assert process.poll() is None, (folder / "log").read_text()
-            return subprocess.run(alive).returncode == 0
-
-        wait_for(f"{name} answers", answers, seconds=20)
-        yield proxy
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(10)
+    urls = {key: f"{TRANSPORTS[key][0]}://127.0.0.1:{ports[port]}" for key, port in zip(TRANSPORTS, ports, strict=True)}
+    with running(kind, folder, text.format(**names, **ports), urls["http/1.1"]):
+        yield Proxy(urls)
 
 
 @pytest.fixture(scope="module", params=PROXIES)

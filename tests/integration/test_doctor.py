@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,21 +23,10 @@ import httpx
 import pytest
 
 from tests.processes import Platform, RedisServer, free_port
-from tests.waiting import wait_for
+from tests.proxies import missing, running
 
 IDLE_SECONDS = 5.0
 CUT_SECONDS = 2.0
-
-NGINX = """
-daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
-events {{ }}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
-  uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
-  server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {target}; {options} }} }}
-}}
-"""
 
 RIGHT = "proxy_buffering off; proxy_read_timeout 1h; client_max_body_size 0;"
 #: Buffering on, whatever the API asks for, and all compressed, which is what holds a stream back; and the body's limit
@@ -50,27 +37,10 @@ WRONG = (
 )
 
 
-@contextmanager
-def nginx(folder: Path, target: str, options: str) -> Iterator[str]:
-    folder.mkdir()
+def nginx(folder: Path, target: str, options: str) -> AbstractContextManager[str]:
     port = free_port()
-    (folder / "config").write_text(NGINX.format(folder=folder, target=target, port=port, options=options))
-    command = ["nginx", "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(folder / "config")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        url = f"http://127.0.0.1:{port}"
-
-        def answers() -> bool:
-            assert process.poll() is None, (folder / "error.log").read_text()
-            with suppress(httpx.TransportError):
-                return httpx.get(f"{url}/healthz").status_code == 200
-            return False
-
-        wait_for("nginx answers", answers, seconds=20)
-        yield url
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(10)
+    inside = f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {target}; {options} }} }}"
+    return running("nginx", folder, inside, f"http://127.0.0.1:{port}")
 
 
 @contextmanager
@@ -203,14 +173,14 @@ def examinations(well: Platform, tmp_path_factory: pytest.TempPathFactory) -> It
             "idle cutter": stack.enter_context(idle_cutter(well.url)),
             "compressor": stack.enter_context(compressor(well.url)),
         }
-        if shutil.which("nginx"):
+        if not missing("nginx"):
             urls["nginx"] = stack.enter_context(nginx(folder / "right", well.url, RIGHT))
             urls["nginx that buffers"] = stack.enter_context(nginx(folder / "wrong", well.url, WRONG))
         started = {name: doctor(url, "--json") for name, url in urls.items()}
         yield {name: examined(process) for name, process in started.items()}
 
 
-needs_nginx = pytest.mark.skipif(shutil.which("nginx") is None, reason="there is no nginx here")
+needs_nginx = pytest.mark.skipif(missing("nginx") is not None, reason="there is no nginx here")
 
 
 @pytest.mark.parametrize("between", ["nothing between", pytest.param("nginx", marks=needs_nginx)])

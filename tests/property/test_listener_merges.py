@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import api.listeners
 from api.listeners import Listener, TaskListener
 from api.sse import Comment
+from api.tally import Tally
 from shared.feed import Feed, Snapshot, text_of
 from shared.models import Event, OwnerId, TaskId
 
@@ -33,6 +34,7 @@ class Channel:
         self.state = Event(0, "", b"{}")
         self.under_way: list[Event] = []
         self._history_length = history_length
+        self.tally = Tally()
         self.write("state")
 
     @property

@@ -120,6 +120,21 @@ def test_a_full_redis_is_503_and_what_runs_completes_when_there_is_room(fleet: P
     assert list(fleet.data_dir.glob("partial/*")) == []
 
 
+def test_a_redis_with_too_few_replicas_is_503_and_what_runs_completes_when_it_has_them(
+    fleet: Platform, control: redis.Redis
+) -> None:
+    task_id = fleet.submit("rehearsal", options=WORK)["task_id"]
+    running_step(fleet, task_id)
+    control.config_set("min-replicas-to-write", 1)
+    refused = httpx.post(f"{fleet.url}/tasks", files={"file": ("a.txt", b"x")}, data={"processor": "checksum"})
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) > 0
+    assert "min-replicas-to-write" in refused.json()["detail"]
+    wait_for("leases would have run out", has_passed(4), seconds=5)
+    control.config_set("min-replicas-to-write", 0)
+    assert_all_is_well(fleet, task_id)
+
+
 def test_cutting_everybodys_connections_again_and_again_harms_nothing(fleet: Platform, control: redis.Redis) -> None:
     task_id = fleet.submit("rehearsal", options=WORK)["task_id"]
     running_step(fleet, task_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -14,7 +15,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared import keys
 from shared.cancellation import cancel
-from shared.queue import serialize
+from shared.models import TaskId
+from shared.queue import VERSION, JobTicket, is_newer, serialize
 from shared.redis import RedisClient
 from tests.waiting import POLL_SECONDS
 from worker.arq_worker import LeasedWorker
@@ -110,6 +112,35 @@ async def test_a_job_that_breaks_or_says_nothing_of_use_leaves_the_queue_and_har
     async with running(run):
         await emptied(any_redis)
     assert ran == ["good"]
+
+
+async def test_a_job_of_a_newer_version_is_left_on_the_queue_and_harms_no_other(
+    any_redis: RedisClient, running: Running
+) -> None:
+    ran = []
+
+    async def run(_: Any, job: str) -> None:
+        ran.append(job)
+
+    await enqueue(any_redis, "newer", "of ours", "of before there were versions")
+    for job, version in (("newer", VERSION + 1), ("of ours", VERSION)):
+        payload = serialize_job("run", (job,), {}, None, 1, serializer=lambda job: serialize({"v": version, **job}))  # noqa: B023
+        await any_redis.set(keys.job(job), payload)
+    async with running(run):
+        while await any_redis.zcard(keys.QUEUE) > 1:
+            await asyncio.sleep(POLL_SECONDS)
+    assert ran == ["of ours", "of before there were versions"]
+    assert await any_redis.zrange(keys.QUEUE, 0, -1) == [b"newer"]
+    assert await any_redis.exists(keys.job("newer"))
+    assert await any_redis.pttl(keys.job_lease("newer")) > 0  # another worker's turn comes when it has run out
+
+
+def test_a_job_says_its_version() -> None:
+    payload = JobTicket.new(TaskId("a"), 1, "00-1-2-01").payload
+    assert json.loads(payload)["v"] == VERSION
+    assert not is_newer(payload)
+    assert is_newer(payload.replace(b'"v":%d' % VERSION, b'"v":%d' % (VERSION + 1)))
+    assert is_newer(payload.replace(b'"v":%d' % VERSION, b'"v":"2.0"'))
 
 
 async def test_a_job_that_ended_while_redis_was_away_is_let_go_of_when_it_is_back(

@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
 import structlog
 
-from shared.logging import configure, get_logger
+from shared.logging import configure, current_format, get_logger
+from shared.tracing import tracing_of
 
 SECRET = "a-secret-that-nobody-may-read"
 
@@ -23,10 +27,14 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
-    root, config = logging.getLogger(), structlog.get_config()
+    root, access, config = logging.getLogger(), logging.getLogger("uvicorn.access"), structlog.get_config()
     handlers, level = root.handlers[:], root.level
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
     yield
     root.handlers, root.level = handlers, level
+    access.handlers, access.propagate = [], True
+    sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
+    logging.captureWarnings(False)
     structlog.configure(**config)
 
 
@@ -148,3 +156,85 @@ def test_what_a_stranger_wrote_does_nothing_to_a_terminal() -> None:
     get_logger("api.sse").info("slow client dropped", path="/\x1b[2J\r\x9b\u202e\u2028é\ninjected")
     [line] = stream.getvalue().splitlines()
     assert "\\x1b[2J\\r\\x9b\\u202e\\u2028é\\ninjected" in line
+
+
+def access_line(path: str) -> None:
+    """As uvicorn writes one."""
+    arguments = ("127.0.0.1:50000", "GET", path, "1.1", 200)
+    logging.getLogger("uvicorn.access").info('%s - "%s %s HTTP/%s" %d', *arguments)
+
+
+def test_a_line_of_uvicorns_access_log_has_fields_and_no_query() -> None:
+    stream = io.StringIO()
+    configure("json", stream=stream)
+    access_line(f"/tasks?key={SECRET}")
+    [line] = logged(stream)
+    assert {name: line[name] for name in ("event", "method", "path", "status", "client")} == {
+        "event": "request",
+        "method": "GET",
+        "path": "/tasks",
+        "status": 200,
+        "client": "127.0.0.1:50000",
+    }
+    assert SECRET not in stream.getvalue()
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_uvicorns_access_log_stays_on_or_off(wanted: bool) -> None:
+    stream = io.StringIO()
+    access = logging.getLogger("uvicorn.access")
+    access.handlers, access.propagate = ([logging.NullHandler()] if wanted else []), False  # as uvicorn leaves it
+    configure("json", stream=stream)
+    assert access.hasHandlers() is wanted  # by which uvicorn knows
+    access_line("/")
+    assert len(logged(stream)) == wanted
+
+
+def test_what_is_bound_to_the_context_is_in_every_line_libraries_ones_too() -> None:
+    stream = io.StringIO()
+    configure("json", stream=stream)
+    with structlog.contextvars.bound_contextvars(task_id="6f1c", attempt=2):
+        get_logger("x").info("ours")
+        logging.getLogger("arq.worker").warning("theirs")
+    get_logger("x").info("about nothing")
+    assert [(line.get("task_id"), line.get("attempt")) for line in logged(stream)] == [("6f1c", 2)] * 2 + [(None, None)]
+
+
+def test_a_line_within_a_span_has_its_ids(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    configure("json", stream=stream)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    tracing = tracing_of("headway-worker")
+    with tracing.span("process"):
+        here = tracing.here()
+        get_logger("x").info("within")
+    get_logger("x").info("outside")
+    within, outside = logged(stream)
+    assert here is not None
+    assert here.split("-")[1:3] == [within["trace_id"], within["span_id"]]
+    assert "trace_id" not in outside
+
+
+@pytest.mark.filterwarnings("default")
+def test_what_python_prints_by_itself_is_a_line_each() -> None:
+    stream = io.StringIO()
+    configure("json", stream=stream)
+    try:
+        break_with_a_secret_at_hand()
+    except RuntimeError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    thread = threading.Thread(target=break_with_a_secret_at_hand, name="one")
+    thread.start()
+    thread.join()
+    warnings.warn("take care", RuntimeWarning, stacklevel=1)
+    process, thread_line, warning = logged(stream)
+    assert (process["event"], process["exception"][0]["exc_value"]) == ("process broke", "it broke")
+    assert (thread_line["event"], thread_line["thread"]) == ("thread broke", "one")
+    assert "take care" in warning["event"]
+    assert SECRET not in stream.getvalue()
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_process_that_is_started_is_told_the_format(log_format: Literal["json", "console"]) -> None:
+    configure(log_format, stream=io.StringIO())
+    assert current_format() == log_format

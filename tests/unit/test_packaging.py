@@ -1,4 +1,4 @@
-"""What is shipped beside the code says the same as the code: the Makefile, the stack, the example settings."""
+"""What is shipped beside the code says the same as the code: the Makefile, the image, the example settings."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import shutil
 import subprocess
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml  # type: ignore[import-untyped]
 
 from shared.settings import Settings, load_settings
 
@@ -22,12 +20,6 @@ TARGETS = {"bench", "help", "setup", "run", "test", "check"}
 
 def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def compose() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(read("docker-compose.yml"))
-    return loaded
 
 
 def test_the_example_settings_name_every_setting_and_no_other() -> None:
@@ -43,22 +35,6 @@ def test_the_example_settings_are_the_defaults(monkeypatch: pytest.MonkeyPatch, 
     defaults = load_settings()
     (tmp_path / ".env").write_text(re.sub(r"^#(HEADWAY_)", r"\1", read(".env.example"), flags=re.MULTILINE))
     assert load_settings() == defaults
-
-
-def test_the_stack_passes_every_setting_on_to_the_api_and_the_worker(compose: dict[str, Any]) -> None:
-    for service in ("api", "worker"):
-        passed = set(compose["services"][service]["environment"])
-        assert {name for name in passed if not name.startswith("AWS_")} == VARIABLES
-
-
-def test_the_stack_keeps_its_redis_durable_and_its_port_on_loopback(compose: dict[str, Any]) -> None:
-    redis, api, worker = (compose["services"][name] for name in ("redis", "api", "worker"))
-    for option in ("--appendonly yes", "--appendfsync everysec", "--maxmemory-policy noeviction"):
-        assert option in redis["command"]
-    assert "ports" not in redis
-    assert "ports" not in worker
-    assert [port.startswith("127.0.0.1:") for port in api["ports"]] == [True]
-    assert api["volumes"] == worker["volumes"]
 
 
 def test_the_image_holds_every_package_of_the_wheel_runs_as_nobody_and_checks_no_health() -> None:

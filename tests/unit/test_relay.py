@@ -15,6 +15,7 @@ from api.listeners import QUEUE_EVENTS, Listener
 from api.relay import Relay
 from api.routes.tasks import draft
 from api.sse import Comment
+from api.tally import Tally
 from shared import keys
 from shared.feed import Feed, Snapshot, decode_message
 from shared.models import ANYONE, ErrorType, Event, OwnerId, Status, Task, TaskId
@@ -203,6 +204,8 @@ async def test_a_slow_reader_gets_the_newest_state_and_is_told_the_gap(stage: St
     assert (gap.name, json.loads(gap.data)["from"], json.loads(gap.data)["to"]) == ("gap", 3, gap.version)
     assert versions(told[1:]) == list(range(gap.version + 1, last + 1))
     assert json.loads(told[-1].data)["done"] == QUEUE_EVENTS + 49
+    tally = stage.relay.tally
+    assert (tally.gaps, tally.coalesced, tally.events) == (1, gap.version - 2, len(seen) + 1 + len(told))
 
 
 async def test_a_slow_reader_never_loses_the_terminal_event(stage: Stage) -> None:
@@ -264,6 +267,32 @@ async def test_a_task_that_redis_no_longer_has_ends_as_lost(stage: Stage, redis_
     assert end.version == 3
     assert (json.loads(end.data)["status"], json.loads(end.data)["error"]["type"]) == ("failed", "lost")
     assert await listener.next() is None
+    assert reason_of(listener) == "lost"
+
+
+async def test_how_a_stream_ended_is_counted_by_its_reason(stage: Stage) -> None:
+    gone, drained, expired, done, slow = [await stage.listen() for _ in range(5)]
+    drained.drain()
+    expired.end()
+    for listener in (done, slow):
+        await read(listener)
+    await stage.end()
+    for listener in (done, slow):
+        await read_until(listener, 3)
+    done.end()  # too late: it had ended by itself
+    slow.why = "slow"
+    reasons = [reason_of(listener) for listener in (gone, drained, expired, done, slow)]
+    assert reasons == ["gone", "drained", "expired", "done", "slow"]
+
+
+def reason_of(listener: Listener) -> str:
+    tally = Tally()
+    tally.stream_opened(listener)
+    tally.stream_ended(listener)
+    assert tally.streams == {"task": 0}
+    [(kind, reason)] = tally.ended
+    assert kind == "task"
+    return reason
 
 
 async def test_progress_does_not_fall_where_a_task_is_lost(stage: Stage, redis_client: RedisClient) -> None:

@@ -90,6 +90,8 @@ CASES: Final[dict[str, Case]] = {
     "max_uploads": Case(1000, "5", 5, ("-1", "many")),
     "max_unfinished_tasks": Case(100_000, "5", 5, ("-1", "many")),
     "max_requests_per_second": Case(0, "50", 50, ("-1", "many")),
+    "metrics_host": Case("127.0.0.1", "0.0.0.0", "0.0.0.0", ("http://localhost", "a b", "*")),
+    "metrics_port": Case(0, "9100", 9100, ("-1", "65536", "http")),
     "processors": Case([], "mine.one,mine.two", ["mine.one", "mine.two"], ("my-module", "mine.", "a/b.py")),
     "log_format": Case(None, "json", "json", ("xml", "JSON!")),
 }
@@ -262,3 +264,23 @@ def test_a_data_directory_that_cannot_be_written_is_told_without_a_traceback(com
     assert ended.returncode not in (0, None)
     assert "HEADWAY_DATA_DIR: " in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_secret_file_is_read_and_the_environment_wins_over_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.settings.SECRETS_DIR", tmp_path)
+    (tmp_path / "HEADWAY_API_KEYS").write_text('{"alice": "' + SECRET + '"}\n')
+    (tmp_path / "HEADWAY_MAX_ATTEMPTS").write_text("7\n")
+    monkeypatch.setenv("HEADWAY_MAX_ATTEMPTS", "5")
+    settings = load_settings()
+    assert settings.api_keys == {"alice": SecretStr(SECRET)}
+    assert settings.max_attempts == 5
+
+
+def test_a_bad_value_in_a_secret_file_is_told_and_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.settings.SECRETS_DIR", tmp_path)
+    (tmp_path / "HEADWAY_API_KEYS").write_text(SECRET)
+    with pytest.raises(SettingsError, match="HEADWAY_API_KEYS: ") as refused:
+        load_settings()
+    assert SECRET not in str(refused.value)

@@ -1,0 +1,135 @@
+"""`GET /metrics`: what this process measures, and what Redis says of the platform, for Prometheus.
+
+Where Redis is away or too slow it answers all the same, with `headway_redis_up` 0 and without the platform: a scrape is
+when that has to be seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fastapi import APIRouter, Request, Response
+from prometheus_client import Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+from redis.exceptions import RedisError
+
+from api.dependencies import OwnerDep, StateDep
+from api.lifespan import State
+from api.routes.health import SILENT_LEASES
+from shared import keys
+from shared.logging import get_logger
+from shared.metrics import redis_up, together
+from shared.models import ACTIVE, Status
+from shared.queue import CLOCK_SKEW_MS
+from shared.redis import AWAY, why_away
+
+log = get_logger(__name__)
+
+router = APIRouter(tags=["health"])
+
+#: A scraper waits 10 s by default, an operator not that long.
+PATIENCE_SECONDS: Final = 1.5
+#: Running jobs stay on the queue, the oldest first, so they are looked for from its head: a page at a time, while there
+#: are any on it, and no further than workers look themselves.
+PAGE: Final = 256
+LOOKED_AT: Final = 2000
+
+EXPOSITION: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "description": "Prometheus' text format, or OpenMetrics by Accept",
+        "content": {"text/plain": {"schema": {"type": "string"}}},
+    },
+}
+
+
+@router.get("/metrics", response_class=Response, responses=EXPOSITION, summary="What Prometheus reads")
+async def metrics(request: Request, state: StateDep, _: OwnerDep) -> Response:
+    """Counters, gauges and histograms; docs/reference.md says what each answers."""
+    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    platform = list(await _platform(state))
+    return Response(encode(together(state.metrics.current(), platform)), headers={"Content-Type": content_type})
+
+
+async def _platform(state: State) -> Iterable[Metric]:
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            seen = await _look(state)
+    except (*AWAY, TimeoutError, RedisError) as error:
+        log.warning("metrics without redis", reason=why_away(error))
+        return [redis_up(False)]
+    return [redis_up(True), *_families(seen, state.registry.processors)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    workers: int
+    leases: int
+    waiting: int
+    oldest_seconds: float
+    #: Status and processor to how many: now of those that have not ended, ever of those that have.
+    counts: dict[tuple[str, str], int]
+
+
+async def _look(state: State) -> _Seen:
+    async with state.redis.pipeline(transaction=False) as pipe:
+        pipe.time()
+        pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
+        pipe.zcard(keys.QUEUE)
+        pipe.hgetall(keys.COUNTS)
+        (seconds, microseconds), workers, jobs, counts = await pipe.execute()
+    now_ms = seconds * 1000 + microseconds / 1000
+    leases, oldest_ms = await _leased(state)
+    silent_ms = SILENT_LEASES * state.settings.lease_seconds * 1000
+    return _Seen(
+        workers=sum(1 for _, at in workers if now_ms - at < silent_ms),
+        leases=leases,
+        waiting=max(0, jobs - leases),
+        oldest_seconds=0.0 if oldest_ms is None else max(0.0, now_ms - CLOCK_SKEW_MS - oldest_ms) / 1000,
+        counts={_pair(name): int(count) for name, count in counts.items()},
+    )
+
+
+async def _leased(state: State) -> tuple[int, float | None]:
+    """How many jobs workers hold, and the score of the first that none does."""
+    leases, oldest = 0, None
+    for start in range(0, LOOKED_AT, PAGE):
+        page = await state.redis.zrange(keys.QUEUE, start, start + PAGE - 1, withscores=True)
+        if not page:
+            break
+        holders = await state.redis.mget([keys.job_lease(job.decode()) for job, _ in page])
+        free = [score for (_, score), holder in zip(page, holders, strict=True) if holder is None]
+        leases += len(page) - len(free)
+        if oldest is None and free:
+            oldest = free[0]
+        if len(page) < PAGE or len(free) == len(page):
+            break
+    return leases, oldest
+
+
+def _pair(name: bytes) -> tuple[str, str]:
+    status, processor = json.loads(b"[%b]" % name)
+    return str(status), str(processor)
+
+
+def _families(seen: _Seen, registered: Iterable[str]) -> Iterator[Metric]:
+    for name, documentation, value in (
+        ("headway_queue_depth", "Jobs that wait for a worker", seen.waiting),
+        ("headway_queue_oldest_seconds", "How long the longest waiting job has been on the queue", seen.oldest_seconds),
+        ("headway_workers", "Workers that are alive", seen.workers),
+        ("headway_leases", "Tasks that workers hold", seen.leases),
+    ):
+        yield GaugeMetricFamily(name, documentation, value=value)
+    tasks = GaugeMetricFamily("headway_tasks", "Tasks that have not ended", labels=["processor", "status"])
+    ended = CounterMetricFamily("headway_tasks_ended", "Tasks that have ended", labels=["processor", "status"])
+    names = sorted({*registered, *(processor for _, processor in seen.counts)})
+    for processor in names:
+        for status in Status:
+            family = tasks if status in ACTIVE else ended
+            family.add_metric([processor, status], seen.counts.get((status, processor), 0))
+    yield tasks
+    yield ended

@@ -1,0 +1,128 @@
+"""nginx and Caddy as real processes in front of APIs: each in a folder of its own, on loopback, ended by whoever
+entered it. What a test says is what stands inside nginx's `http` block, or in Caddy's file behind its options."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+import httpx
+
+from tests.processes import free_port
+from tests.waiting import wait_for
+
+Kind = Literal["nginx", "caddy"]
+
+#: A proxied stream takes two connections.
+CONNECTIONS: Final = 16_384
+
+_NGINX: Final = """
+daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
+events {{ worker_connections {connections}; }}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+{inside}
+}}
+"""
+_CADDY: Final = """
+{{
+  admin off
+  auto_https off
+  servers {{
+    protocols h1 h2 h2c
+  }}
+}}
+{inside}
+"""
+
+# What a deploy one process at a time needs of a proxy: what cannot be connected to is passed over, request by request,
+# and one broken connection does not take the API that is left out of service (nginx answers 502 then, at once, and that
+# ends an EventSource for good); nothing is held back; an idle connection is given up before the API closes it.
+_BALANCING_NGINX: Final = """
+  upstream apis {{ {servers} keepalive 16; keepalive_timeout 2s; }}
+  server {{
+    listen 127.0.0.1:{port} backlog=4096;
+    client_max_body_size 0;
+    location / {{
+      proxy_pass http://apis; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_read_timeout 1h;
+      proxy_connect_timeout 1s;
+      proxy_buffering off; proxy_request_buffering off;
+    }}
+  }}
+"""
+_BALANCING_CADDY: Final = """
+http://127.0.0.1:{port} {{
+  bind 127.0.0.1
+  reverse_proxy {addresses} {{
+    lb_policy least_conn
+    lb_try_duration 30s
+    lb_try_interval 50ms
+    lb_retry_match method GET HEAD
+    fail_duration 1s
+    max_fails 5
+    transport http {{
+      dial_timeout 1s
+      keepalive 2s
+    }}
+  }}
+}}
+"""
+
+
+def missing(*programs: str) -> str | None:
+    """Why a test that needs them is skipped; None: they are all there."""
+    absent = [program for program in programs if shutil.which(program) is None]
+    return f"there is no {absent[0]} here" if absent else None
+
+
+@contextmanager
+def running(kind: Kind, folder: Path, inside: str, url: str) -> Iterator[str]:
+    """The proxy until the end of the block; `url` is where it listens by HTTP/1.1, and is answered when this begins."""
+    folder.mkdir(exist_ok=True)
+    text = _NGINX if kind == "nginx" else _CADDY
+    config = folder / "config"
+    config.write_text(text.format(folder=folder, connections=CONNECTIONS, inside=inside))
+    if kind == "nginx":
+        command = ["nginx", "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(config)]
+    else:
+        command = ["caddy", "run", "--config", str(config), "--adapter", "caddyfile"]
+    home = {key: str(folder) for key in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=os.environ | home, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def answers() -> bool:
+        assert process.poll() is None, (folder / "log").read_text()
+        with suppress(httpx.TransportError):
+            return httpx.get(f"{url}/healthz", timeout=2).status_code == 200
+        return False
+
+    try:
+        wait_for(f"{kind} answers; its log: {folder}", answers, seconds=20)
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def balancing(kind: Kind, folder: Path, urls: list[str]) -> Iterator[str]:
+    """One address for several APIs, of which any may be away; what cannot connect to one goes to another."""
+    port = free_port()
+    addresses = [urlsplit(url).netloc for url in urls]
+    servers = " ".join(f"server {address} max_fails=0;" for address in addresses)
+    text = _BALANCING_NGINX if kind == "nginx" else _BALANCING_CADDY
+    inside = text.format(port=port, servers=servers, addresses=" ".join(addresses))
+    with running(kind, folder, inside, f"http://127.0.0.1:{port}") as url:
+        yield url
