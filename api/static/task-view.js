@@ -47,8 +47,7 @@ export class TaskView {
     this.facts = Object.fromEntries(
       ["step", "done", "rate", "left", "took", "attempt", "rate-room", "left-room", "took-room"].map((name) => [name, part(`fact-${name}`)]),
     );
-    /** @type {import("./headway.js").Result | null} */
-    this.drawn = null;
+    this.drawn = "";
     this.drawnInput = "";
     this.said = "";
     /** @type {Set<string>} */
@@ -66,7 +65,7 @@ export class TaskView {
     this.lines.replaceChildren();
     this.resultRoom.replaceChildren();
     this.seenLines.clear();
-    this.drawn = null;
+    this.drawn = "";
     this.drawnInput = "";
     this.said = "";
     document.title = "Headway";
@@ -132,11 +131,13 @@ export class TaskView {
       ? "The server waits for the rest of this file, and this page is not sending it."
       : "The server does not have the whole file.");
 
-    if (task.status === "completed" && task.result && !task.result.truncated && task.result !== this.drawn) {
-      this.drawn = task.result;
+    // The same result comes more than once, from the stream and by a GET: drawn anew it would take a link from under a click.
+    const result = task.status === "completed" && task.result && !task.result.truncated ? JSON.stringify(task.result) : "";
+    if (task.result && result && result !== this.drawn) {
+      this.drawn = result;
       this.resultRoom.replaceChildren(...drawResult(task.result));
     }
-    this.result.hidden = task.status !== "completed" || this.drawn === null;
+    this.result.hidden = task.status !== "completed" || !this.drawn;
     this.drawInput(task);
   }
 

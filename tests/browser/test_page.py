@@ -51,6 +51,28 @@ async def test_a_dropped_file_is_watched_to_its_result(page: Page, base_url: str
     assert seen == sorted(seen), "the bar fell"
 
 
+DRAW_TWICE = """async () => {
+  const { TaskView } = await import("/static/task-view.js");
+  const [{ task_id }] = (await (await fetch("/tasks?status=completed")).json()).tasks;
+  const task = async () => (await fetch(`/tasks/${task_id}`)).json();
+  const view = new TaskView();
+  view.draw(await task(), {});
+  const link = document.querySelector("#result-room a");
+  view.draw(await task(), {});
+  return link !== null && link.isConnected;
+}"""
+
+
+async def test_a_result_that_comes_again_takes_no_link_from_under_a_click(page: Page, base_url: str) -> None:
+    await page.goto(base_url)
+    await expect(page.get_by_label("Processor", exact=True)).to_have_value("checksum")
+    await page.evaluate(DROP, ["trips.csv", CSV])
+    await expect(page.get_by_label("Processor", exact=True)).to_have_value("csv-profile")
+    await page.get_by_role("button", name="Start", exact=True).click()
+    await expect_status(page, "Completed")
+    assert await page.evaluate(DRAW_TWICE)
+
+
 async def test_everything_is_done_by_keyboard(page: Page, base_url: str, tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("hello")
