@@ -11,7 +11,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from api.listeners import Listener, TaskListener
+from api.listeners import Listener
+from api.task_listener import TaskListener
 from shared.errors import UnknownTask
 from shared.feed import Feed
 from shared.logging import get_logger

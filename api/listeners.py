@@ -11,23 +11,19 @@ listener ends:
     expired   the token or the session that opened the stream is over
 Redis being away ends nothing: listeners wait, and are told the truth when it is back.
 
-Three kinds: of one task, of an owner's feed (all its tasks or some), of a batch's roll-up.
+Three kinds, a file each: of one task, of an owner's feed (all its tasks or some), of a batch's roll-up.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from typing import Any, ClassVar, Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from api.sse import Comment
 from api.tally import Kind, Reason, Tally
-from shared.errors import UnknownTask
-from shared.feed import Feed, OwnerTruth, Scope, Snapshot, text_of
-from shared.models import ErrorType, Event, FeedEvent, OwnerId, Status, TaskId, rfc3339, utc_now
+from shared.feed import Feed, Snapshot, text_of
+from shared.models import Event, FeedEvent, OwnerId, TaskId
 from shared.redis import AWAY
 
 #: While Redis is away a listener asks again this often.
@@ -233,188 +229,5 @@ class Listener:
             self.stale = True
 
 
-class TaskListener(Listener):
-    """Watches one task to its end."""
-
-    __slots__ = ("_owner", "last_state", "task_id")
-    kind = "task"
-
-    def __init__(self, source: Source, channel: str, task_id: TaskId, owner: OwnerId | None, after: int | None) -> None:
-        super().__init__(source, channel, after)
-        self.task_id = task_id
-        self._owner = owner
-        #: What a client saw last, for the word `lost`; the relay's while this is in step.
-        self.last_state: Event | None = None
-
-    async def _read(self) -> list[Item]:
-        try:
-            truth = await self._source.read_task(self.channel, self.task_id, self._owner, self.version)
-        except UnknownTask:
-            items: list[Item] = []
-            self.why = "lost"
-            self._hand_over(lost_event(self.task_id, (self.version or 0) + 1, self.last_state), items)
-            return items
-        return self._deliver(truth)
-
-    def _hand_over(self, event: Event, items: list[Item]) -> None:
-        super()._hand_over(event, items)
-        if event.is_state:
-            self.last_state = event
-
-    def _deliver(self, truth: Snapshot) -> list[Item]:
-        items: list[Item] = []
-        if self.version is not None and truth.state.version < self.version:
-            # Redis was restored from an older time, or the client invented an id: what is now is the truth.
-            self.version = None
-        if self.version is None:
-            self._hand_over(truth.state, items)
-            return items
-        history = list(truth.history)
-        if truth.missed_from is not None:
-            # What was trimmed cannot be replayed; the state that follows stands for it.
-            while history and not history[0].is_state:
-                history.pop(0)
-            history = history or [truth.state]
-            self._gap(history[0].version - 1, items)
-        for event in history:
-            self._hand_over(event, items)
-            if self.ended:
-                break
-        return items
-
-    def _gap_names(self) -> dict[str, str]:
-        return {"task_id": self.task_id}
-
-
-class OwnerListener(Listener):
-    """Watches an owner's feed. With named tasks it ends when all of them have; else only with the server.
-
-    Ids are numbers of the feed, so they have holes where events are not in scope. A state that was read is never
-    followed by an older one of the same task.
-    """
-
-    __slots__ = ("_alive", "_awaited", "_owner", "_read_at", "_scope")
-    kind = "feed"
-
-    def __init__(self, source: Source, channel: str, owner: OwnerId, scope: Scope, after: int | None) -> None:
-        super().__init__(source, channel, after)
-        self._owner = owner
-        self._scope = scope
-        #: Of tasks whose state was read: its version there. What is live and not newer was seen in it.
-        self._read_at: dict[TaskId, int] = {}
-        #: Tasks that were shown and have not ended, which must be told if Redis loses them.
-        self._alive: dict[TaskId, FeedEvent | None] = {}
-        self._awaited = set(scope.task_ids or ())
-
-    async def _read(self) -> list[Item]:
-        truth = await self._source.feed.owner(
-            self._owner, self._scope, after=self.version, known=self._awaited | self._alive.keys()
-        )
-        return self._deliver(truth)
-
-    def _deliver(self, truth: OwnerTruth) -> list[Item]:
-        items: list[Item] = []
-        if self.version is not None and truth.number < self.version:
-            self.version = None
-        if truth.missed_from is not None:
-            seen = str(self.version)
-            self._gap(truth.number, items)
-            if truth.states:  # who is cut off behind it is told it again, and so the states that stand for it
-                items = [(item[0], seen) for item in items if not isinstance(item, Comment)]
-        for state in truth.states:
-            self._read_at[state.task_id] = state.task_version
-            self._show(state, items)
-        for event in truth.history:
-            self._hand_over(event, items)
-        for task_id in truth.gone:
-            number = max(truth.number, self.version or 0)
-            last = self._alive.get(task_id)
-            lost = lost_event(task_id, last.task_version + 1 if last else 1, last)
-            self._show(FeedEvent(number, "", lost.data, task_id, lost.version, ""), items)
-        self.version = truth.number
-        self._settle(truth.ended)
-        return items
-
-    def _hand_over(self, event: Event, items: list[Item]) -> None:
-        assert isinstance(event, FeedEvent)
-        self.version = event.version
-        if not self._scope.holds(event):
-            return
-        if event.task_version <= self._read_at.get(event.task_id, 0):
-            return
-        self._read_at.pop(event.task_id, None)
-        self._show(event, items)
-
-    def _show(self, event: FeedEvent, items: list[Item]) -> None:
-        items.append((event, None))
-        if event.is_terminal:
-            self._alive.pop(event.task_id, None)
-            self._settle({event.task_id})
-        elif event.is_state:
-            self._alive[event.task_id] = event
-
-    def _settle(self, ended: AbstractSet[TaskId]) -> None:
-        if self._scope.task_ids is not None:
-            self._awaited -= ended
-            self.ended = not self._awaited
-
-
-class BatchListener(Listener):
-    """Watches the roll-up of a batch until every task of it has ended. Only the newest state matters."""
-
-    __slots__ = ("_batch_id", "_owner", "_seen")
-    kind = "batch"
-
-    def __init__(self, source: Source, channel: str, owner: OwnerId, batch_id: str, after: int | None) -> None:
-        super().__init__(source, channel, None)
-        self._owner = owner
-        self._batch_id = batch_id
-        self._seen = after
-
-    async def _read(self) -> list[Item]:
-        items: list[Item] = []
-        try:
-            state = await self._source.feed.batch(self._owner, self._batch_id)
-        except UnknownTask:
-            self.ended = True
-            return items
-        if self.version is None or state.version != self.version:
-            self._hand_over(state, items)
-        return items
-
-    def _hand_over(self, event: Event, items: list[Item]) -> None:
-        self.version = event.version
-        items.append((event, None))
-        self.ended = batch_has_ended(event)
-
-
-def batch_has_ended(event: Event) -> bool:
-    return b'"status":"ended"' in event.data
-
-
 def _task_of(event: Event) -> TaskId | None:
     return event.task_id if isinstance(event, FeedEvent) else None
-
-
-def lost_event(task_id: TaskId, version: int, last: Event | None = None) -> Event:
-    """The end of a task that Redis no longer knows while somebody watches it; `last` is the state they saw."""
-    seen = json.loads(last.data) if last is not None else {}
-    message = "Redis came back without this task. Submit the file again."
-    now = rfc3339(utc_now())
-    unknown: Sequence[str] = ("total", "unit", "rate", "eta_seconds", "size_bytes", "started_at", "result")
-    state: dict[str, Any] = {
-        "task_id": task_id,
-        "version": version,
-        "status": Status.FAILED,
-        "progress": seen.get("progress", 0),
-        "step": 0,
-        "total_steps": 0,
-        "message": message,
-        "done": 0,
-        "attempt": seen.get("attempt", 1),
-        **dict.fromkeys(unknown),
-        "updated_at": now,
-        "finished_at": now,
-        "error": {"type": ErrorType.LOST, "message": message, "retryable": False},
-    }
-    return Event(version, "", text_of(state).encode())

@@ -16,13 +16,16 @@ from typing import Any, Final, Generic, TypeVar
 
 from starlette.types import Scope as AsgiScope
 
+from api.batch_listener import BatchListener
 from api.delay import DelaySampler
 from api.last_events import LastEvents
-from api.listeners import RETRY_SECONDS, BatchListener, Listener, OwnerListener, TaskListener
+from api.listeners import RETRY_SECONDS, Listener
 from api.metrics import ApiMetrics
+from api.owner_listener import OwnerListener
 from api.protocol import StreamProtocol
 from api.pulse import Pulse
 from api.sse import Encoder
+from api.task_listener import TaskListener
 from api.topic import Topic
 from api.wire import Wire
 from shared import keys

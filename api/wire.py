@@ -13,10 +13,11 @@ from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Protocol
 
-from api.listeners import Item, Listener, TaskListener
+from api.listeners import Item, Listener
 from api.protocol import StreamProtocol
 from api.pulse import Pulse
 from api.sse import FIRST_COMMENT_SECONDS, NOTHING_YET, SSE, STILL_HERE, Encoder, cut, encoded
+from api.task_listener import TaskListener
 from api.topic import Topic
 from shared.cancellation import heed_cancellation
 from shared.logging import get_logger

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from api.batch_listener import batch_has_ended
 from api.dependencies import LastEventIdDep, OwnerDep, StateDep, stream_of
 from api.intake import BATCH_ID
-from api.listeners import batch_has_ended
 from api.routes.events import STREAM
 from shared.errors import UnknownTask
 from shared.redis import AWAY

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import api.listeners
-from api.listeners import Listener, TaskListener
+from api.listeners import Listener
 from api.sse import Comment
 from api.tally import Tally
+from api.task_listener import TaskListener
 from shared.feed import Feed, Snapshot, text_of
 from shared.models import Event, OwnerId, TaskId
 
