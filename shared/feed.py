@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Final
 
 from shared import keys
+from shared.calls import Calls
 from shared.cancellation import heed_cancellation
 from shared.errors import UnknownTask
 from shared.models import Event, FeedEvent, OwnerId, Status, Task, TaskId
@@ -146,6 +147,9 @@ class Feed:
         """`patient`: as the publisher's, for `task` alone."""
         self._redis = redis
         self._patient = patient
+        self._calls = Calls(redis)
+        self._snapshot_script = redis.register_script(self._SNAPSHOT)
+        self._end_script = redis.register_script(self._END)
         self._page_script = redis.register_script(self._PAGE)
 
     async def task(self, task_id: TaskId, owner: OwnerId | None = None) -> Task:
@@ -157,29 +161,36 @@ class Feed:
         found: dict[bytes, bytes] = await self._redis.hgetall(key)  # type: ignore[misc]
         return found
 
+    #: By a script, because calls of scripts are sent together: everybody who opens a stream asks this first.
+    _END = "return redis.call('HMGET', KEYS[1], 'owner', 'status', 'version', 'ended_version')"
+
     async def ended_version(self, task_id: TaskId, owner: OwnerId | None = None) -> int | None:
         """The version of the terminal event; None while there is none. Raises UnknownTask, as `task`."""
-        names = ["owner", "status", "version", "ended_version"]
-        values = await self._redis.hmget(keys.state(task_id), names)  # type: ignore[misc]
-        fields = {name.encode(): value for name, value in zip(names, values, strict=True) if value is not None}
+        values = await self._calls.call(self._end_script, [keys.state(task_id)], [])
+        names = (b"owner", b"status", b"version", b"ended_version")
+        fields = {name: value for name, value in zip(names, values, strict=True) if value is not None}
         _check_owner(fields, owner)
         if not Status(json.loads(fields[b"status"])).is_terminal:
             return None
         return int(fields.get(b"ended_version", fields[b"version"]))
 
+    _SNAPSHOT = """
+    local state = redis.call('HGETALL', KEYS[1])
+    return {state, ARGV[1] and redis.call('XRANGE', KEYS[2], ARGV[1], '+') or {}}
+    """
+
     async def snapshot(self, task_id: TaskId, owner: OwnerId | None = None, after: int | None = None) -> Snapshot:
-        """State and history in one transaction, so that they agree.
+        """State and history by one script, so that they agree.
 
         With `after`, `history` is every event kept that has a greater version, in order; without it, empty.
         """
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hgetall(keys.state(task_id))
-            if after is not None:
-                pipe.xrange(keys.events(task_id), min=f"({after}-0")
-            fields, *rest = await pipe.execute()
+        here = [keys.state(task_id), keys.events(task_id)]
+        state, entries = await self._calls.call(self._snapshot_script, here, [] if after is None else [f"({after}-0"])
+        flat = iter(state)
+        fields = dict(zip(flat, flat, strict=True))
         _check_owner(fields, owner)
         version = int(fields[b"version"])
-        history = tuple(_event(entry) for entry in rest[0]) if rest else ()
+        history = tuple(_event((entry_id, dict(zip(*[iter(pairs)] * 2, strict=True)))) for entry_id, pairs in entries)
         missed_from = None
         if after is not None and after < version and (not history or history[0].version > after + 1):
             missed_from = after + 1

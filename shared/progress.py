@@ -19,6 +19,7 @@ from importlib.resources import files
 from typing import Any, Final
 
 from shared import keys
+from shared.calls import Calls
 from shared.errors import Conflict, QuotaFull, Refused, UnknownTask
 from shared.feed import LIVE_FIELDS, Feed, patiently, text_of
 from shared.models import (
@@ -38,7 +39,6 @@ from shared.queue import WAKE, JobTicket, stop_message
 from shared.redis import RedisClient
 from shared.settings import DAY_SECONDS, Settings
 from shared.tracing import OFF, TRACEPARENT, Tracing
-from shared.writer import Writer
 
 #: CONTRACT section 4: one event is at most this on the wire. 512 bytes are left for the `id:` line and the rest of the
 #: state beside the result.
@@ -99,7 +99,7 @@ class Publisher:
         self._tracing = tracing
         self._on_event = on_event
         self._redis = redis
-        self._writer = Writer(redis)
+        self._calls = Calls(redis)
         self._script = redis.register_script(_lua())
         self._keep_checkpoint = redis.register_script(self._CHECKPOINT)
         self._let_go = redis.register_script(self._LET_GO)
@@ -219,7 +219,7 @@ class Publisher:
     async def checkpoint(self, task_id: TaskId, checkpoint: Checkpoint, *, attempt: int) -> None:
         """Keeps where the next attempt goes on, should this one be lost. Nobody is told."""
         args: list[Any] = [attempt, text_of(checkpoint.model_dump())]
-        keep = partial(self._writer.call, self._keep_checkpoint, [keys.state(task_id)], args)
+        keep = partial(self._calls.call, self._keep_checkpoint, [keys.state(task_id)], args)
         if not await patiently(keep, self._patient):
             raise Refused("stale")
 
@@ -370,7 +370,7 @@ class Publisher:
         queue_action = "add" if ticket else "remove" if dequeue else ""
         name, data = event or ("", None)
         write = partial(
-            self._writer.call,
+            self._calls.call,
             self._script,
             keys=[
                 keys.state(task_id),

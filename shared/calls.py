@@ -1,10 +1,10 @@
 """Calls of scripts by many tasks of one process, sent together on one connection.
 
 redis-py's asyncio client takes a connection and a read a command. Here what is asked for while an answer is under way
-goes out in the next pipeline, so that a call's share of the client shrinks as more tasks publish, and none waits for a
-timer. Each caller gets its own answer or error; its calls keep their order because it waits for one before the next.
-Whoever is cancelled leaves, and takes nobody's answer along; what was sent is done. Nobody closes it: what is under way
-ends with its answers, or with the client's deadline.
+goes out in the next pipeline, so that a call's share of the client shrinks as more tasks publish and more streams are
+opened, and none waits for a timer. Each caller gets its own answer or error; its calls keep their order because it
+waits for one before the next. Whoever is cancelled leaves, and takes nobody's answer along; what was sent is done.
+Nobody closes it: what is under way ends with its answers, or with the client's deadline.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Call:
     answer: asyncio.Future[Any]
 
 
-class Writer:
+class Calls:
     """Errors of a call: those of Redis for it alone, and shared.redis.AWAY for all that went with it."""
 
     def __init__(self, redis: RedisClient) -> None:

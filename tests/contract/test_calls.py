@@ -9,13 +9,13 @@ import pytest
 from redis.exceptions import ResponseError
 
 from shared import keys
+from shared.calls import Calls
 from shared.errors import Refused
 from shared.feed import Feed
 from shared.models import Status, TaskId
 from shared.progress import Publisher
 from shared.redis import AWAY, RedisClient, connect
 from shared.settings import Settings
-from shared.writer import Writer
 from tests.contract.test_progress_channel import a_task
 from tests.processes import RedisServer
 from tests.waiting import wait_until
@@ -62,28 +62,28 @@ async def test_a_call_that_fails_fails_nobody_else(any_redis: RedisClient, any_s
 
 
 async def test_whoever_is_cancelled_takes_nobodys_answer_along(any_redis: RedisClient) -> None:
-    writer = Writer(any_redis)
+    calls = Calls(any_redis)
     script = any_redis.register_script("return redis.call('INCR', KEYS[1])")
-    waiting = [asyncio.ensure_future(writer.call(script, [f"headway:{name}"], [])) for name in "abc"]
+    waiting = [asyncio.ensure_future(calls.call(script, [f"headway:{name}"], [])) for name in "abc"]
     await asyncio.sleep(0)
     waiting[0].cancel()  # it was the first, whose call began the sending
     assert await asyncio.gather(*waiting[1:]) == [1, 1]
-    under_way = asyncio.ensure_future(writer.call(script, ["headway:b"], []))
+    under_way = asyncio.ensure_future(calls.call(script, ["headway:b"], []))
     for _ in range(3):
         await asyncio.sleep(0)
     under_way.cancel()
-    assert await writer.call(script, ["headway:c"], []) == 2
+    assert await calls.call(script, ["headway:c"], []) == 2
     with pytest.raises(asyncio.CancelledError):
         await under_way
 
 
 async def test_a_caller_finds_its_writes_in_the_order_it_made_them(any_redis: RedisClient) -> None:
-    writer = Writer(any_redis)
+    calls = Calls(any_redis)
     script = any_redis.register_script("return redis.call('RPUSH', KEYS[1], ARGV[1])")
 
     async def calling(name: str) -> None:
         for number in range(20):
-            assert await writer.call(script, [name], [number]) == number + 1
+            assert await calls.call(script, [name], [number]) == number + 1
 
     names = [f"headway:{number}" for number in range(10)]
     await asyncio.gather(*map(calling, names))
@@ -93,27 +93,27 @@ async def test_a_caller_finds_its_writes_in_the_order_it_made_them(any_redis: Re
 
 
 async def test_a_redis_that_forgot_the_script_is_given_it_again(any_redis: RedisClient) -> None:
-    writer = Writer(any_redis)
+    calls = Calls(any_redis)
     script = any_redis.register_script("return redis.call('INCR', KEYS[1])")
-    assert await writer.call(script, ["headway:a"], []) == 1
+    assert await calls.call(script, ["headway:a"], []) == 1
     await any_redis.script_flush()
-    assert await asyncio.gather(*(writer.call(script, [f"headway:{name}"], []) for name in "ab")) == [2, 1]
+    assert await asyncio.gather(*(calls.call(script, [f"headway:{name}"], []) for name in "ab")) == [2, 1]
 
 
 async def test_where_redis_is_away_every_caller_is_told_and_none_waits_for_a_deadline_of_its_own(
     own_redis: RedisServer,
 ) -> None:
     async with connect(Settings(redis_url=own_redis.url), retries=0) as client:
-        writer = Writer(client)
+        calls = Calls(client)
         script = client.register_script("return redis.call('INCR', KEYS[1])")
-        assert await writer.call(script, ["headway:a"], []) == 1
+        assert await calls.call(script, ["headway:a"], []) == 1
         own_redis.signal(signal.SIGSTOP)
-        under_way = asyncio.ensure_future(writer.call(script, ["headway:a"], []))
-        await wait_until("the first call is under way", lambda: not writer._waiting)
-        behind = asyncio.ensure_future(writer.call(script, ["headway:b"], []))
+        under_way = asyncio.ensure_future(calls.call(script, ["headway:a"], []))
+        await wait_until("the first call is under way", lambda: not calls._waiting)
+        behind = asyncio.ensure_future(calls.call(script, ["headway:b"], []))
         told = await asyncio.gather(under_way, behind, return_exceptions=True)
         assert told[0] is told[1]
         assert isinstance(told[0], AWAY)
         own_redis.kill()
         own_redis.start()
-        assert await writer.call(script, ["headway:c"], []) == 1
+        assert await calls.call(script, ["headway:c"], []) == 1
