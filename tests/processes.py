@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal
@@ -55,6 +56,11 @@ class RedisServer:
         self._folder = folder
         self._appendfsync = appendfsync
         self._process: subprocess.Popen[bytes] | None = None
+        self._databases = count(2)  # after the platform's, and that of `settings`
+
+    def fresh_url(self) -> str:
+        """Of a database that nobody else has had: what one module's tests leave behind is not another's."""
+        return f"{self.url.removesuffix('/0')}/{next(self._databases)}"
 
     def __enter__(self) -> RedisServer:
         self.start()
@@ -74,6 +80,7 @@ class RedisServer:
             [
                 *(redis_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)),
                 *("--save", "", "--appendonly", "yes", "--appendfsync", self._appendfsync, "--loglevel", "warning"),
+                *("--databases", "1000"),
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

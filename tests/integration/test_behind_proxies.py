@@ -80,7 +80,7 @@ class Proxy:
 
 @pytest.fixture(scope="module")
 def telling(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    url = redis_server.url.removesuffix("/0") + "/3"
+    url = redis_server.fresh_url()
     with telling_platform(tmp_path_factory.mktemp("telling"), url) as platform:
         yield platform
 

@@ -157,7 +157,7 @@ def examined(process: subprocess.Popen[str]) -> Examination:
 def well(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """Room for the tasks of all doctors at a time."""
     folder = tmp_path_factory.mktemp("well")
-    url = redis_server.url.removesuffix("/0") + "/5"
+    url = redis_server.fresh_url()
     with Platform(folder, url, HEADWAY_WORKER_CONCURRENCY="8") as platform:
         platform.start_worker()
         platform.start_api()

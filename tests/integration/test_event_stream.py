@@ -25,7 +25,7 @@ def server(request: pytest.FixtureRequest) -> Server:
 
 @pytest.fixture(scope="module")
 def platform(server: Server, redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    with Platform(tmp_path_factory.mktemp("platform"), redis_server.url.removesuffix("/0") + "/6") as started:
+    with Platform(tmp_path_factory.mktemp("platform"), redis_server.fresh_url()) as started:
         started.start_worker()
         started.start_api(server=server)
         yield started

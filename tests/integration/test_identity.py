@@ -35,7 +35,7 @@ BOB: Final = bearer(KEYS["bob"])
 @pytest.fixture(scope="module")
 def keyed(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """Two APIs with keys and a worker, on a database of their own."""
-    url = redis_server.url.removesuffix("/0") + "/2"
+    url = redis_server.fresh_url()
     with Platform(tmp_path_factory.mktemp("keyed"), url, HEADWAY_API_KEYS=json.dumps(KEYS)) as platform:
         platform.start_worker()
         platform.start_api()

@@ -41,7 +41,7 @@ def life(redis_server: RedisServer, tmp_path: Path) -> Platform:
         "HEADWAY_LEASE_SECONDS": "0.5",
         "HEADWAY_LOG_FORMAT": "json",
     }
-    return Platform(tmp_path / "platform", redis_server.url.removesuffix("/0") + "/5", **env)
+    return Platform(tmp_path / "platform", redis_server.fresh_url(), **env)
 
 
 def test_every_line_of_a_whole_life_is_json_and_names_its_task(life: Platform) -> None:

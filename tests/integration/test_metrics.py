@@ -217,6 +217,8 @@ def test_a_killed_workers_task_is_waiting_held_taken_over_and_ended_in_the_figur
     assert api.of("headway_tasks", processor="rehearsal", status="queued") == 2
     assert api.of("headway_tasks", processor="rehearsal", status="processing") == 1
     measured.platform.workers[-1].kill()
+    # Else the next one, which takes one task at a time, may have another before this one's lease has run out.
+    wait_for("its lease has run out", lambda: measured.api().of("headway_leases") == 0)
     measured.start_worker()
     wait_for("another has it", lambda: measured.worker().of("headway_takeovers_total") == 1, seconds=20)
     assert measured.worker().of("headway_pick_up_seconds_count") == 0

@@ -32,7 +32,7 @@ Traced = tuple[Platform, Collector]
 def traced(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) -> Iterator[Traced]:
     """With keys, both kinds of server, and a worker that may be killed."""
     env = FAST | {"HEADWAY_API_KEYS": json.dumps({"alice": KEY}), "HEADWAY_LEASE_SECONDS": "0.5"}
-    url = redis_server.url.removesuffix("/0") + "/3"
+    url = redis_server.fresh_url()
     with Collector() as collector:
         env["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.url
         with Platform(tmp_path_factory.mktemp("traced"), url, **env) as platform:
@@ -234,7 +234,7 @@ def test_a_collector_that_is_away_delays_no_task_and_no_exit(redis_server: Redis
         silent.listen()
         closed.bind(("127.0.0.1", 0))
         endpoints = [f"http://127.0.0.1:{sock.getsockname()[1]}" for sock in (silent, closed)]
-        with Platform(tmp_path, redis_server.url.removesuffix("/0") + "/4", **FAST) as platform:
+        with Platform(tmp_path, redis_server.fresh_url(), **FAST) as platform:
             # Else it is tried again for 10 s before that is said.
             env = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoints[1], "OTEL_EXPORTER_OTLP_TIMEOUT": "0.5"}
             worker = platform.start_worker(wait=False, **env)

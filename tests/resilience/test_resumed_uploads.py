@@ -80,7 +80,7 @@ def test_a_piece_that_is_cut_is_kept_to_the_last_byte_and_the_rest_completes_it(
 @pytest.fixture(scope="module")
 def pair(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """Two APIs and a worker."""
-    with Platform(tmp_path_factory.mktemp("pair"), redis_server.url.removesuffix("/0") + "/3") as own:
+    with Platform(tmp_path_factory.mktemp("pair"), redis_server.fresh_url()) as own:
         for _ in range(2):
             own.start_api()
         own.start_worker()
@@ -219,7 +219,7 @@ async def test_a_paused_upload_is_waited_for_until_its_day_is_over(
 @pytest.fixture(scope="module")
 def impatient(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """An API that waits a second for a KiB."""
-    url = redis_server.url.removesuffix("/0") + "/4"
+    url = redis_server.fresh_url()
     with Platform(tmp_path_factory.mktemp("impatient"), url, HEADWAY_RECEIVE_TIMEOUT_SECONDS="1") as own:
         own.start_api()
         yield own

@@ -182,7 +182,7 @@ def test_what_keeps_it_from_starting_is_one_line_and_starts_nothing(tmp_path: Pa
 def test_a_redis_that_is_given_is_used_and_outlives_it(
     tmp_path: Path, small_file: Path, redis_server: RedisServer
 ) -> None:
-    url = redis_server.url.removesuffix("/0") + "/5"
+    url = redis_server.fresh_url()
     with Up(tmp_path, HEADWAY_REDIS_URL=url) as up:
         done = headway("submit", str(small_file), "--processor", "checksum", url=up.url)
         assert done.returncode == 0, done.stderr + up.complained

@@ -24,7 +24,7 @@ LAST_CHUNK = b"0\r\n\r\n"
 def telling(
     request: pytest.FixtureRequest, redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Platform]:
-    url = redis_server.url.removesuffix("/0") + "/4"
+    url = redis_server.fresh_url()
     with telling_platform(tmp_path_factory.mktemp("telling"), url, request.param) as platform:
         yield platform
 
