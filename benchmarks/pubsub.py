@@ -52,7 +52,7 @@ class Crowd:
 
 
 def packed(command: tuple[Any, ...]) -> bytes:
-    data: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]
+    data: bytes = hiredis.pack_command(command)
     return data
 
 
@@ -173,7 +173,7 @@ async def events_of(redis: RedisServer, folder: Path) -> tuple[str, Callable[[st
             calls.append((script, keys, args))
             return [b"ok", b"1"]
 
-        ways.publisher._writer.call = keep  # type: ignore[method-assign,assignment]
+        ways.publisher._calls.call = keep  # type: ignore[method-assign,assignment]
         await ways.headway(task_id)
     [(script, named, args)] = calls
     channel = keys.channel(task_id)
