@@ -18,8 +18,8 @@ import { TaskList } from "./task-list.js";
 import { twice } from "./task-row.js";
 import { fillComplaint } from "./task-view.js";
 import { Tasks } from "./tasks.js";
-import { isBeingSent } from "./tus.js";
-import { Uploads } from "./uploads.js";
+import { ANOTHER_FILE, isBeingSent } from "./tus.js";
+import { ANOTHER, Uploads } from "./uploads.js";
 import * as units from "./units.js";
 
 /** @typedef {import("./headway.js").Task} Task */
@@ -109,12 +109,14 @@ function askForKey() {
 /**
  * Makes the tasks. Raises Problem if the server refuses the first: what is wrong with it is wrong with all.
  *
- * @param {File[]} files none for a processor that needs none @param {string} processor @param {Record<string, unknown>} options
+ * @param {File[]} files none for a processor that needs none @param {string} processor @param {Record<string, unknown>} options @param {string} [notice]
  */
-async function begin(files, processor, options) {
+async function begin(files, processor, options, notice = "") {
   const [first, ...rest] = files;
   const batchId = rest.length ? newBatchId() : undefined;
-  const task = await uploads.begin(first ?? null, { processor, options, batchId });
+  let others = 0;
+  const onanother = () => void others++;
+  const task = await uploads.begin(first ?? null, { processor, options, batchId, onanother }, notice);
   listProblem.hidden = true;
   if (!rest.length) {
     history.pushState(null, "", `#task=${task.task_id}`);
@@ -123,7 +125,8 @@ async function begin(files, processor, options) {
   }
   announcer.textContent = `${units.number(files.length)} files are being sent`;
   byId("tasks-title", HTMLElement).scrollIntoView({ block: "start" });
-  void uploads.beginAll(rest, { processor, options, batchId }).then((refused) => {
+  void uploads.beginAll(rest, { processor, options, batchId, onanother }).then((refused) => {
+    if (others) fillComplaint(listProblem, "Another file", ANOTHER);
     const errors = refused.slice(0, 10).map(({ file, problem }) => ({ field: file.name, message: problem.message }));
     if (refused.length) fillComplaint(listProblem, "Not taken", `${units.number(refused.length)} of ${units.number(files.length)} files`, errors);
   });
@@ -207,9 +210,12 @@ async function resend(file) {
   const { task } = shown;
   if (!task) return;
   const same = file.name === task.filename && file.size === task.size_bytes;
-  if (task.status === "uploading" && same) return void uploads.add(task, file);
+  if (task.status === "uploading" && same) {
+    await uploads.add(task, file);
+    if (uploads.get(task.task_id)?.problem?.type !== ANOTHER_FILE) return;
+  }
   try {
-    await begin([file], task.processor, task.options);
+    await begin([file], task.processor, task.options, task.status === "uploading" ? ANOTHER : "");
   } catch (error) {
     const problem = /** @type {Problem} */ (error);
     view.complain(problem.title, problem.detail, problem.errors);

@@ -1,6 +1,7 @@
 // @ts-check
 /** The files of a drop, folders' own included; and of each, where the browser has one, the handle to find it again. */
 
+import { holdPath } from "./begun-uploads.js";
 import { holdHandle } from "./kept-files.js";
 
 /** Deeper than this is a mistake, or a link to itself. */
@@ -41,7 +42,10 @@ async function readFolder(folder, into, depth) {
       if (entry.isDirectory) await readFolder(/** @type {FileSystemDirectoryEntry} */ (entry), into, depth + 1);
       else if (!entry.name.startsWith(".")) {
         const file = await new Promise((resolve) => /** @type {FileSystemFileEntry} */ (entry).file(resolve, () => resolve(null)));
-        if (file) into.push(file);
+        if (file) {
+          holdPath(file, entry.fullPath.replace(/^\//, ""));
+          into.push(file);
+        }
       }
     }
   }

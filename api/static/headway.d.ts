@@ -100,6 +100,8 @@ export interface SubmitOptions extends Work {
   onprogress?: (task: Task) => void;
   onevent?: (event: NamedEvent) => void;
   onconnection?: (connection: Connection) => void;
+  /** Of an unfinished upload with this file's name and size: it is another file's, so this one is a new task. */
+  onanother?: () => void;
 }
 
 /** Where the server is: the parent of the folder the module was served from. */
@@ -107,8 +109,10 @@ export const BASE: URL;
 
 /** What the server said is wrong (RFC 9457), or status 0 where it could not be asked. */
 export class Problem extends Error {
-  constructor(body: { status?: number; title?: string; detail?: string; errors?: { field: string; message: string }[] });
+  constructor(body: { status?: number; type?: string; title?: string; detail?: string; errors?: { field: string; message: string }[] });
   status: number;
+  /** The last word of the server's problem type, such as `another-file`; empty without one. */
+  type: string;
   title: string;
   detail: string;
   errors: { field: string; message: string }[];
@@ -137,10 +141,12 @@ export function watch(url: string | URL, options?: WatchOptions): Watch;
 export function watchAll(options?: WatchAllOptions): { close: () => void };
 /** Makes the task, before a byte of its file is sent. */
 export function announce(file: File | null, what: Work): Promise<Task>;
-/** Sends what the server does not have yet of a file, and tries again until it has it. */
+/** Sends what the server does not have yet of a file, and tries again until it has it. Rejects with a Problem of type
+    `another-file` where what the server has is not the beginning of this file. */
 export function send(task: Task, file: File, how?: { signal?: AbortSignal } & Credentials): Promise<void>;
-/** The task whose upload of this file was begun in this browser and not ended, if it was for the same work. */
-export function unfinished(file: File, what: Work): Promise<Task | null>;
+/** The task whose upload of this file was begun in this browser and not ended, if it was for the same work. The bytes
+    decide whether it is this file. It is claimed for `send`: no other tab or file gets it meanwhile. */
+export function unfinished(file: File, what: Work & { onanother?: () => void }): Promise<Task | null>;
 export function hasEnded(task: { status: string }): boolean;
 export function fetchTask(id: string, how?: Credentials): Promise<Task>;
 export function fetchProcessors(how?: Credentials): Promise<Processor[]>;

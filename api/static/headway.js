@@ -49,9 +49,9 @@ export function announce(file, { processor, options = {}, batchId, signal, token
  * @param {import("./headway.js").SubmitOptions} what
  * @returns {Promise<Task>}
  */
-export async function submit(file, { oncreated, onprogress, onevent, onconnection, ...work }) {
+export async function submit(file, { oncreated, onprogress, onevent, onconnection, onanother, ...work }) {
   const { signal, token } = work;
-  const begun = file && work.batchId === undefined ? await unfinished(file, work) : null;
+  const begun = file ? await unfinished(file, { ...work, onanother }) : null;
   const task = begun ?? (await announce(file, work));
   oncreated?.(task);
   onprogress?.(task);

@@ -11,11 +11,13 @@ export const BASE = new URL("../", import.meta.url);
 
 /** What the server said is wrong (RFC 9457), or status 0 where it could not be asked. */
 export class Problem extends Error {
-  /** @param {{status?: number, title?: string, detail?: string, errors?: {field: string, message: string}[]}} body */
+  /** @param {{status?: number, type?: string, title?: string, detail?: string, errors?: {field: string, message: string}[]}} body */
   constructor(body) {
     super(body.detail || body.title || "The request failed");
     this.name = "Problem";
     this.status = body.status ?? 0;
+    /** The last word of the server's problem type, such as `another-file`; empty without one. */
+    this.type = body.type?.split(":").pop() ?? "";
     this.title = body.title || "The request failed";
     this.detail = body.detail || "";
     this.errors = Array.isArray(body.errors) ? body.errors : [];

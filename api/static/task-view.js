@@ -15,7 +15,7 @@ import * as units from "./units.js";
  * What the task itself does not say: whether this page is `sending` its file, whether nobody seems to (`quiet`), and
  * what ended the sending.
  *
- * @typedef {{sending: boolean, quiet: boolean, problem: Error | null}} Upload
+ * @typedef {{sending: boolean, quiet: boolean, problem: Error | null, notice: string}} Upload
  */
 
 const LONGEST_LOG = 500;
@@ -121,6 +121,7 @@ export class TaskView {
     this.delete.hidden = !ended;
     if (task.status === "failed" && task.error) this.complain(failureOf(task.error), task.error.message);
     else if (upload.problem && task.status === "uploading") this.complain("The upload stopped", upload.problem.message);
+    else if (upload.notice) this.complain("Another file", upload.notice);
     else this.problem.hidden = true;
 
     const stuck = task.status === "uploading" && !upload.sending && (upload.quiet || upload.problem !== null);

@@ -1,23 +1,30 @@
 // @ts-check
 /**
  * Sending a file so that a cut costs nothing: tus 1.0.0 (https://tus.io/protocols/resumable-upload), in pieces. After a
- * cut the server is asked how much it has, and the rest is sent. An upload that was begun is remembered in this browser
- * by its file's name, size and date, so that the same file given again after a reload goes on where it was.
+ * cut the server is asked how much it has, and the rest is sent.
+ *
+ * An upload goes on only with the rest of the same bytes. What the server has is compared with this file's beginning, by
+ * digest, whenever an upload goes on, and each piece says what it is to follow (`Headway-Upload-Digest`,
+ * docs/reference.md): so two that send different files to one upload never mix.
  *
  * What has come of it is not told from here: the server counts the bytes, and says so on the task's stream.
  */
 
-import { BASE, Problem, backoff, call, parse, pause, request } from "./http.js";
+import { begunOf, claim, claimForSending, forget, keepForSending, lookalikes, release, remember } from "./begun-uploads.js";
+import { Problem, backoff, call, pause, request } from "./http.js";
+import { sha256 } from "./sha256.js";
+
+export { isBeingSent } from "./begun-uploads.js";
 
 /** @typedef {import("./headway.js").Task} Task */
-/** @typedef {{task_id: string, processor: string, options: string, at: number}} Begun */
 
 /** Small enough for most proxies' limits on a body, large enough that the answers between them cost nothing. */
 const PIECE_BYTES = 16 * 1024 * 1024;
+/** The server's: a prefix's digest is over the digests of so many bytes each. */
+const DIGESTED_BYTES = 8 * 1024 * 1024;
 const TUS = { "tus-resumable": "1.0.0" };
-const KEY = "headway.uploads";
-/** The server gives an upload up a day after its last piece. */
-const KEPT_MS = 24 * 3600 * 1000;
+/** Of a Problem. */
+export const ANOTHER_FILE = "another-file";
 
 /** @param {File} file */
 export const contentType = (file) => file.type || "application/octet-stream";
@@ -35,13 +42,16 @@ export async function create(file, { processor, options, batchId, token, signal 
   const headers = { ...TUS, "upload-length": String(file.size), "upload-metadata": pairs.join(",") };
   const answer = await call("uploads", { method: "POST", headers, token, signal });
   const id = answer.headers.get("headway-task-id") ?? "";
-  remember(file, { task_id: id, processor, options: about.options, at: Date.now() });
+  begun.set(id, begunOf(file, { processor, options, batchId }));
   return request(`tasks/${id}`, { token, signal });
 }
 
+/** What is to be remembered of an upload once it is claimed. @type {Map<string, import("./begun-uploads.js").Begun>} */
+const begun = new Map();
+
 /**
  * Sends what the server does not have yet, and tries again until it has it. Raises Problem where the server refuses the
- * bytes, the file cannot be read or another tab sends it; what the `signal` says where it was aborted.
+ * bytes, has another file's, the file cannot be read or another tab sends it; what the `signal` says where it was aborted.
  *
  * @param {Task} task an `uploading` one
  * @param {File} file
@@ -55,12 +65,12 @@ export async function sendRest(task, file, { signal, token }) {
   // Announced by JSON: the whole of it in one request.
   if (url.endsWith("/upload"))
     return void (await call(url, { method: "PUT", headers: { "content-type": contentType(file) }, body: file, signal, token }));
-  let offset = task.version === 1 ? 0 : await safely(() => offsetOf(url, token, signal), file, signal);
+  let offset = task.version === 1 ? 0 : await safely(() => offsetOf(url, file, token, signal), file, signal);
   while (offset < file.size) {
     const from = offset;
-    offset = await safely((again) => (again ? offsetOf(url, token, signal) : sendPiece(url, file, from, token, signal)), file, signal);
+    offset = await safely((again) => (again ? offsetOf(url, file, token, signal) : sendPiece(url, file, from, token, signal)), file, signal);
   }
-  forget(file);
+  forget(task.task_id);
 }
 
 /**
@@ -75,25 +85,78 @@ async function safely(ask, file, signal) {
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
       const busy = error.status === 423 || (error.status === 409 && failures === 0); // another request had it, or moved it on
-      if (!error.passes && !busy) throw error;
+      if (error.type === ANOTHER_FILE || !(error.passes || busy)) throw error;
       if (error.status === 0) await readable(file);
       await pause(backoff(failures), signal);
     }
   }
 }
 
-/** @param {string} url @param {string} [token] @param {AbortSignal} [signal] */
-async function offsetOf(url, token, signal) {
-  const answer = await call(url, { method: "HEAD", headers: TUS, token, signal });
-  return Number(answer.headers.get("upload-offset"));
+/**
+ * How much the server has, all of it being this file's. Raises Problem where it is another's.
+ *
+ * @param {string} url @param {File} file @param {string} [token] @param {AbortSignal} [signal]
+ */
+async function offsetOf(url, file, token, signal) {
+  const answer = await call(url, { method: "HEAD", headers: { ...TUS, "headway-want-digest": "1" }, token, signal });
+  const offset = told(answer, 0, file);
+  if (offset > 0 && answer.headers.get("headway-upload-digest") !== (await prefixDigest(file, offset)))
+    throw new Problem({
+      status: 409,
+      type: ANOTHER_FILE,
+      title: "Another file",
+      detail: "What the server has of this upload is not the beginning of this file.",
+    });
+  return offset;
 }
 
 /** @param {string} url @param {File} file @param {number} from @param {string} [token] @param {AbortSignal} [signal] */
 async function sendPiece(url, file, from, token, signal) {
+  /** @type {Record<string, string>} */
   const headers = { ...TUS, "upload-offset": String(from), "content-type": "application/offset+octet-stream" };
+  if (from > 0) headers["headway-upload-digest"] = await prefixDigest(file, from);
   const body = file.slice(from, from + PIECE_BYTES);
   const answer = await call(url, { method: "PATCH", headers, body, token, signal });
-  return Number(answer.headers.get("upload-offset"));
+  return told(answer, from + 1, file);
+}
+
+/**
+ * The offset of an answer. One that does not go on is a proxy's or a mistake: it is asked again, later each time.
+ *
+ * @param {Response} answer @param {number} least @param {File} file
+ */
+function told(answer, least, file) {
+  const offset = Number(answer.headers.get("upload-offset") ?? NaN);
+  if (Number.isInteger(offset) && offset >= least && offset <= file.size) return offset;
+  throw new Problem({ status: 502, title: "Not understood", detail: "The answer does not say how much the server has." });
+}
+
+/** Of pieces that were read already, by file and place. @type {WeakMap<File, Promise<Uint8Array<ArrayBuffer>>[]>} */
+const digests = new WeakMap();
+
+/** The digest of a file's first bytes, as the server makes it. @param {File} file @param {number} size */
+async function prefixDigest(file, size) {
+  const known = digests.get(file) ?? [];
+  digests.set(file, known);
+  const whole = Math.floor(size / DIGESTED_BYTES);
+  const parts = [];
+  for (let place = 0; place < whole; place++) {
+    known[place] ??= digestOf(file, place * DIGESTED_BYTES, (place + 1) * DIGESTED_BYTES);
+    known[place].catch(() => delete known[place]);
+    parts.push(await known[place]);
+  }
+  if (size % DIGESTED_BYTES) parts.push(await digestOf(file, whole * DIGESTED_BYTES, size));
+  const digest = await sha256(new Uint8Array(await new Blob(parts).arrayBuffer()));
+  return btoa(String.fromCharCode(...digest));
+}
+
+/** @param {File} file @param {number} start @param {number} end */
+async function digestOf(file, start, end) {
+  try {
+    return await sha256(new Uint8Array(await file.slice(start, end).arrayBuffer()));
+  } catch {
+    throw unreadable();
+  }
 }
 
 /** A file that was changed or moved cannot be sent any more, however good the line is. @param {File} file */
@@ -101,78 +164,55 @@ async function readable(file) {
   try {
     await file.slice(0, 1).arrayBuffer();
   } catch {
-    throw new Problem({ title: "The file cannot be read", detail: "It was changed, moved or deleted since you chose it." });
+    throw unreadable();
   }
 }
+
+const unreadable = () =>
+  new Problem({ status: 400, title: "The file cannot be read", detail: "It was changed, moved or deleted since you chose it." });
 
 /** One tab sends an upload: two would take it from each other. @param {string} taskId @param {() => Promise<void>} work */
 export async function alone(taskId, work) {
-  if (!globalThis.navigator?.locks) return work(); // not a secure context: the server ends the older of two
-  await navigator.locks.request(lockOf(taskId), { ifAvailable: true }, (lock) => {
-    if (!lock) throw new Problem({ title: "It is being sent", detail: "Another tab of this browser sends this file." });
-    return work();
-  });
-}
-
-/** @param {string} taskId */
-const lockOf = (taskId) => `headway-upload-${taskId}`;
-
-/** Whether a tab of this browser sends it. @param {string} taskId */
-export async function isBeingSent(taskId) {
-  const held = (await globalThis.navigator?.locks?.query())?.held ?? [];
-  return held.some(({ name }) => name === lockOf(taskId));
+  if (!(await claimForSending(taskId))) throw new Problem({ title: "It is being sent", detail: "Another tab of this browser sends this file." });
+  try {
+    const what = begun.get(taskId);
+    if (what) remember(taskId, what);
+    begun.delete(taskId);
+    await work();
+  } finally {
+    release(taskId);
+  }
 }
 
 /**
- * The task whose upload of this file was begun in this browser and not ended, if it was for the same work.
+ * The task whose upload of this file was begun in this browser and not ended, if it was for the same work. It is claimed
+ * for `send`. `onanother` is called where one with the file's face turned out to be another file's.
  *
  * @param {File} file
- * @param {{processor: string, options?: Record<string, unknown>, token?: string}} what
+ * @param {{processor: string, options?: Record<string, unknown>, batchId?: string, token?: string, onanother?: () => void}} what
  * @returns {Promise<Task | null>}
  */
-export async function unfinished(file, { processor, options = {}, token }) {
-  const begun = all()[fingerprint(file)];
-  if (begun?.processor !== processor || begun.options !== JSON.stringify(options)) return null;
-  if (await isBeingSent(begun.task_id)) return null;
-  try {
-    const task = await request(`tasks/${begun.task_id}`, { token });
-    if (task.status === "uploading" && task.links.upload) return task;
-    forget(file);
-  } catch (error) {
-    if (error instanceof Problem && error.status === 404) forget(file);
+export async function unfinished(file, { token, onanother, ...work }) {
+  let another = false;
+  for (const id of lookalikes(begunOf(file, work))) {
+    if (!(await claim(id))) continue;
+    try {
+      const task = await request(`tasks/${id}`, { token });
+      // Of one without a byte nothing is known, so it may be any file's.
+      if (task.status === "uploading" && task.links.upload && (await offsetOf(task.links.upload, file, token)) > 0) {
+        keepForSending(id);
+        return task;
+      }
+      if (task.status !== "uploading") forget(id);
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      another ||= error.type === ANOTHER_FILE;
+      if (error.status === 404 || error.status === 410) forget(id);
+    }
+    release(id);
   }
+  if (another) onanother?.();
   return null;
-}
-
-/** @param {File} file */
-const fingerprint = (file) => [BASE.href, file.name, file.size, file.lastModified].join("|");
-
-/** @returns {Record<string, Begun>} */
-function all() {
-  try {
-    const found = parse(localStorage.getItem(KEY) ?? "{}") ?? {};
-    return Object.fromEntries(Object.entries(found).filter(([, one]) => Date.now() - one.at < KEPT_MS));
-  } catch {
-    return {}; // this browser keeps nothing for us
-  }
-}
-
-/** @param {File} file @param {Begun} begun */
-const remember = (file, begun) => store({ ...all(), [fingerprint(file)]: begun });
-
-/** @param {File} file */
-function forget(file) {
-  const { [fingerprint(file)]: _, ...rest } = all();
-  store(rest);
-}
-
-/** @param {Record<string, Begun>} uploads */
-function store(uploads) {
-  try {
-    localStorage.setItem(KEY, JSON.stringify(uploads));
-  } catch {
-    // full or forbidden: a reload begins anew
-  }
 }
 
 /** Of UTF-8. @param {string} text */

@@ -11,7 +11,10 @@ import { Turns } from "./turns.js";
 import { alone, sendRest } from "./tus.js";
 
 /** @typedef {import("./headway.js").Task} Task */
-/** @typedef {{file: File, stop: AbortController | null, problem: Problem | null}} Sending `stop` is null once it is over */
+/** @typedef {{file: File, stop: AbortController | null, problem: Problem | null, notice: string}} Sending `stop` is null once it is over */
+
+export const ANOTHER =
+  "A file of the same name and size was being uploaded, but it is another file. This one is sent from its beginning, as a new task.";
 
 /** Making the tasks runs ahead of sending, so that all of them are there to be seen. */
 const BEGUN_AT_ONCE = 2;
@@ -36,20 +39,24 @@ export class Uploads {
   /**
    * Makes a task and sends its file; a file whose upload was cut off goes on where it was. Raises Problem.
    *
-   * @param {File | null} file @param {import("./headway.js").Work} work
+   * @param {File | null} file @param {import("./headway.js").Work & {onanother?: () => void}} work @param {string} [notice] shown with the task
    */
-  async begin(file, work) {
-    const task = (file && (await unfinished(file, work))) || (await announce(file, work));
+  async begin(file, work, notice = "") {
+    const onanother = () => {
+      notice = ANOTHER;
+      work.onanother?.();
+    };
+    const task = (file && (await unfinished(file, { ...work, onanother }))) || (await announce(file, work));
     this.onbegun(task);
     if (file) void keepFile(task.task_id, file);
-    if (file && task.links.upload) void this.add(task, file);
+    if (file && task.links.upload) void this.add(task, file, notice);
     return task;
   }
 
   /**
    * The same for many, in order.
    *
-   * @param {File[]} files @param {import("./headway.js").Work} work
+   * @param {File[]} files @param {import("./headway.js").Work & {onanother?: () => void}} work
    * @returns {Promise<{file: File, problem: Problem}[]>} those that the server refused
    */
   async beginAll(files, work) {
@@ -78,11 +85,11 @@ export class Uploads {
     return refused;
   }
 
-  /** Sends a file when it is its turn, if no other tab does. @param {Task} task @param {File} file */
-  async add(task, file) {
+  /** Sends a file when it is its turn, if no other tab does. @param {Task} task @param {File} file @param {string} [notice] */
+  async add(task, file, notice = "") {
     const stop = new AbortController();
     /** @type {Sending} */
-    const sending = { file, stop, problem: null };
+    const sending = { file, stop, problem: null, notice };
     this.sendings.set(task.task_id, sending);
     this.onchange(task.task_id);
     const { signal } = stop;
