@@ -47,11 +47,13 @@ STATIC = Path(__file__).parent / "static"
 #: What tus clients of other origins send and read.
 TUS_ASKED = (
     *("Tus-Resumable", "Upload-Length", "Upload-Offset", "Upload-Metadata", "Upload-Checksum", "Upload-Defer-Length"),
+    *("Headway-Want-Digest", "Headway-Upload-Digest"),
     *("X-HTTP-Method-Override", "X-Request-ID", "X-Requested-With"),
 )
 TUS_ANSWERED = (
     *("Tus-Resumable", "Tus-Version", "Tus-Extension", "Tus-Max-Size", "Tus-Checksum-Algorithm"),
     *("Upload-Length", "Upload-Offset", "Upload-Metadata", "Upload-Expires", "Headway-Task-Id", "Headway-Task-Token"),
+    "Headway-Upload-Digest",
 )
 
 #: Everything the page uses is its own: no inline code, no other host.

@@ -108,7 +108,7 @@ class _Answered(Claim):
 def fingerprint(path: str, task: Task) -> str:
     """What makes two requests the same: not their bytes (a form's boundary is new each time) but the task asked for."""
     asked = [path, task.processor, task.options, task.filename, task.content_type, task.batch_id]
-    content = [task.size_bytes, task.input_sha256]
+    content = [task.size_bytes, task.input_sha256, *([task.declared_sha256] if task.declared_sha256 else [])]
     return hashlib.sha256(text_of([*asked, *content]).encode()).hexdigest()
 
 

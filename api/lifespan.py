@@ -24,6 +24,7 @@ from api.metrics import ApiMetrics
 from api.relay import Relay
 from api.sessions import Sessions
 from api.stopping import Stop
+from api.upload_digests import UploadDigests
 from shared.feed import Feed
 from shared.idempotency import Answers
 from shared.logging import get_logger
@@ -52,6 +53,7 @@ class State:
     storage: Storage
     #: Of the files in HEADWAY_FILES_DIR.
     digests: Digests
+    upload_digests: UploadDigests
     registry: Registry
     idempotency: Idempotency
     keyring: Keyring
@@ -90,6 +92,7 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing) -> Calla
                     stop=stop,
                     storage=storage,
                     digests=digests,
+                    upload_digests=UploadDigests(storage),
                     registry=registry,
                     idempotency=Idempotency(Answers(redis), feed),
                     keyring=keyring,

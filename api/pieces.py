@@ -14,13 +14,13 @@ from starlette.requests import Request
 
 from api.intake import body_of, too_large
 from api.lifespan import State
-from api.receiving import expiry, queue, receive
+from api.receiving import abort_unless_queued, expiry, queue, receive
 from api.tus import Checksum
 from api.upload_lock import UploadLock, writing
-from shared.errors import Conflict, QuotaFull, Refused, Stopping, StorageFull, UnknownTask, UploadGone
+from shared.errors import AnotherFile, Conflict, Refused, Stopping, StorageFull, UnknownTask, UploadGone
 from shared.models import UPLOAD_CUT, Status, Task, TaskId, rfc3339
 from shared.redis import AWAY
-from shared.storage import Upload
+from shared.storage import StoredFile, Upload
 
 
 def check_alive(task: Task) -> None:
@@ -35,6 +35,17 @@ def declared_bytes(request: Request) -> int:
     """Of the body; 0 where its length is not said."""
     declared = request.headers.get("content-length", "")
     return int(declared) if declared.isdigit() else 0
+
+
+async def digest_of(state: State, task_id: TaskId) -> tuple[Task, int, str]:
+    """The task, the bytes of its file that are safe, and their digest (api/upload_digests.py). Whoever writes is asked
+    to leave: its line may be half open. Raises UnknownTask, UploadGone, UploadBusy."""
+    await offset_of(state, task_id)  # finishes what a dead process left
+    async with writing(state.redis, task_id, take_over=True):
+        task = await state.feed.task(task_id)
+        check_alive(task)
+        received = _size_of(task) if task.input_name is not None else await state.storage.received(task_id)
+        return task, received, await state.upload_digests.prefix(task, received)
 
 
 async def offset_of(state: State, task_id: TaskId) -> tuple[Task, int]:
@@ -58,11 +69,14 @@ async def offset_of(state: State, task_id: TaskId) -> tuple[Task, int]:
 
 
 async def take_piece(
-    request: Request, state: State, task_id: TaskId, offset: int, checksum: Checksum | None
+    request: Request, state: State, task_id: TaskId, offset: int, checksum: Checksum | None, prefix: str | None = None
 ) -> tuple[Task, int]:
-    """Adds the request's body to the upload; returns the task and the bytes that are safe now.
+    """Adds the request's body to the upload; returns the task and the bytes that are safe now. `prefix` is the digest
+    of what the client has before `offset` (api/upload_digests.py): where it is not that of what is stored, nothing
+    changes.
 
-    Raises UnknownTask, UploadGone, UploadBusy, Conflict (another offset), TooLarge, ChecksumMismatch, StorageFull,
+    Raises UnknownTask, UploadGone, UploadBusy, Conflict (another offset), AnotherFile, NotTheAnnouncedFile, TooLarge,
+    ChecksumMismatch, StorageFull,
     TooSlow, UploadCut, Stopping and AWAY. A piece with a checksum that did not come to its end is taken back: nobody
     can say whether it is right. Of any other all is kept that came.
     """
@@ -73,6 +87,8 @@ async def take_piece(
         received = _size_of(task) if upload is None else upload.size_bytes
         if offset != received:
             raise Conflict(f"The upload stands at {received} bytes, not at {offset}. Go on from there.")
+        if prefix is not None and prefix != await state.upload_digests.prefix(task, received):
+            raise AnotherFile
         if offset + declared_bytes(request) > _size_of(task):
             raise too_large(_size_of(task))
         if upload is None:
@@ -105,21 +121,19 @@ async def _receive(
 
 
 async def _finish(state: State, task: Task, upload: Upload, lock: UploadLock) -> None:
-    """Makes the file whole and queues its task. Where Redis goes away in between, nobody knows whether it was queued,
-    so the file stays: a task that was not is sent its file again."""
-    committed = False
+    """Makes the file whole and queues its task, if it is the file that was announced."""
+    stored: StoredFile | None = None
     try:
         async with lock.kept():
             fields = {"message": "Making the file safe", "done": upload.size_bytes, "rate": None}
             await state.publisher.change(task.task_id, fields, allowed=(Status.UPLOADING,))
             stored = await upload.commit()
-            committed = True
             await queue(state, task, stored)
     except BaseException as error:
-        if not committed:
+        if stored is None:
             await asyncio.shield(_keep(state, task, upload, error, None))
-        elif isinstance(error, Refused | QuotaFull):
-            await asyncio.shield(upload.abort())
+        else:
+            await asyncio.shield(abort_unless_queued(state, task.task_id, upload, stored, error))
         raise _told(error) from None
 
 

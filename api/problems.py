@@ -48,6 +48,8 @@ PROBLEMS: Final[dict[type[BaseException], Problem]] = {
     errors.UploadBusy: Problem(423, "upload-busy", "Another request writes to this upload"),
     errors.WrongTusVersion: Problem(412, "wrong-tus-version", "Another version of tus is spoken here"),
     errors.ChecksumMismatch: Problem(460, "checksum-mismatch", "The piece is not what its checksum says"),
+    errors.AnotherFile: Problem(409, "another-file", "The upload is another file's"),
+    errors.NotTheAnnouncedFile: Problem(422, "not-the-announced-file", "This is not the file that was announced"),
     errors.Stopping: Problem(503, "stopping", "The server is being stopped"),
     errors.UploadCut: Problem(400, "upload-cut", "The upload was cut off"),
     errors.KeyReused: Problem(422, "key-reused", "The Idempotency-Key belongs to another request"),

@@ -16,13 +16,16 @@ from typing import Final
 
 from api.intake import store_raw
 from api.lifespan import State
-from api.routes.tasks import UPLOAD_SHARE
 from shared.cancellation import heed_cancellation
-from shared.models import Status, Task, rfc3339, utc_now
+from shared.errors import NotTheAnnouncedFile, QuotaFull, Refused, UnknownTask
+from shared.models import ErrorType, Status, Task, TaskId, rfc3339, utc_now
 from shared.redis import AWAY
 from shared.settings import DAY_SECONDS
 from shared.storage import StoredFile, Upload
 
+#: The part of the bar that an announced upload takes; the processing takes the rest. A task whose file came with the
+#: POST starts at 0, because nobody could watch before.
+UPLOAD_SHARE: Final = 20.0
 #: Bytes received are shown this often: as often as an eye follows, however fast the line.
 SHOW_SECONDS: Final = 0.1
 #: How often it is asked whether the upload is to go on: how soon a cancelled one ends.
@@ -83,7 +86,13 @@ async def _show(state: State, task: Task, upload: Upload, first: int, guard: Gua
 
 
 async def queue(state: State, task: Task, stored: StoredFile) -> None:
-    """The file is whole: `uploading` → `queued`. Raises Refused, QuotaFull; where it raises AWAY it may be queued."""
+    """The file is whole: `uploading` → `queued`; or `failed`, where it is not the file that was announced.
+
+    Raises NotTheAnnouncedFile, Refused, QuotaFull. Where it raises AWAY, TimeoutError or CancelledError it may be
+    queued.
+    """
+    if task.declared_sha256 not in (None, stored.sha256):
+        raise await not_the_announced(state, task, f"its SHA-256 is {stored.sha256}, not {task.declared_sha256}")
     fields = {
         "size_bytes": stored.size_bytes,
         "done": stored.size_bytes,
@@ -94,3 +103,28 @@ async def queue(state: State, task: Task, stored: StoredFile) -> None:
     }
     async with asyncio.timeout(ENQUEUE_PATIENCE_SECONDS):
         await state.patient_publisher.enqueue(task, fields)
+
+
+async def not_the_announced(state: State, task: Task, why: str) -> NotTheAnnouncedFile:
+    """Ends the task as `failed`; answers with the error to raise."""
+    error = NotTheAnnouncedFile(f"This is not the file that was announced: {why}. Submit the file again.")
+    async with asyncio.timeout(ENQUEUE_PATIENCE_SECONDS):
+        await state.patient_publisher.fail(task.task_id, ErrorType.BAD_INPUT, str(error), allowed=(Status.UPLOADING,))
+    return error
+
+
+async def abort_unless_queued(
+    state: State, task_id: TaskId, upload: Upload, stored: StoredFile, error: BaseException
+) -> None:
+    """Removes a committed file whose task was not queued. Where the answer to the queueing was lost, the task is asked;
+    where nobody answers the file stays, and the sweeper removes it if it turns out to be nobody's."""
+    if not isinstance(error, Refused | QuotaFull | NotTheAnnouncedFile):
+        try:
+            task = await state.feed.task(task_id)
+        except AWAY:
+            return
+        except UnknownTask:
+            task = None
+        if task is not None and task.input_name == stored.name:
+            return
+    await upload.abort()

@@ -139,6 +139,10 @@ class Checksum:
         except (binascii.Error, ValueError):
             raise BadHeader("Upload-Checksum: the checksum is not base64.") from None
 
+    @property
+    def expected(self) -> bytes:
+        return self._expected
+
     async def seeing(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """The same body. Raises ChecksumMismatch at its end."""
         async for chunk in body:
@@ -146,6 +150,16 @@ class Checksum:
             yield chunk
         if not hmac.compare_digest(self._seen.digest(), self._expected):
             raise ChecksumMismatch
+
+
+def whole_sha256(request: Request) -> str | None:
+    """Upload-Checksum on a request that creates an upload and brings none of it: of the whole file, in hex. Raises
+    BadHeader."""
+    if (checksum := Checksum.of(request)) is None:
+        return None
+    if not request.headers["upload-checksum"].startswith("sha256 ") or len(checksum.expected) != 32:
+        raise BadHeader("Upload-Checksum: the whole of a file is declared by its sha256, in base64.")
+    return checksum.expected.hex()
 
 
 def http_date(at: datetime) -> str:

@@ -97,7 +97,8 @@ async def _announce(
     client: AsyncClient, what: Sequence[Submission], watched: Watched
 ) -> list[tuple[Task, Path | None]]:
     """All of them, or, where one is refused, none."""
-    bodies = [one.announced() | ({"batch_id": watched.batch_id} if watched.batch_id else {}) for one in what]
+    batch = {"batch_id": watched.batch_id} if watched.batch_id else {}
+    bodies = [await asyncio.to_thread(one.announced) | batch for one in what]
     announced: list[tuple[Task, Path | None]] = []
     try:
         for one, body in zip(what, bodies, strict=True):

@@ -76,7 +76,7 @@ class AsyncClient:
         None for a processor that needs none. Sent again by itself where the platform goes away meanwhile."""
         with outgoing(source, filename) if source is not None else nullcontext() as file:
             body = {"processor": processor, "options": dict(options or {}), "batch_id": batch_id}
-            task = await self.create(body | (file.announced() if file else {}), idempotency_key)
+            task = await self.create(body | (await asyncio.to_thread(file.announced) if file else {}), idempotency_key)
             return await self._send(task, file) if file else task
 
     async def create(self, announced: Mapping[str, Any], idempotency_key: str | None = None) -> Task:

@@ -45,9 +45,17 @@ class Outgoing:
             file.seek(self._start)
 
     def announced(self) -> dict[str, Any]:
-        """Its part of the body of `POST /tasks`."""
+        """Its part of the body of `POST /tasks`. It is read for its SHA-256, so that another file's bytes, sent in its
+        place, end the task as `failed`; what has no end to be seen has none. Raises WrongUse."""
         content_type = mimetypes.guess_type(self.name)[0] or "application/octet-stream"
-        return {"filename": self.name, "size_bytes": self.size_bytes, "content_type": content_type}
+        announced = {"filename": self.name, "size_bytes": self.size_bytes, "content_type": content_type}
+        if self.size_bytes is not None:
+            digest = hashlib.sha256()
+            while chunk := self.read():
+                digest.update(chunk)
+            self.rewind()
+            announced["sha256"] = digest.hexdigest()
+        return announced
 
     def rewind(self) -> None:
         if self.size_bytes is not None:

@@ -91,6 +91,17 @@ class BucketStorage:
         pieces = await chain(self._bucket, _pieces_folder(task_id))
         return pieces[-1].end if pieces else 0
 
+    async def stored(self, task_id: TaskId, start: int, end: int) -> AsyncIterator[bytes]:
+        position = start
+        for piece in await chain(self._bucket, _pieces_folder(task_id)):
+            first, last = max(piece.start, position), min(piece.end, end)
+            if first < last:
+                async for data in self._bucket.read(piece.key, first - piece.origin, last - piece.origin):
+                    yield data
+                position = last
+        if position < end:
+            raise UnknownFile("What came before is gone. Send the file again.")
+
     async def discard_upload(self, task_id: TaskId) -> None:
         await self._bucket.delete_folder(_pieces_folder(task_id))
 

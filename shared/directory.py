@@ -87,6 +87,11 @@ class DirectoryStorage:
     async def received(self, task_id: TaskId) -> int:
         return await asyncio.to_thread(_size_of, self._resumable(task_id))
 
+    async def stored(self, task_id: TaskId, start: int, end: int) -> AsyncIterator[bytes]:
+        file = await asyncio.to_thread(DiskFile.at, self._resumable(task_id))
+        async for data in file.read(start, end):
+            yield data
+
     async def discard_upload(self, task_id: TaskId) -> None:
         await asyncio.to_thread(self._resumable(task_id).unlink, missing_ok=True)
 

@@ -4,6 +4,7 @@
     ├── SettingsError            a setting is wrong; says which variable, why, and an example
     ├── InvalidRequest           what was sent is not what the route takes; carries `errors`
     │   ├── KeyReused            another request came with this Idempotency-Key
+    │   ├── NotTheAnnouncedFile  the file's digest is not the one that was declared
     │   ├── TooLarge             over HEADWAY_MAX_UPLOAD_BYTES
     │   ├── UnsupportedType      neither multipart nor JSON
     │   ├── BadHeader            a header is missing or is not what the protocol asks for
@@ -18,6 +19,7 @@
     ├── WrongTusVersion          the client speaks another tus than 1.0.0
     ├── ChecksumMismatch         a piece is not what its Upload-Checksum says
     ├── Stopping                 the server is told to stop
+    ├── AnotherFile              what is stored of the upload is not the beginning of the client's file
     ├── Conflict                 the task is not in a state that allows it
     ├── KeyInUse                 a request with the same Idempotency-Key is still under way
     ├── NotAllowed               the key is missing or wrong
@@ -68,6 +70,10 @@ class InvalidRequest(HeadwayError):
 
 class KeyReused(InvalidRequest):
     """Another request was sent with this Idempotency-Key. Send a new key with a new request."""
+
+
+class NotTheAnnouncedFile(InvalidRequest):
+    """This is not the file that was announced: its SHA-256 is another. Submit the file again."""
 
 
 class TooLarge(InvalidRequest):
@@ -124,6 +130,11 @@ class PreconditionFailed(HeadwayError):
 
 class RangeNotSatisfiable(HeadwayError):
     """None of the bytes that were asked for exists."""
+
+
+class AnotherFile(HeadwayError):
+    """What is stored of this upload is not the beginning of the file that is being sent. Nothing was changed. Begin a
+    new upload for this file."""
 
 
 class Conflict(HeadwayError):

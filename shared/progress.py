@@ -119,6 +119,7 @@ class Publisher:
             "input_sha256": task.input_sha256,
             "upload_expires_at": rfc3339(task.upload_expires_at) if task.upload_expires_at else None,
             "upload_metadata": task.upload_metadata,
+            "declared_sha256": task.declared_sha256,
         }
         del fields["version"]
         write: dict[str, Any] = {"created_ms": task.created_at.timestamp() * 1000, "within_quota": True}

@@ -125,6 +125,9 @@ class Storage(Protocol):
     async def received(self, task_id: TaskId) -> int:
         """The bytes that `resume` would go on from."""
 
+    def stored(self, task_id: TaskId, start: int, end: int) -> AsyncIterator[bytes]:
+        """Of what `resume` would go on from, the bytes from `start` to before `end`. Raises UnknownFile."""
+
     async def discard_upload(self, task_id: TaskId) -> None:
         """Removes what `resume` would go on from, if anything."""
 

@@ -17,7 +17,7 @@ from api.dependencies import OwnerDep, StateDep, TaskDep
 from api.identity import token_of
 from api.intake import clean_batch_id, clean_content_type, clean_filename, invalid, parse_options, too_large
 from api.lifespan import State
-from api.pieces import check_alive, declared_bytes, offset_of, take_piece
+from api.pieces import check_alive, declared_bytes, digest_of, offset_of, take_piece
 from api.problems import wrong_method
 from api.receiving import expiry
 from api.room import check_room
@@ -32,7 +32,9 @@ from api.tus import (
     http_date,
     is_piece,
     metadata_of,
+    whole_sha256,
 )
+from api.upload_digests import clean_sha256, wanted_prefix
 from shared.errors import BadHeader, Refused, StorageFull
 from shared.models import ErrorType, OwnerId, Status, Task, TaskId
 from shared.redis import AWAY
@@ -58,6 +60,8 @@ async def create(request: Request, state: StateDep, owner: OwnerDep) -> Response
     size_bytes = task.size_bytes or 0
     first_piece = is_piece(request) and (declared_bytes(request) > 0 or "transfer-encoding" in request.headers)
     checksum = Checksum.of(request) if first_piece else None
+    if not first_piece and (whole := whole_sha256(request)) is not None:
+        task = task.model_copy(update={"declared_sha256": whole})
     if declared_bytes(request) > size_bytes:
         raise too_large(size_bytes)
     await state.limits.check_tasks(owner)
@@ -77,10 +81,17 @@ async def create(request: Request, state: StateDep, owner: OwnerDep) -> Response
 
 
 @router.head("/uploads/{task_id}", dependencies=_spoken, summary="How much of it is safe")
-async def head(state: StateDep, task: TaskDep) -> Response:
-    """Also while a piece is coming, which it does not disturb."""
-    task, offset = await offset_of(state, task.task_id)
+async def head(request: Request, state: StateDep, task: TaskDep) -> Response:
+    """Also while a piece is coming, which it does not disturb. With `Headway-Want-Digest: 1` the answer has the digest
+    of what is safe in `Headway-Upload-Digest` (docs/reference.md), and a piece that is coming is ended there."""
+    digest: str | None = None
+    if request.headers.get("headway-want-digest") == "1":
+        task, offset, digest = await digest_of(state, task.task_id)
+    else:
+        task, offset = await offset_of(state, task.task_id)
     headers = _headers(task, offset, task.upload_expires_at) | {"Upload-Length": str(task.size_bytes)}
+    if digest is not None:
+        headers["Headway-Upload-Digest"] = digest
     if task.upload_metadata:
         headers["Upload-Metadata"] = task.upload_metadata
     return Response(status_code=200, headers=headers)
@@ -91,8 +102,8 @@ async def piece(request: Request, state: StateDep, task: TaskDep) -> Response:
     """At the last byte the task is `queued`. A piece that is cut off is kept as far as it came."""
     check_alive(task)
     check_type(request)
-    offset, checksum = bytes_of(request, "Upload-Offset"), Checksum.of(request)
-    task, offset = await take_piece(request, state, task.task_id, offset, checksum)
+    offset, checksum, prefix = bytes_of(request, "Upload-Offset"), Checksum.of(request), wanted_prefix(request.headers)
+    task, offset = await take_piece(request, state, task.task_id, offset, checksum, prefix)
     return Response(status_code=204, headers=_headers(task, offset))
 
 
@@ -118,7 +129,7 @@ async def overridden(request: Request, state: StateDep, task: TaskDep) -> Respon
         case "DELETE":
             return await terminate(state, task)
         case "HEAD":
-            return await head(state, task)
+            return await head(request, state, task)
     return wrong_method("HEAD, PATCH, DELETE, OPTIONS")
 
 
@@ -148,7 +159,12 @@ def _drafted(request: Request, state: State, owner: OwnerId) -> Task:
         size_bytes=size_bytes,
         batch_id=clean_batch_id(metadata.get("batch_id")),
     )
-    return task.model_copy(update={"upload_expires_at": expiry(), "upload_metadata": header or None})
+    try:
+        declared = clean_sha256(metadata.get("sha256"))
+    except ValueError as wrong:
+        raise invalid("sha256", str(wrong)) from None
+    more = {"upload_expires_at": expiry(), "upload_metadata": header or None, "declared_sha256": declared}
+    return task.model_copy(update=more)
 
 
 def _headers(task: Task, offset: int, expires_at: datetime | None = None) -> dict[str, str]:

@@ -18,6 +18,7 @@ from api.idempotency import HEADER, Claim
 from api.identity import with_token
 from api.intake import (
     BATCH_ID,
+    Form,
     body_of,
     certain_length,
     check_length,
@@ -30,17 +31,15 @@ from api.intake import (
     too_large,
 )
 from api.lifespan import State
+from api.receiving import UPLOAD_SHARE, abort_unless_queued
 from api.room import check_room
-from shared.errors import Conflict, InvalidRequest, UnsupportedType
+from api.upload_digests import clean_sha256
+from shared.errors import Conflict, InvalidRequest, NotTheAnnouncedFile, UnsupportedType
 from shared.models import FieldError, OwnerId, Status, Task, TaskId, new_task_id, utc_now
-from shared.redis import AWAY
 from shared.storage import StoredFile
 
 router = APIRouter(tags=["tasks"])
 
-#: The part of the bar that an announced upload takes; the processing takes the rest. A task whose file came with the
-#: POST starts at 0, because nobody could watch before.
-UPLOAD_SHARE: Final = 20.0
 JSON_BODY_BYTES: Final = 128 * 1024
 #: Rows looked at for one page of a filtered list; a page may end early with a cursor to go on from.
 SCAN_ROWS: Final = 5000
@@ -61,6 +60,8 @@ class Announcement(BaseModel):
     content_type: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     batch_id: str | None = None
+    #: Of the file, in hex. A file that turns out to be another ends the task as `failed`.
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
 
 
 class TaskPage(BaseModel):
@@ -152,6 +153,7 @@ def draft(
                             "processor": {"type": "string"},
                             "options": {"type": "string", "description": "JSON object"},
                             "batch_id": {"type": "string"},
+                            "sha256": {"type": "string", "description": "Of the file, in hex; another file is refused"},
                         },
                     }
                 },
@@ -183,7 +185,7 @@ async def submit_form(
     request: Request, state: State, owner: OwnerId, claim: Claim, default_processor: str | None = None
 ) -> Task:
     """Reads the form, stores the file while it arrives, makes the task. Nothing is left where it raises; but where
-    Redis does not say whether it knows the task now, the file is left to the sweeper."""
+    nobody says whether Redis knows the task now, the file is left to the sweeper."""
     limit_bytes = int(state.settings.max_upload_bytes)
     check_length(request, limit_bytes)
     if claim.answered:
@@ -192,7 +194,7 @@ async def submit_form(
         await state.limits.check_tasks(owner)  # as above
         await check_room(state, owner, certain_length(request))
     upload = claim.upload(state.storage)
-    settled = created = False
+    settled = False
     try:
         form = await read_form(
             request,
@@ -201,37 +203,50 @@ async def submit_form(
             patience_seconds=state.settings.receive_timeout_seconds,
             count=state.metrics.tally.uploaded,
         )
-        name = form.fields.get("processor") or default_processor
-        if not name:
-            known = ", ".join(state.registry.processors)
-            raise invalid("processor", f"name one of: {known}")
-        processor = state.registry.get(name)
-        options = processor.parse_options(parse_options(form.fields.get("options")))
-        batch_id = clean_batch_id(form.fields.get("batch_id"))
-        if form.stored is None and processor.needs_file:
-            raise invalid("file", "missing; send the file as the form's part named 'file'")
-        task = draft(
-            processor.name,
-            owner=owner,
-            status=Status.QUEUED,
-            options=options.model_dump(mode="json"),
-            task_id=claim.task_id,
-            filename=form.filename,
-            content_type=form.content_type,
-            batch_id=batch_id,
-            stored=form.stored,
-        )
+        task = _asked(state, owner, claim, form, default_processor)
         await claim.settle(task)
         settled = True
         await state.publisher.create(task)
-        created = True
-    except AWAY:
-        created = settled
-        raise
-    finally:
-        if not created:
+    except BaseException as error:
+        if settled and form.stored is not None:
+            await asyncio.shield(abort_unless_queued(state, task.task_id, upload, form.stored, error))
+        else:
             await asyncio.shield(upload.abort())
+        raise
     return task
+
+
+def _asked(state: State, owner: OwnerId, claim: Claim, form: Form, default_processor: str | None) -> Task:
+    """The task that a form asks for. Raises InvalidRequest, NotTheAnnouncedFile."""
+    name = form.fields.get("processor") or default_processor
+    if not name:
+        known = ", ".join(state.registry.processors)
+        raise invalid("processor", f"name one of: {known}")
+    processor = state.registry.get(name)
+    options = processor.parse_options(parse_options(form.fields.get("options")))
+    batch_id = clean_batch_id(form.fields.get("batch_id"))
+    if form.stored is None and processor.needs_file:
+        raise invalid("file", "missing; send the file as the form's part named 'file'")
+    try:
+        declared = clean_sha256(form.fields.get("sha256"))
+    except ValueError as wrong:
+        raise invalid("sha256", str(wrong)) from None
+    if form.stored is not None and declared not in (None, form.stored.sha256):
+        raise NotTheAnnouncedFile(
+            f"This is not the file that was announced: its SHA-256 is {form.stored.sha256}, not {declared}. "
+            "Submit the file again."
+        )
+    return draft(
+        processor.name,
+        owner=owner,
+        status=Status.QUEUED,
+        options=options.model_dump(mode="json"),
+        task_id=claim.task_id,
+        filename=form.filename,
+        content_type=form.content_type,
+        batch_id=batch_id,
+        stored=form.stored,
+    )
 
 
 async def _announce(request: Request, state: State, owner: OwnerId, claim: Claim) -> Task:
@@ -254,7 +269,7 @@ async def _announce(request: Request, state: State, owner: OwnerId, claim: Claim
         content_type=clean_content_type(announcement.content_type),
         size_bytes=announcement.size_bytes,
         batch_id=clean_batch_id(announcement.batch_id),
-    )
+    ).model_copy(update={"declared_sha256": clean_sha256(announcement.sha256)})
     await claim.settle(task)
     await state.limits.check_tasks(owner)
     if has_file:

@@ -10,11 +10,15 @@ from fastapi import APIRouter, Request
 
 from api.dependencies import StateDep, TaskDep
 from api.intake import body_of, check_length, invalid
-from api.receiving import queue, receive
+from api.lifespan import State
+from api.receiving import abort_unless_queued, not_the_announced, queue, receive
 from api.routes.tasks import represent
-from shared.errors import Conflict, InvalidRequest, Refused, Stopping, TooSlow, UploadCut
-from shared.models import Status
+from api.tus import Checksum
+from api.upload_digests import declared_sha256
+from shared.errors import BadHeader, ChecksumMismatch, Conflict, Refused, Stopping, TooSlow, UploadCut
+from shared.models import Status, Task
 from shared.redis import AWAY
+from shared.storage import StoredFile
 
 router = APIRouter(tags=["uploads"])
 
@@ -30,9 +34,14 @@ async def put_upload(request: Request, state: StateDep, task: TaskDep) -> dict[s
     declared = request.headers.get("content-length", "")
     if task.size_bytes is not None:
         limit_bytes = task.size_bytes
-        if declared.isdigit() and int(declared) != task.size_bytes:
-            raise _wrong_size(task.size_bytes, int(declared))
+        if declared.isdigit():
+            _check_size(task.size_bytes, int(declared))
     check_length(request, limit_bytes)
+    checksum = Checksum.of(request)
+    if (declared_digest := declared_sha256(request.headers)) is not None:
+        if task.declared_sha256 not in (None, declared_digest):
+            raise BadHeader("The SHA-256 in the header is not the one that the task was announced with.")
+        task = task.model_copy(update={"declared_sha256": declared_digest})
     await state.storage.check_room(int(declared) if declared.isdigit() else 0)
 
     async def guard() -> None:
@@ -43,29 +52,37 @@ async def put_upload(request: Request, state: StateDep, task: TaskDep) -> dict[s
 
     upload = state.storage.upload(task.task_id)
     body = body_of(request, patience_seconds=state.settings.receive_timeout_seconds)
-    queued = False
+    if checksum is not None:
+        body = checksum.seeing(body)
+    stored: StoredFile | None = None
     try:
         await receive(body, state, task, upload, limit_bytes=limit_bytes, guard=guard)
-        if task.size_bytes not in (None, upload.size_bytes):
-            assert task.size_bytes is not None
-            raise _wrong_size(task.size_bytes, upload.size_bytes)
-        await queue(state, task, await upload.commit())
-        queued = True
-    except Refused as refused:
-        raise Conflict(f"The task is {refused.status}: its file is no longer wanted.") from None
-    except (UploadCut, TooSlow, Stopping):
-        with suppress(Refused, *AWAY):
-            await state.publisher.change(
-                task.task_id,
-                {"message": "The upload was cut off; send the file again", "done": 0, "rate": None},
-                allowed=(Status.UPLOADING,),
-            )
-        raise
-    finally:
-        if not queued:
+        _check_size(task.size_bytes, upload.size_bytes)
+        stored = await upload.commit()
+        await queue(state, task, stored)
+    except BaseException as error:
+        if stored is None:
             await asyncio.shield(upload.abort())
+        else:
+            await asyncio.shield(abort_unless_queued(state, task.task_id, upload, stored, error))
+        await _tell(state, task, error)
+        raise
     return represent(await state.feed.task(task.task_id))
 
 
-def _wrong_size(expected: int, got: int) -> InvalidRequest:
-    return invalid("size_bytes", f"{expected} bytes were announced and {got} were sent; announce the true size")
+async def _tell(state: State, task: Task, error: BaseException) -> None:
+    """What the task says of an upload that did not come to its end. Raises what the client is told instead."""
+    match error:
+        case Refused():
+            raise Conflict(f"The task is {error.status}: its file is no longer wanted.") from None
+        case ChecksumMismatch():
+            raise await not_the_announced(state, task, "it is not what its Upload-Checksum says") from None
+        case UploadCut() | TooSlow() | Stopping():
+            fields = {"message": "The upload was cut off; send the file again", "done": 0, "rate": None}
+            with suppress(Refused, *AWAY):
+                await state.publisher.change(task.task_id, fields, allowed=(Status.UPLOADING,))
+
+
+def _check_size(announced: int | None, sent: int) -> None:
+    if announced not in (None, sent):
+        raise invalid("size_bytes", f"{announced} bytes were announced and {sent} were sent; announce the true size")

@@ -19,6 +19,7 @@ this is the same, word for word but for `await` (tests/unit/test_client_twins.py
 
 #: In this order.
 WORDS = (
+    ("await asyncio.to_thread(file.announced)", "file.announced()"),
     ("await asyncio.sleep", "time.sleep"),
     ("await ", ""),
     ('for task in page["tasks"]:\n                yield task', 'yield from page["tasks"]'),
