@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from cli.children import Child, Children, Command
 from cli.exits import usable
 from cli.lock import inherited_lock
 from headway.errors import Unreachable, WrongUse
 from shared.settings import MEMORY_URL, Settings
+from shared.urls import url_parts
 
 #: Tests choose by it. Empty: the order above.
 FORCE_VARIABLE: Final = "HEADWAY_EMBEDDED"
@@ -97,9 +98,8 @@ def _version(binary: Path) -> str | None:
 
 
 def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}"
+    parts = url_parts(url)
+    return f"{parts.scheme}://{parts.hosts}{parts.path}"
 
 
 @asynccontextmanager

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
@@ -24,6 +23,7 @@ from obstore.store import S3Store
 from shared.cancellation import cancel
 from shared.errors import SettingsError, StorageAway, StorageFull, UnknownFile
 from shared.logging import get_logger
+from shared.urls import url_parts
 
 if TYPE_CHECKING:
     from obstore import Bytes, ObjectMeta
@@ -59,10 +59,10 @@ class Bucket:
     """`patience_seconds`: how long a call that fails is tried again. Errors: StorageAway, StorageFull, UnknownFile."""
 
     def __init__(self, url: str, *, patience_seconds: float, call_seconds: float = CALL_SECONDS) -> None:
-        place = urlsplit(url)
-        self._name = place.netloc
+        place = url_parts(url)
+        self._name = place.hosts
         self._store = S3Store(
-            place.netloc,
+            place.hosts,
             prefix=place.path.strip("/") or None,
             client_options={
                 "allow_http": _endpoint().startswith("http://"),  # whoever writes it means it

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode
 from weakref import WeakSet
 
 from redis.asyncio import Redis
@@ -26,6 +26,7 @@ from redis.exceptions import ReadOnlyError
 
 from shared.cancellation import cancel, heed_cancellation
 from shared.logging import get_logger
+from shared.urls import url_parts
 
 log = get_logger(__name__)
 
@@ -63,19 +64,15 @@ class SentinelUrl:
     @classmethod
     def parse(cls, url: str) -> SentinelUrl:
         """Raises ValueError, whose words do not repeat the URL: it may hold a password."""
-        try:
-            parts = urlsplit(url)
-        except ValueError:
-            raise ValueError(f"is no URL; write {EXAMPLE}") from None
-        credentials, at, listed = parts.netloc.rpartition("@")
-        hosts = tuple(_host(one) for one in listed.split(","))
+        parts = url_parts(url)
+        hosts = tuple(_host(one) for one in parts.hosts.split(","))
         place = re.fullmatch(r"/([A-Za-z0-9._-]+)(?:/([0-9]{0,5}))?", parts.path)
         if place is None or parts.fragment:
             raise ValueError(f"names no service, or a database that is no number; write {EXAMPLE}")
         query = parse_qsl(parts.query, keep_blank_values=True)
         own = [(name, value) for name, value in query if name not in _OF_SENTINELS]
         try:  # the rest as redis-py reads the URL of one server
-            alike = f"{_SCHEMES[parts.scheme]}://{credentials}{at}host/{place[2] or 0}?{urlencode(own)}"
+            alike = f"{_SCHEMES[parts.scheme]}://{parts.credentials}@host/{place[2] or 0}?{urlencode(own)}"
             node: dict[str, Any] = dict(parse_url(alike))
             connection_class: Any = node.pop("connection_class", Connection)
             sentinel = {name: value for name, value in node.items() if name.startswith("ssl_")}

@@ -11,7 +11,6 @@ import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -21,6 +20,7 @@ from redis.asyncio.connection import Connection, parse_url
 from shared.errors import SettingsError
 from shared.models import OwnerId
 from shared.sentinel import SentinelUrl
+from shared.urls import url_parts
 
 GIB = 1024**3
 DAY_SECONDS = 86_400
@@ -77,14 +77,14 @@ def _redis_url(value: str) -> str:
 def _storage_url(value: str) -> str:
     if not value:
         return value
-    url = urlsplit(value)
-    if url.scheme != "s3":
+    if not value.startswith("s3://"):
         raise ValueError("must start with s3:// and name a bucket; empty, files are kept in HEADWAY_DATA_DIR")
-    if "@" in url.netloc:
+    url = url_parts(value)
+    if url.credentials:
         raise ValueError("holds a secret; credentials belong in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     if url.query or url.fragment:
         raise ValueError("takes no options; the endpoint and the region belong in AWS_ENDPOINT_URL and AWS_REGION")
-    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", url.netloc):
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", url.hosts):
         raise ValueError("names no bucket (3 to 63 lower-case letters, digits or . -)")
     if not re.fullmatch(r"(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}){0,8}/?", url.path):
         raise ValueError("has a path that is none; use letters, digits or . _ - between the slashes")

@@ -22,6 +22,14 @@ def test_every_part_of_the_url_is_read() -> None:
     assert url.sentinel == {"username": "watch", "password": "tell/me"}
 
 
+@pytest.mark.parametrize(
+    "listed", ["[::1]", "[::1]:26379", "[::1],one", "one,[::1]", "one,[::1]:26379,two", "[::1],[::2]"]
+)
+def test_an_address_in_brackets_stands_anywhere_in_the_list(listed: str) -> None:
+    hosts = [host for host, _ in SentinelUrl.parse(f"redis+sentinel://{listed}/main").hosts]
+    assert hosts == [host.removesuffix(":26379").strip("[]") for host in listed.split(",")]
+
+
 def test_what_is_left_out_has_a_default() -> None:
     url = SentinelUrl.parse("redis+sentinel://one/main")
     assert (url.hosts, url.node, url.sentinel) == ((("one", 26379),), {"db": 0}, {})
@@ -46,7 +54,10 @@ def test_tls_is_for_servers_and_sentinels() -> None:
         ("one:port/main/0", "no HOST:PORT"),
         ("one:99999/main/0", "no HOST:PORT"),
         ("/main/0", "no HOST:PORT"),
-        ("[::1/main/0", "is no URL"),
+        ("[::1/main/0", "no HOST:PORT"),
+        ("one,[::1,two/main/0", "no HOST:PORT"),
+        ("one,::1/main/0", "no HOST:PORT"),
+        ("one,tw\no/main/0", "no HOST:PORT"),
         ("one/main/0?nothing=1", "redis-py"),
         ("one/main/0?socket_timeout=x", "redis-py"),
     ],

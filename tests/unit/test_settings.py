@@ -48,6 +48,7 @@ CASES: Final[dict[str, Case]] = {
                 "s3://UPPER",
                 "s3://bucket:9000/x",
             ),
+            f"s3://key:[{SECRET}]@bucket/x",
             *("s3://bucket/a//b", "s3://bucket/../b", f"s3://key:{SECRET}@bucket/x", f"s3://bucket?secret={SECRET}"),
         ),
     ),
