@@ -183,12 +183,25 @@ def processors(url: Url = HERE, as_json: Json = False) -> None:
 
 
 @app.command()
-def cancel(ids: Ids, url: Url = HERE, as_json: Json = False) -> None:
-    """Cancel tasks, whatever they are doing."""
+def cancel(
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="The tasks.", autocompletion=complete.tasks)
+    ] = None,
+    batch: Annotated[str | None, typer.Option(metavar="ID", help="All tasks of this batch.")] = None,
+    url: Url = HERE,
+    as_json: Json = False,
+) -> None:
+    """Cancel tasks, or a batch, whatever they are doing."""
     with exits():
-        from cli.tasks import cancel
+        from cli.tasks import cancel, cancel_batch
+        from headway.errors import WrongUse
 
-        _ask(url, lambda client: cancel(client, ids, as_json=as_json))
+        if bool(ids) == bool(batch):
+            raise WrongUse("Name the tasks to cancel, or a batch: headway cancel ID… or headway cancel --batch ID")
+        if batch:
+            _ask(url, lambda client: cancel_batch(client, batch, as_json=as_json))
+        else:
+            _ask(url, lambda client: cancel(client, ids or (), as_json=as_json))
 
 
 @app.command()

@@ -76,6 +76,14 @@ async def cancel(client: AsyncClient, task_ids: Sequence[str], *, as_json: bool)
         _say_json(task) if as_json else typer.echo(f"{task['status']}  task {task_id}")
 
 
+async def cancel_batch(client: AsyncClient, batch_id: str, *, as_json: bool) -> None:
+    """All of it at once, by the platform: only it knows them all."""
+    done = await client.cancel_batch(batch_id)
+    before = f", {done['ended']} had ended" if done["ended"] else ""
+    said = f"cancelled  batch {batch_id}  {done['cancelled']} of {done['tasks']}{before}"
+    _say_json(done) if as_json else typer.echo(said)
+
+
 async def retry(client: AsyncClient, task_ids: Sequence[str], *, as_json: bool) -> None:
     for task_id in task_ids:
         task = await client.retry(task_id)

@@ -19,11 +19,12 @@ from headway.errors import ClientError, Damaged, Declined, Unreachable, WrongUse
 if TYPE_CHECKING:
     from headway.aio import AsyncClient
     from headway.client import Client
-    from headway.wire import Batch, Event, ResultFile, Task
+    from headway.wire import Batch, BatchCancelled, Event, ResultFile, Task
 
 __all__ = [
     "AsyncClient",
     "Batch",
+    "BatchCancelled",
     "Client",
     "ClientError",
     "Damaged",
@@ -35,7 +36,9 @@ __all__ = [
     "WrongUse",
 ]
 
-_HOMES = {"AsyncClient": "aio", "Client": "client"} | dict.fromkeys(("Batch", "Event", "ResultFile", "Task"), "wire")
+_HOMES = {"AsyncClient": "aio", "Client": "client"} | dict.fromkeys(
+    ("Batch", "BatchCancelled", "Event", "ResultFile", "Task"), "wire"
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,7 @@ from headway.calls import Address, Call
 from headway.errors import ClientError, Declined, WrongUse
 from headway.files import CHUNK_BYTES, Incoming, Outgoing, Source, outgoing
 from headway.following import SILENCE_SECONDS, Ends, Following
-from headway.wire import Batch, Event, ResultFile, Task
+from headway.wire import Batch, BatchCancelled, Event, ResultFile, Task
 
 T = TypeVar("T")
 PAGE: Final = 100
@@ -144,6 +144,10 @@ class AsyncClient:
 
     async def batch(self, batch_id: str) -> Batch:
         return await self._ask(calls.batch(batch_id))
+
+    async def cancel_batch(self, batch_id: str) -> BatchCancelled:
+        """Every task of it that has not ended, however many they are: one request."""
+        return await self._ask(calls.cancel_batch(batch_id))
 
     async def processors(self) -> list[dict[str, Any]]:
         return await self._ask(calls.processors())

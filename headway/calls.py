@@ -17,7 +17,7 @@ import httpx
 
 from headway.errors import ClientError, Declined, Unreachable, WrongUse
 from headway.following import PASSING
-from headway.wire import Batch, Page, Task
+from headway.wire import Batch, BatchCancelled, Page, Task
 
 T = TypeVar("T")
 
@@ -176,6 +176,10 @@ def tasks(filters: Mapping[str, str | None], limit: int, cursor: str | None) -> 
 
 def batch(batch_id: str) -> Call[Batch]:
     return Call("GET", batch_path(batch_id), lambda response: cast("Batch", _object(response)))
+
+
+def cancel_batch(batch_id: str) -> Call[BatchCancelled]:
+    return Call("POST", f"{batch_path(batch_id)}/cancel", lambda response: cast("BatchCancelled", _object(response)))
 
 
 def processors() -> Call[list[dict[str, Any]]]:

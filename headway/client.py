@@ -19,7 +19,7 @@ from headway.calls import Address, Call
 from headway.errors import ClientError, Declined, WrongUse
 from headway.files import CHUNK_BYTES, Incoming, Outgoing, Source, outgoing
 from headway.following import SILENCE_SECONDS, Ends, Following
-from headway.wire import Batch, Event, ResultFile, Task
+from headway.wire import Batch, BatchCancelled, Event, ResultFile, Task
 
 T = TypeVar("T")
 PAGE: Final = 100
@@ -143,6 +143,10 @@ class Client:
 
     def batch(self, batch_id: str) -> Batch:
         return self._ask(calls.batch(batch_id))
+
+    def cancel_batch(self, batch_id: str) -> BatchCancelled:
+        """Every task of it that has not ended, however many they are: one request."""
+        return self._ask(calls.cancel_batch(batch_id))
 
     def processors(self) -> list[dict[str, Any]]:
         return self._ask(calls.processors())

@@ -76,6 +76,15 @@ class Batch(TypedDict, total=False):
     links: dict[str, str]
 
 
+class BatchCancelled(TypedDict):
+    """What cancelling a whole batch did: of its `tasks`, those `cancelled` by it, and those that had `ended`."""
+
+    batch_id: str
+    tasks: int
+    cancelled: int
+    ended: int
+
+
 class Page(TypedDict):
     tasks: list[Task]
     next_cursor: str | None

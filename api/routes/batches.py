@@ -1,11 +1,12 @@
 """A batch's roll-up: counts by status, one honest progress, the time left. It is kept in the same step as its tasks, so
-looking at it costs the same for two files and for two thousand."""
+looking at it costs the same for two files and for two thousand. And what is done to all tasks of a batch at once."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
@@ -13,11 +14,17 @@ from starlette.responses import Response
 from api.batch_listener import batch_has_ended
 from api.dependencies import LastEventIdDep, OwnerDep, StateDep, stream_of
 from api.intake import BATCH_ID
+from api.lifespan import State
 from api.routes.events import STREAM
-from shared.errors import UnknownTask
+from api.routes.tasks import cancel_task
+from shared.errors import Conflict, UnknownTask
+from shared.models import Task, TaskId
 from shared.redis import AWAY
 
 router = APIRouter(tags=["batches"])
+
+#: Tasks that are cancelled at the same time: enough to fill a round trip to Redis, few enough to leave room for others.
+AT_ONCE: Final = 20
 
 
 def get_batch_id(batch_id: str) -> str:
@@ -52,3 +59,40 @@ async def batch_events(
         if after is not None and after >= rollup.version and batch_has_ended(rollup):
             return Response(status_code=204)
     return stream_of(request.scope, state, state.relay.listen_to_batch(owner, batch_id, after))
+
+
+@router.post("/batches/{batch_id}/cancel", status_code=202, summary="Cancel every task of a batch that has not ended")
+async def cancel_batch(state: StateDep, owner: OwnerDep, batch_id: BatchIdDep) -> dict[str, Any]:
+    """`tasks` of the batch, of them `cancelled` by this request, and `ended` before it came to them. A task that is
+    added to the batch meanwhile is not looked at. Where Redis goes away in the middle, ask again."""
+    await state.feed.batch(owner, batch_id)  # or it is unknown
+    cancelled = ended = 0
+    place: tuple[int, TaskId] | None = None
+    while page := await state.feed.tasks(owner, limit=AT_ONCE, before=place, batch_id=batch_id):
+        outcomes = await _cancel_all(state, [task for task, _ in page])
+        cancelled += outcomes.count(True)
+        ended += outcomes.count(False)
+        place = page[-1][1]
+    return {"batch_id": batch_id, "tasks": cancelled + ended, "cancelled": cancelled, "ended": ended}
+
+
+async def _cancel_all(state: State, tasks: list[Task]) -> list[bool | None]:
+    """Of each whether this cancelled it, or it had ended; None for one that was deleted meanwhile."""
+
+    async def cancel(task: Task) -> bool | None:
+        if task.status.is_terminal:
+            return False
+        try:
+            await cancel_task(state, task)
+        except Conflict:
+            return False
+        except UnknownTask:
+            return None
+        return True
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            cancelling = [group.create_task(cancel(task)) for task in tasks]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [one.result() for one in cancelling]

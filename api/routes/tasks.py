@@ -349,10 +349,15 @@ async def get_one(task: ReadTaskDep) -> dict[str, Any]:
 @router.post("/tasks/{task_id}/cancel", status_code=202, summary="Cancel a task that has not ended")
 async def cancel(state: StateDep, task: TaskDep) -> dict[str, Any]:
     """From this answer on the task is `cancelled`, whatever was running."""
+    await cancel_task(state, task)
+    return represent(await state.feed.task(task.task_id))
+
+
+async def cancel_task(state: State, task: Task) -> None:
+    """Raises Conflict where it has ended."""
     await state.publisher.cancel(task)
     if task.upload_expires_at is not None:
         await state.storage.discard_upload(task.task_id)  # a piece that is still coming removes its own
-    return represent(await state.feed.task(task.task_id))
 
 
 @router.post("/tasks/{task_id}/retry", status_code=202, summary="Run a failed or cancelled task again")

@@ -33,7 +33,7 @@ const resendFile = byId("resend-file", HTMLInputElement);
 
 const tasks = new Tasks(changed);
 const uploads = new Uploads((task) => tasks.put(task), changed);
-const list = new TaskList(tasks, uploads, (action, id, button) => void act(action, id, button));
+const list = new TaskList(tasks, uploads, (action, id, button) => void act(action, id, button), cancelAll);
 const shown = new ShownTask(tasks, uploads);
 const { view } = shown;
 const form = new NewTask(begin);
@@ -184,6 +184,29 @@ async function act(action, id, button) {
     if (problem.status === 409 && action === "cancel") return; // it has ended by itself, which is what is shown now
     if (shown.id === id) view.complain(problem.title, problem.detail, problem.errors);
     else fillComplaint(listProblem, problem.title, problem.detail, problem.errors);
+  } finally {
+    button.disabled = false;
+  }
+}
+
+/**
+ * Cancels every task of a batch, those that this page has not heard of too: only the server knows them all.
+ *
+ * @param {string} batchId @param {HTMLButtonElement} button
+ * @returns {Promise<string>} what came of it
+ */
+async function cancelAll(batchId, button) {
+  button.disabled = true;
+  try {
+    await uploads.giveUp(batchId);
+    const { tasks, cancelled, ended } = await headway.request(`batches/${encodeURIComponent(batchId)}/cancel`, { method: "POST" });
+    const answer = `cancelled ${units.number(cancelled)} of ${units.number(tasks)}${ended ? `, ${units.number(ended)} had ended` : ""}`;
+    announcer.textContent = `Batch ${batchId}: ${answer}`;
+    return answer;
+  } catch (error) {
+    const problem = /** @type {Problem} */ (error);
+    fillComplaint(listProblem, problem.title, problem.detail, problem.errors);
+    return "";
   } finally {
     button.disabled = false;
   }

@@ -12,7 +12,7 @@ const AGAIN_MS = 1000;
 const OPEN_TASKS = 10;
 
 export class BatchRow {
-  /** @param {string} id @param {() => void} cancelAll */
+  /** @param {string} id @param {(button: HTMLButtonElement) => Promise<string>} cancelAll answers with what came of it, in words */
   constructor(id, cancelAll) {
     this.id = id;
     this.timer = 0;
@@ -31,7 +31,12 @@ export class BatchRow {
       this.open = Boolean(this.list.hidden);
       this.drawFold();
     });
-    this.cancel = twice("Cancel all", "Cancel all of them?", cancelAll);
+    /** What came of cancelling all. */
+    this.answer = "";
+    this.cancel = twice("Cancel all", "Cancel all of them?", async (button) => {
+      this.answer = await cancelAll(button);
+      this.touch();
+    });
     const kind = element("span", { className: "quiet about", textContent: "batch" });
     const head = element("div", { className: "row-head" }, [element("div", { className: "who" }, [this.name, kind]), this.status]);
     const buttons = element("div", { className: "row-actions" }, [this.cancel, this.fold]);
@@ -61,7 +66,7 @@ export class BatchRow {
     say(this.status, status === "ended" ? "Ended" : "Processing");
     this.meter.draw(progress, words.join(", "));
     const left = status !== "ended" && eta_seconds !== null ? `${units.timeLeft(eta_seconds)} left` : "";
-    say(this.now, [`${units.number(total)} tasks`, ...words, left].filter(Boolean).join(" · "));
+    say(this.now, [`${units.number(total)} tasks`, ...words, left, this.answer].filter(Boolean).join(" · "));
     this.cancel.hidden = status === "ended";
   }
 

@@ -6,7 +6,7 @@
  */
 
 import { BatchRow } from "./batch-row.js";
-import { byId, element, say } from "./dom.js";
+import { byId, say } from "./dom.js";
 import { hasEnded } from "./headway.js";
 import { TaskRow } from "./task-row.js";
 
@@ -18,11 +18,13 @@ export class TaskList {
    * @param {import("./tasks.js").Tasks} tasks
    * @param {import("./uploads.js").Uploads} uploads
    * @param {(action: Action, id: string, button: HTMLButtonElement) => void} act
+   * @param {(batchId: string, button: HTMLButtonElement) => Promise<string>} cancelAll
    */
-  constructor(tasks, uploads, act) {
+  constructor(tasks, uploads, act, cancelAll) {
     this.tasks = tasks;
     this.uploads = uploads;
     this.act = act;
+    this.cancelAll = cancelAll;
     this.room = byId("tasks", HTMLElement);
     this.list = byId("task-list", HTMLElement);
     this.empty = byId("no-tasks", HTMLElement);
@@ -149,16 +151,10 @@ export class TaskList {
   batch(id) {
     const found = this.batches.get(id);
     if (found) return found;
-    const made = new BatchRow(id, () => this.cancelAll(id));
+    const made = new BatchRow(id, (button) => this.cancelAll(id, button));
     this.batches.set(id, made);
     made.touch();
     return made;
-  }
-
-  /** @param {string} batchId */
-  cancelAll(batchId) {
-    for (const task of this.tasks.all())
-      if (task.batch_id === batchId && !hasEnded(task)) this.act("cancel", task.task_id, element("button"));
   }
 
   /** @param {Task} task */

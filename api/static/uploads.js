@@ -25,6 +25,10 @@ export class Uploads {
     this.onbegun = onbegun;
     this.onchange = onchange;
     this.beginning = 0;
+    /** @type {Map<string | undefined, Promise<unknown>>} by batch: whose tasks are being made */
+    this.batches = new Map();
+    /** @type {Set<string | undefined>} batches of which no more tasks are made */
+    this.givenUp = new Set();
     /** @type {Map<string, Sending>} */
     this.sendings = new Map();
     this.turns = new Turns();
@@ -63,8 +67,9 @@ export class Uploads {
     /** @type {{file: File, problem: Problem}[]} */
     const refused = [];
     const rest = [...files];
+    const { batchId } = work;
     const some = async () => {
-      for (let file = rest.shift(), failures = 0; file; ) {
+      for (let file = rest.shift(), failures = 0; file && !this.givenUp.has(batchId); ) {
         try {
           await this.begin(file, work);
         } catch (error) {
@@ -80,7 +85,10 @@ export class Uploads {
       }
     };
     this.beginning++;
-    await Promise.all(Array.from({ length: BEGUN_AT_ONCE }, some));
+    const begun = Promise.all(Array.from({ length: BEGUN_AT_ONCE }, some));
+    this.batches.set(batchId, begun);
+    await begun;
+    this.batches.delete(batchId);
     this.beginning--;
     return refused;
   }
@@ -104,6 +112,12 @@ export class Uploads {
     if (!sending.problem) void forgetFile(task.task_id);
     sending.stop = null;
     this.onchange(task.task_id);
+  }
+
+  /** Makes no more tasks of a batch: after this, the server knows all that there will be. @param {string} batchId */
+  async giveUp(batchId) {
+    this.givenUp.add(batchId);
+    await this.batches.get(batchId);
   }
 
   /** The task has ended, so it takes no more bytes. @param {string} taskId */

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
+import httpx
 import pytest
 from playwright.async_api import BrowserContext, Page, Route, expect
 
@@ -51,6 +53,48 @@ async def test_many_files_are_one_batch_with_one_line(page: Page, base_url: str)
     await page.get_by_label("Status", exact=True).select_option("failed")
     await expect(page.locator("#no-tasks")).to_have_text("None of the tasks fits the filter.")
     await expect(page.locator("#system")).to_contain_text("1 worker")
+
+
+async def test_cancelling_all_of_a_batch_cancels_also_what_the_page_has_not_loaded(
+    page: Page, platform: Platform
+) -> None:
+    with httpx.Client(base_url=platform.url) as client:
+        made = {"processor": "rehearsal", "options": {"steps": 100, "step_seconds": 1}, "batch_id": "many-of-a-kind"}
+        for _ in range(150):
+            client.post("/tasks", json=made)
+    await page.goto(platform.url)
+    batch = page.locator(".batch", has_text="many-of-a-kind")
+    await expect(batch.get_by_role("button", name="Show 100")).to_be_visible()
+    await batch.get_by_role("button", name="Cancel all", exact=True).click()
+    await batch.get_by_role("button", name="Cancel all of them?").click()
+    await expect(batch.locator(".rollup")).to_contain_text("150 cancelled · cancelled 150 of 150")
+    counts = httpx.get(f"{platform.url}/batches/many-of-a-kind").json()["counts"]
+    assert counts["cancelled"] == 150
+
+
+async def test_a_batch_that_is_cancelled_while_its_files_are_taken_takes_no_more(page: Page, base_url: str) -> None:
+    asked = 0
+    pressed = asyncio.Event()
+
+    async def hold_after_some(route: Route) -> None:
+        nonlocal asked
+        asked += 1
+        if asked > 20:
+            await pressed.wait()
+        await route.continue_()
+
+    await page.goto(base_url)
+    await page.route("**/uploads", hold_after_some)
+    await choose(page, *(text_file(f"given-up-{number:02d}.txt") for number in range(60)))
+    await send_as(page, "checksum")
+    batch = page.locator(".batch", has=page.get_by_text("given-up-")).first
+    await batch.get_by_role("button", name="Cancel all", exact=True).click()
+    await batch.get_by_role("button", name="Cancel all of them?").click()
+    pressed.set()
+    await expect(batch.locator(".rollup")).to_contain_text(re.compile(r"cancelled \d+ of \d+"))
+    answer = re.search(r"cancelled \d+ of (\d+)", await batch.locator(".rollup").inner_text())
+    assert answer is not None
+    assert int(answer[1]) == asked < 25
 
 
 async def test_what_others_start_and_delete_shows_in_every_tab(

@@ -181,6 +181,8 @@ def test_on_a_terminal_a_bar_is_drawn_on_stderr_and_the_result_alone_on_stdout(p
         (("watch",), "--batch"),
         (("watch", "0" * 32, "--batch", "b"), "--batch"),
         (("watch", "--batch", "no-such-batch"), "no such batch"),
+        (("cancel",), "--batch"),
+        (("cancel", "--batch", "no-such-batch"), "no such batch"),
         (("delete", "0" * 32), "no such task"),
         (("dance",), "dance"),
     ],
@@ -297,6 +299,16 @@ def three_files(tmp_path: Path) -> list[Path]:
     for path in paths:
         path.write_text(path.stem + "\n")
     return paths
+
+
+def test_a_batch_is_cancelled_by_its_name(platform: Platform) -> None:
+    batch = "long-" + os.urandom(4).hex()
+    for _ in range(3):
+        platform.submit("rehearsal", options='{"steps": 100, "step_seconds": 1}', batch_id=batch)
+    done = headway(platform, "cancel", "--batch", batch)
+    assert (done.returncode, done.stdout) == (0, f"cancelled  batch {batch}  3 of 3\n")
+    [again] = objects(headway(platform, "cancel", "--batch", batch, "--json").stdout)
+    assert again == {"batch_id": batch, "tasks": 3, "cancelled": 0, "ended": 3}
 
 
 def test_several_files_are_a_batch_that_is_followed_as_one(platform: Platform, three_files: list[Path]) -> None:

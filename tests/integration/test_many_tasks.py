@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -171,6 +172,47 @@ def test_a_retry_moves_the_batch_back_honestly(platform: Platform) -> None:
     again = httpx.get(f"{platform.url}/batches/{batch}").json()
     assert (again["total"], again["counts"], again["progress"]) == (1, ended["counts"], 100)
     assert again["version"] > ended["version"]
+
+
+def test_a_batch_is_cancelled_whole_and_in_one_request(platform: Platform) -> None:
+    """More tasks than a page of the server's, in every state, and none of another batch."""
+    batch = "batch-3"
+    short = platform.submit("rehearsal", options='{"steps": 1, "step_seconds": 0}', batch_id=batch)["task_id"]
+    platform.wait(short)
+    with httpx.Client(base_url=platform.url) as client:
+        made: dict[str, Any] = {"processor": "rehearsal", "options": {"steps": 100, "step_seconds": 1}}
+        for _ in range(60):
+            assert client.post("/tasks", json=made | {"batch_id": batch}).status_code == 202
+        announced = {"processor": "checksum", "filename": "a.txt", "size_bytes": 5, "batch_id": batch}
+        assert client.post("/tasks", json=announced).status_code == 201
+        other = client.post("/tasks", json=made | {"batch_id": "batch-4"}).json()["task_id"]
+
+        first = client.post(f"/batches/{batch}/cancel")
+        assert first.status_code == 202
+        assert first.json() == {"batch_id": batch, "tasks": 62, "cancelled": 61, "ended": 1}
+        rollup = client.get(f"/batches/{batch}").json()
+        assert (rollup["status"], rollup["counts"]["cancelled"], rollup["counts"]["completed"]) == ("ended", 61, 1)
+        again = client.post(f"/batches/{batch}/cancel")
+        assert again.json() == {"batch_id": batch, "tasks": 62, "cancelled": 0, "ended": 62}
+        assert client.get(f"/tasks/{other}").json()["status"] in ("queued", "processing")
+        client.post(f"/tasks/{other}/cancel")
+        assert client.post("/batches/nothing/cancel").status_code == 404
+        elsewhere = client.post(f"/batches/{batch}/cancel", headers={"Sec-Fetch-Site": "cross-site"})
+        assert elsewhere.status_code == 403
+
+
+def test_two_who_cancel_a_batch_at_once_cancel_each_task_once(platform: Platform) -> None:
+    batch = "batch-5"
+    with httpx.Client(base_url=platform.url) as client:
+        made = {"processor": "rehearsal", "options": {"steps": 100, "step_seconds": 1}, "batch_id": batch}
+        for _ in range(50):
+            client.post("/tasks", json=made)
+    with ThreadPoolExecutor(2) as pool:
+        cancelling = [pool.submit(httpx.post, f"{platform.url}/batches/{batch}/cancel") for _ in range(2)]
+        answers = [one.result().json() for one in cancelling]
+    assert sum(answer["cancelled"] for answer in answers) == 50
+    assert {answer["tasks"] for answer in answers} == {50}
+    assert httpx.get(f"{platform.url}/batches/{batch}").json()["counts"]["cancelled"] == 50
 
 
 def test_an_unknown_batch_is_404(platform: Platform) -> None:

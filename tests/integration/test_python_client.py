@@ -173,6 +173,7 @@ def test_a_batch_is_watched_as_one_and_its_tasks_on_one_connection(platform: Pla
         *_, rollup = client.watch_batch(batch_id)
         assert rollup.data["counts"]["completed"] == 3
         assert client.batch(batch_id)["progress"] == 100
+        assert client.cancel_batch(batch_id) == {"batch_id": batch_id, "tasks": 3, "cancelled": 0, "ended": 3}
         assert {task["task_id"] for task in client.tasks(batch_id=batch_id)} == ids
         ended = {event.task_id for event in client.watch_tasks(ids) if event.is_terminal}
         assert ended == ids
