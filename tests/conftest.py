@@ -6,11 +6,13 @@ Real Redis is the default; `any_redis` runs a test on it and on fakeredis, which
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from functools import cache
 from pathlib import Path
 
 import httpx
+import httpx._config as httpx_config
 import httpx._transports.default as httpx_transports
 import pytest
 
@@ -18,6 +20,11 @@ from shared.redis import RedisClient, connect
 from shared.settings import Settings
 from tests.processes import Platform, RedisServer
 from tests.s3_server import S3Server
+from tests.waiting import PATIENCE_SECONDS
+
+# A machine with other work on each core answers late, and that is no fault.
+for _kind in ("connect", "read", "write", "pool"):
+    setattr(httpx_config.DEFAULT_TIMEOUT_CONFIG, _kind, PATIENCE_SECONDS)
 
 # `httpx.get` makes a client, and each client reads the machine's certificates anew: 25 ms of CPU, thousands of times.
 httpx_transports.create_ssl_context = cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
@@ -92,3 +99,16 @@ def own_platform(own_redis: RedisServer, tmp_path: Path) -> Iterator[Platform]:
     """A platform of the test's own, with nothing started yet, to be killed."""
     with Platform(tmp_path / "platform", own_redis.url) as own:
         yield own
+
+
+#: What README asks for is enough; these let the rest run.
+_PROGRAMS = ("redis-server", "nginx", "caddy", "chromium", "node")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    missing = [name for name in _PROGRAMS if shutil.which(name) is None]
+    if missing and terminalreporter.stats.get("skipped"):
+        terminalreporter.line(
+            f"Some tests were skipped because {', '.join(missing)} cannot be found. On Debian: "
+            "apt-get install redis-server nginx-light caddy chromium nodejs npm"
+        )

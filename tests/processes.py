@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 import httpx
 import redis
 
-from tests.waiting import wait_for
+from tests.waiting import PATIENCE_SECONDS, wait_for
 
 #: A loaded machine with two cores starts Python slowly.
 START_SECONDS = 30.0
@@ -150,7 +150,7 @@ class HeadwayProcess:
 
     def wait(self, seconds: float = 10) -> int:
         assert self._process is not None
-        return self._process.wait(seconds)
+        return self._process.wait(max(seconds, PATIENCE_SECONDS))
 
     def kill(self) -> None:
         if self._process is not None:

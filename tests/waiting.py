@@ -1,4 +1,8 @@
-"""Waiting for a condition with a deadline and a description: what tests use where others would sleep."""
+"""Waiting for a condition with a deadline and a description: what tests use where others would sleep.
+
+A test holds that something happens, not how soon: that depends on what else the machine does. So nobody gives up before
+PATIENCE_SECONDS. How long things take is measured in benchmarks/.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,13 @@ from typing import TypeVar
 
 T = TypeVar("T")
 POLL_SECONDS = 0.02
+#: Longer than anything here takes on two cores with other work on each.
+PATIENCE_SECONDS = 60.0
 
 
 async def wait_until(what: str, condition: Callable[[], T | Awaitable[T]], *, seconds: float = 10) -> T:
-    """Returns the condition's first true value; fails with `what` after `seconds`."""
+    """Returns the condition's first true value; fails with `what` after `seconds`, or after PATIENCE_SECONDS."""
+    seconds = max(seconds, PATIENCE_SECONDS)
     deadline = time.monotonic() + seconds
     while True:
         found = condition()
@@ -28,6 +35,7 @@ async def wait_until(what: str, condition: Callable[[], T | Awaitable[T]], *, se
 
 def wait_for(what: str, condition: Callable[[], T], *, seconds: float = 10) -> T:
     """`wait_until` for tests without an event loop."""
+    seconds = max(seconds, PATIENCE_SECONDS)
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > deadline:

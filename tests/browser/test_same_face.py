@@ -7,7 +7,7 @@ from playwright.async_api import Page, expect
 
 from tests.processes import Platform
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
 #: `face(bytes)` makes a file; `hex(bytes)` is its SHA-256; `ended(task)` waits for the task's end; `finish(file)` does
 #: what a page does that is given a file: it goes on with its upload, or begins one.

@@ -74,7 +74,7 @@ def test_the_corpus_means_every_processor() -> None:
     assert {name for one in CORPUS for name in one.suited} == set(ALL)
 
 
-@pytest.mark.timeout(3600 if EVERYTHING else 120)
+@pytest.mark.timeout(3600 if EVERYTHING else 300)
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("kind", sorted({kind_of(one) for one in CORPUS}))
 async def test_poison_ends_with_a_word_in_time_and_in_memory(kind: str, tmp_path: Path, sandbox: Sandbox) -> None:

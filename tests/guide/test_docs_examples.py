@@ -127,7 +127,7 @@ def test_the_client_of_the_documents_runs_as_it_is_written(platform: Platform, t
     (tmp_path / "trips.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     code = client.replace("http://127.0.0.1:8000", platform.url)
     said = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
     )
     assert said.stdout.splitlines()[-1] == "100 Done"
 
@@ -147,7 +147,7 @@ def test_the_commands_run_as_they_are_written(own_platform: Platform, tmp_path: 
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=True,
     )
     assert json.loads(said.stdout.splitlines()[-1])["result"]["summary"] == {"lines": 2}

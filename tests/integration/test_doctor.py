@@ -148,7 +148,7 @@ def doctor(url: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def examined(process: subprocess.Popen[str]) -> Examination:
-    stdout, stderr = process.communicate(timeout=50)
+    stdout, stderr = process.communicate(timeout=120)
     findings = {finding["check"]: finding for finding in map(json.loads, stdout.splitlines())}
     return Examination(process.returncode, findings, stderr)
 
@@ -242,7 +242,7 @@ def test_a_platform_without_a_worker_and_a_redis_that_forgets_are_told_for_peopl
         client.config_set("appendonly", "no")
         client.config_set("maxmemory-policy", "allkeys-lru")
     process = doctor(own_platform.url, "--idle-seconds", "0")
-    stdout, stderr = process.communicate(timeout=50)
+    stdout, stderr = process.communicate(timeout=120)
     assert (process.returncode, stderr) == (1, "")
     lines = [line for line in stdout.splitlines() if line.startswith("problem")]
     assert [line.split()[1] for line in lines] == ["redis", "durability", "workers"]
@@ -254,6 +254,6 @@ def test_a_platform_without_a_worker_and_a_redis_that_forgets_are_told_for_peopl
 def test_who_is_not_there_or_not_headway_is_exit_3(own_redis: RedisServer) -> None:
     for url in (f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{own_redis.port}"):
         process = doctor(url)
-        stdout, stderr = process.communicate(timeout=50)
+        stdout, stderr = process.communicate(timeout=120)
         assert (process.returncode, stdout, stderr.count("\n")) == (3, "", 1)
         assert "Traceback" not in stderr

@@ -261,7 +261,7 @@ async def stream(url: str, encoding: str) -> tuple[int, int]:
     return lines, len(ids)
 
 
-@pytest.mark.timeout(60 + ROWS / 1000)
+@pytest.mark.timeout(240 + ROWS / 1000)
 async def test_memory_does_not_grow_with_the_number_of_rows(own_platform: Platform, own_redis: RedisServer) -> None:
     memory = Memory(own_platform.start_api().pid)
     like = own_platform.submit("checksum", b"x")["task_id"]

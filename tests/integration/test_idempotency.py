@@ -195,7 +195,7 @@ def test_a_process_that_is_killed_leaves_its_key_free_for_the_next_try_elsewhere
     assert batch_of(own_platform, batch_id) == [answer.json()["task_id"]]
 
 
-@pytest.mark.timeout(60 + POSTS / 10)
+@pytest.mark.timeout(240 + POSTS / 10)
 async def test_many_posts_at_once_with_one_key_make_one_task(own_platform: Platform, own_redis: RedisServer) -> None:
     own_platform.start_api()
     own_platform.start_api()

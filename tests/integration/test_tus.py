@@ -43,7 +43,7 @@ def place(platform: Platform, size_bytes: int) -> tuple[str, str]:
 
 
 def send(url: str, offset: int, content: bytes, **headers: str) -> httpx.Response:
-    return httpx.patch(url, headers=PIECE | {"Upload-Offset": str(offset)} | headers, content=content, timeout=30)
+    return httpx.patch(url, headers=PIECE | {"Upload-Offset": str(offset)} | headers, content=content, timeout=120)
 
 
 def offset_of(url: str) -> int:
@@ -55,7 +55,7 @@ def offset_of(url: str) -> int:
 def line_to(url: str, offset: int, size_bytes: int, content: bytes) -> socket.socket:
     """The beginning of a piece; the line stays open."""
     address = urlsplit(url)
-    line = socket.create_connection((str(address.hostname), int(address.port or 80)), timeout=20)
+    line = socket.create_connection((str(address.hostname), int(address.port or 80)), timeout=120)
     head = f"PATCH {address.path} HTTP/1.1\r\nHost: x\r\nTus-Resumable: 1.0.0\r\nUpload-Offset: {offset}\r\n"
     head += f"Content-Type: application/offset+octet-stream\r\nContent-Length: {size_bytes}\r\n\r\n"
     line.sendall(head.encode() + content)

@@ -32,7 +32,7 @@ def prefix_digest(content: bytes) -> str:
 
 
 def stored_at(url: str) -> tuple[int, str]:
-    answer = httpx.head(url, headers=WANTED, timeout=30)
+    answer = httpx.head(url, headers=WANTED, timeout=120)
     assert answer.status_code == 200
     return int(answer.headers["upload-offset"]), answer.headers["headway-upload-digest"]
 

@@ -42,7 +42,7 @@ ENDS: Final = ("completed", "failed", "cancelled")
 How = Literal["killed", "paused and told to step down", "frozen", "told to step down"]
 HOW: Final[tuple[How, ...]] = ("killed", "paused and told to step down", "frozen", "told to step down")
 
-pytestmark = pytest.mark.timeout(120 + 60 * FAILOVERS)
+pytestmark = pytest.mark.timeout(240 + 60 * FAILOVERS)
 
 
 @pytest.fixture(scope="module")

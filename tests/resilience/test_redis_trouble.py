@@ -68,7 +68,7 @@ def assert_all_is_well(platform: Platform, task_id: str) -> None:
     assert [platform.wait(one)["status"] for one in after] == ["completed"] * 4
 
 
-@pytest.mark.timeout(90 + 2 * AWAY_SECONDS)
+@pytest.mark.timeout(240 + 2 * AWAY_SECONDS)
 def test_a_redis_that_is_down_for_a_while_ends_no_worker_and_no_task(fleet: Platform, own_redis: RedisServer) -> None:
     task_id = fleet.submit("rehearsal", options=WORK)["task_id"]
     running_step(fleet, task_id)
@@ -82,7 +82,7 @@ def test_a_redis_that_is_down_for_a_while_ends_no_worker_and_no_task(fleet: Plat
         assert "redis back" in events
 
 
-@pytest.mark.timeout(90 + 2 * AWAY_SECONDS)
+@pytest.mark.timeout(240 + 2 * AWAY_SECONDS)
 def test_a_redis_that_is_stopped_and_goes_on_ends_no_worker_and_no_task(
     fleet: Platform, own_redis: RedisServer
 ) -> None:
@@ -94,7 +94,7 @@ def test_a_redis_that_is_stopped_and_goes_on_ends_no_worker_and_no_task(
     assert_all_is_well(fleet, task_id)
 
 
-@pytest.mark.timeout(90 + 2 * AWAY_SECONDS)
+@pytest.mark.timeout(240 + 2 * AWAY_SECONDS)
 def test_a_full_redis_is_503_and_what_runs_completes_when_there_is_room(fleet: Platform, control: redis.Redis) -> None:
     task_id = fleet.submit("rehearsal", options=WORK)["task_id"]
     running_step(fleet, task_id)

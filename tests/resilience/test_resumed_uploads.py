@@ -290,7 +290,7 @@ def _head(line: str, length: int, content_type: str) -> bytes:
     return f"{head}Content-Type: {content_type}\r\nContent-Length: {length}\r\n\r\n".encode()
 
 
-@pytest.mark.timeout(60 + CUTS)
+@pytest.mark.timeout(240 + CUTS)
 async def test_an_upload_that_is_cut_at_any_byte_leaves_no_half_file_and_nothing_that_waits(
     own_platform: Platform, broom: Broom
 ) -> None:

@@ -34,7 +34,7 @@ PLAN: Final = Plan(watchers=60, shared=4, alone=6, of_two=4, of_all=2, steps=12,
 KINDS: Final[tuple[Kind, ...]] = ("caddy", "nginx")
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_a_rolling_deploy_under_load_loses_nothing_and_tells_nothing_twice(
     own_platform: Platform, tmp_path: Path
 ) -> None:

@@ -21,7 +21,7 @@ from tests.waiting import wait_for
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes of an `up` in /proc"),
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(240),
 ]
 
 #: Ctrl-C ends everything within 2 s (CONTRACT section 1); twice that here, where three tests share two cores.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def test_a_file_is_announced_with_its_name_size_and_type(tmp_path: Path) -> None
     assert Submission("checksum", {"x": 1}, path).announced() == {
         "processor": "checksum", "options": {"x": 1},
         "filename": "trips.csv", "size_bytes": 8, "content_type": "text/csv",
+        "sha256": hashlib.sha256(b"a,b\n1,2\n").hexdigest(),
     }  # fmt: skip
 
 

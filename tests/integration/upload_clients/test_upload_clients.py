@@ -44,7 +44,7 @@ def command_of(client: str) -> tuple[list[str], Path]:
     return [node, "node_clients.mjs", client], installed(HERE, "node_clients.mjs")
 
 
-@pytest.mark.timeout(RUN_SECONDS + 30)
+@pytest.mark.timeout(RUN_SECONDS + 240)
 @pytest.mark.parametrize("client", ["tus-js-client", "uppy", "tuspy"])
 async def test_a_file_comes_whole_over_a_line_that_is_cut_fifty_times(
     client: str, platform: Platform, large: Path
