@@ -124,6 +124,15 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """`attempt` with `claim` is the fence of the worker that has the task, or had it last."""
+
+    status: Status
+    attempt: int
+    claim: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The truth about a task at one moment: its state, and the history after the version that was asked for.
 
@@ -156,6 +165,14 @@ class Feed:
         """The whole task. With `owner`, another owner's is as unknown as one that never was."""
         fields = await patiently(partial(self._get_all, keys.state(task_id)), self._patient)
         return _owned(fields, owner)
+
+    async def standing(self, task_id: TaskId) -> Standing | None:
+        """Whose the task is at present; None where it is unknown."""
+        values = await self._redis.hmget(keys.state(task_id), ["status", "attempt", "claim"])  # type: ignore[misc]
+        if values[0] is None:
+            return None
+        status, attempt, claim = (json.loads(value or b"null") for value in values)
+        return Standing(Status(status), attempt, claim)
 
     async def _get_all(self, key: str) -> dict[bytes, bytes]:
         found: dict[bytes, bytes] = await self._redis.hgetall(key)  # type: ignore[misc]
@@ -274,7 +291,7 @@ class Feed:
         if scope.task_ids is not None:
             return sorted(scope.task_ids)
         if scope.batch_id is not None:
-            return await self._members(keys.BATCH_TASKS % (owner, scope.batch_id), 0)
+            return await self._members(keys.BATCH_TASKS % keys.of_batch(owner, scope.batch_id), 0)
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.smembers(keys.OWNER_ACTIVE % owner)
             pipe.zrange(keys.OWNER_CHANGED % owner, -SHOWN_TASKS, -1)
@@ -298,7 +315,7 @@ class Feed:
 
     async def batch(self, owner: OwnerId, batch_id: str) -> Event:
         """The roll-up of a batch. Raises UnknownTask."""
-        found = await self._redis.hmget(keys.BATCH_STATE % (owner, batch_id), ["version", "json"])  # type: ignore[misc]
+        found = await self._redis.hmget(keys.BATCH_STATE % keys.of_batch(owner, batch_id), ["version", "json"])  # type: ignore[misc]
         if found[1] is None:
             raise UnknownTask("There is no such batch.")
         return Event(int(found[0]), "", found[1])
@@ -315,7 +332,7 @@ class Feed:
 
         Members whose task has expired are taken off the index on the way. An empty list is the end.
         """
-        key = keys.OWNER_TASKS % owner if batch_id is None else keys.BATCH_TASKS % (owner, batch_id)
+        key = keys.OWNER_TASKS % owner if batch_id is None else keys.BATCH_TASKS % keys.of_batch(owner, batch_id)
         while places := (await self._page(owner, key, limit, before))[1]:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for _, task_id in places:
@@ -341,7 +358,7 @@ class Feed:
         batch_id: str | None = None,
     ) -> Rows:
         """The same in columns, for who reads a million of them: of each task only `fields`, as they are kept."""
-        key = keys.OWNER_TASKS % owner if batch_id is None else keys.BATCH_TASKS % (owner, batch_id)
+        key = keys.OWNER_TASKS % owner if batch_id is None else keys.BATCH_TASKS % keys.of_batch(owner, batch_id)
         number, places, found = await self._page(owner, key, limit, before, ("task_id", *fields))
         rows = tuple(row[1:] for row in found if row[0] is not None)
         return Rows(number, rows, places[-1] if places else None)
