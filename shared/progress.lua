@@ -105,6 +105,7 @@ redis.call('ZSCORE', owned('OWNER_CHANGED'), task_id)
 local begins = name == '' and not ends and (is_new or values[6]) -- an ended task that changes its state was retried
 if begins or ends or deletes then redis.call('SISMEMBER', owned('OWNER_ACTIVE'), task_id) end
 if ARGV[15] ~= '' or deletes then redis.call('ZSCORE', owned('OWNER_TASKS'), task_id) end
+if deletes then redis.call('ZSCORE', 'DELETED', task_id) end
 if ARGV[9] ~= '' then redis.call('ZSCORE', KEYS[4], ARGV[10]) end
 
 -- The batch's roll-up: counts and a sum that move by this task's difference, so the cost does not grow with the batch.
