@@ -18,7 +18,7 @@ from shared import keys
 from shared.calls import Calls
 from shared.cancellation import heed_cancellation
 from shared.errors import UnknownTask
-from shared.models import Event, FeedEvent, OwnerId, Status, Task, TaskId
+from shared.models import DELETED, Event, FeedEvent, OwnerId, Status, Task, TaskId
 from shared.redis import AWAY, RedisClient
 
 #: The fields of a state event, in their order on the wire. `status` is near the head: Event.is_terminal looks there.
@@ -95,7 +95,8 @@ class OwnerTruth:
     """An owner's feed at one moment.
 
     `states` are the tasks as they are: all of the scope where nothing was seen before, else those that changed since
-    and whose events can no longer be replayed (`missed_from` is then the first number that cannot). Each stands under
+    and whose events can no longer be replayed (`missed_from` is then the first number that cannot), with the deletions
+    among those events. Each stands under
     the number at which it last changed, in that order, so that who is cut off among them resumes with the others; the
     last one stands under the newest. `history` is what came after what was seen. Of the tasks asked about, `gone` are
     those that Redis does not know, `ended` those that have ended.
@@ -159,6 +160,7 @@ class Feed:
         self._calls = Calls(redis)
         self._snapshot_script = redis.register_script(self._SNAPSHOT)
         self._end_script = redis.register_script(self._END)
+        self._deleted_script = redis.register_script(self._DELETED)
         self._page_script = redis.register_script(self._PAGE)
 
     async def task(self, task_id: TaskId, owner: OwnerId | None = None) -> Task:
@@ -236,12 +238,14 @@ class Feed:
         ids: list[TaskId] = []
         missed_from = None
         replay_after = begun
+        deleted: dict[int, FeedEvent] = {}
         if after is None or after > begun:  # nothing seen, or seen on a Redis that is no more
             ids = await self._in_scope(owner, scope)
         elif after < begun and (not rest[0] or _feed_event(rest[0][0]).version > after + 1):
             missed_from = after + 1
             changed = await self._members(keys.OWNER_CHANGED % owner, after + 1)
             ids = [task_id for task_id in changed if scope.task_ids is None or task_id in scope.task_ids]
+            deleted = {event.version: event for event in await self._deleted_since(owner, after)}
         else:
             replay_after = after
         async with self._redis.pipeline(transaction=True) as pipe:
@@ -258,7 +262,8 @@ class Feed:
         trimmed = number > replay_after and (not history or history[0].version > replay_after + 1)
         if number < begun or trimmed:
             return None
-        if replay_after != after:  # states stand for all that happened
+        if replay_after != after:  # states stand for all that happened, but for what has none any more
+            deleted |= {event.version: event for event in history if event.name == DELETED}
             if any(scope.holds(event) and event.task_id not in ids for event in history):
                 return None
             history = ()
@@ -274,6 +279,8 @@ class Feed:
                 ended |= {event.task_id} if event.is_terminal else set()
             elif scope.holds(event):
                 states.append(event)
+        if missed_from is not None:
+            states += [event for event in deleted.values() if scope.holds(event)]
         states.sort(key=lambda event: event.version)
         if states:
             states[-1] = replace(states[-1], version=number)
@@ -285,6 +292,23 @@ class Feed:
             frozenset(gone),
             frozenset(ended),
         )
+
+    #: Of a feed's events after a number, the deletions.
+    _DELETED: Final = """
+    local found, from = {}, '(' .. ARGV[1] .. '-0'
+    while from do
+      local page = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', 100)
+      for _, entry in ipairs(page) do
+        if entry[2][8] == ARGV[2] then found[#found + 1] = entry end
+      end
+      from = page[100] and '(' .. page[100][1]
+    end
+    return found
+    """
+
+    async def _deleted_since(self, owner: OwnerId, after: int) -> list[FeedEvent]:
+        entries = await self._calls.call(self._deleted_script, [keys.OWNER_EVENTS % owner], [after, DELETED])
+        return [_feed_event((entry_id, dict(zip(*[iter(pairs)] * 2, strict=True)))) for entry_id, pairs in entries]
 
     async def _in_scope(self, owner: OwnerId, scope: Scope) -> list[TaskId]:
         """The tasks whose state a new watcher is shown, oldest change first."""

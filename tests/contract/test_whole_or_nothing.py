@@ -22,10 +22,11 @@ from shared.redis import RedisClient, connect
 from shared.settings import Settings
 from tests.contract.test_progress_channel import a_task
 from tests.processes import RedisServer
+from worker.leases import Leases
 
 Step = Callable[[Publisher, Feed, Task], Awaitable[Any]]
 FILE = ResultFile(name="a", size_bytes=3, content_type="text/plain", sha256="", url="")
-PROCESSING = {"allowed": (Status.PROCESSING,), "attempt": 1}
+PROCESSING: dict[str, Any] = {"allowed": (Status.PROCESSING,), "attempt": 1}
 
 #: From which status, and what is done then.
 STEPS: dict[str, tuple[Status | None, Step]] = {
@@ -183,3 +184,25 @@ async def test_the_other_scripts_of_a_task_change_nothing_where_a_key_has_anothe
     with pytest.raises(ResponseError):
         await publisher.checkpoint(task.task_id, Checkpoint(state={}, progress=1), attempt=1)
     assert await everything(any_redis) == before
+
+
+async def test_a_worker_lets_go_of_jobs_and_renews_them_together_or_not_at_all(any_redis: RedisClient) -> None:
+    leases = Leases(any_redis, "ours", 30)
+    for key in (keys.QUEUE, keys.WORKERS, keys.job_lease("b")):
+        for step in ("turn", "renew"):
+            await any_redis.flushdb()
+            await any_redis.zadd(keys.QUEUE, {"a": 1, "b": 2, "c": 3})
+            await leases.turn(2, 100)
+            await any_redis.delete(key, keys.job_lease("a"))
+            await any_redis.rpush(key, "of another type")  # type: ignore[misc]
+            before = await everything(any_redis)
+            try:
+                await (leases.turn(1, 100, ended=["a"], given_back=["b"]) if step == "turn" else leases.renew("ab"))
+            except ResponseError:
+                assert await everything(any_redis) == before, f"{step} with {key} of another type"
+
+
+async def test_a_payload_of_another_type_is_handed_over_as_one_that_has_expired(any_redis: RedisClient) -> None:
+    await any_redis.zadd(keys.QUEUE, {"a": 1})
+    await any_redis.rpush(keys.job("a"), "of another type")  # type: ignore[misc]
+    assert (await Leases(any_redis, "ours", 30).turn(1, 100)).taken == {"a": b""}
