@@ -176,7 +176,7 @@ class Runner:
                     if standing.status is Status.COMPLETED:
                         return Outcome.COMPLETED
                 await self._place.storage.discard_results(task_id, claim.attempt)
-        except (*AWAY, StorageAway) as error:
+        except (*AWAY, StorageAway, TimeoutError) as error:
             log.warning("results left", task_id=task_id, attempt=claim.attempt, reason=type(error).__name__)
         return None
 
