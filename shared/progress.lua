@@ -62,9 +62,8 @@ local begins_era = era ~= tonumber(values[7] or 0)
 -- And above what the stream holds, which takes no other: a number may be gone, and its stream there.
 local function next_number(last, floor, key)
   local number = math.max((tonumber(last) or 0) + 1, floor)
-  if key and redis.call('XRANGE', key, whole(number) .. '-0', '+', 'COUNT', 1)[1] then
-    number = string.match(redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1][1], '%d+') + 1
-  end
+  local above = key and redis.call('XRANGE', key, whole(number) .. '-0', '+')
+  if above and above[1] then number = string.match(above[#above][1], '%d+') + 1 end
   return number
 end
 
@@ -100,10 +99,9 @@ if given.status and given.status ~= status then
   end
 end
 
--- The keys that are not read, by a command of their type.
+-- The keys that are not read, by a command of their type. (OWNER_ACTIVE is the first that is written.)
 redis.call('ZSCORE', owned('OWNER_CHANGED'), task_id)
 local begins = name == '' and not ends and (is_new or values[6]) -- an ended task that changes its state was retried
-if begins or ends or deletes then redis.call('SISMEMBER', owned('OWNER_ACTIVE'), task_id) end
 if ARGV[15] ~= '' or deletes then redis.call('ZSCORE', owned('OWNER_TASKS'), task_id) end
 if deletes then redis.call('ZSCORE', 'DELETED', task_id) end
 if ARGV[9] ~= '' then redis.call('ZSCORE', KEYS[4], ARGV[10]) end
@@ -193,14 +191,20 @@ end
 local lives_ms = redis.call('PTTL', state)
 local renewed = given.status or lives_ms < 0 or (not was_ended and (begins_era or lives_ms < ARGV[7] - 3600000))
 
--- From here on nothing is refused and nothing fails. The first write is one that a full Redis refuses: after it, it
--- refuses none. A deletion gives room, so it begins with what is never refused.
+-- From here on nothing is refused and nothing fails, but for the first write: where that is SADD or HSET, a full Redis
+-- refuses it, and after it none. A deletion gives room, so it begins with what is never refused.
 version = whole(new_version)
+if deletes then
+  redis.call('SREM', owned('OWNER_ACTIVE'), task_id)
+elseif begins or ends then
+  redis.call('SADD', owned('OWNER_ACTIVE'), task_id)
+end
 if deletes then
   redis.call('DEL', state, stream)
   redis.call('ZADD', 'DELETED', redis.call('TIME')[1], task_id)
   redis.call('PEXPIRE', 'DELETED', ARGV[8])
-  for i = 1, #forgotten do redis.call('XDEL', owned('OWNER_EVENTS'), forgotten[i]) end
+  -- A file of Redis users from before there was XDEL in it leaves them to be trimmed.
+  for i = 1, #forgotten do redis.pcall('XDEL', owned('OWNER_EVENTS'), forgotten[i]) end
 else
   given.version = version
   for i = 20, #ARGV do fields[#fields + 1] = ARGV[i] end
@@ -244,11 +248,7 @@ else
   redis.call('ZADD', owned('OWNER_CHANGED'), number, task_id)
   if ARGV[15] ~= '' then redis.call('ZADD', owned('OWNER_TASKS'), ARGV[15], task_id) end
 end
-if ends or deletes then
-  redis.call('SREM', owned('OWNER_ACTIVE'), task_id)
-elseif begins then
-  redis.call('SADD', owned('OWNER_ACTIVE'), task_id)
-end
+if ends then redis.call('SREM', owned('OWNER_ACTIVE'), task_id) end
 if renewed or was_ended or not owner_version then
   for _, pattern in ipairs({'OWNER_VERSION', 'OWNER_EVENTS', 'OWNER_CHANGED', 'OWNER_ACTIVE', 'OWNER_TASKS',
     'OWNER_STORED'}) do

@@ -360,16 +360,15 @@ class Publisher:
     end
     redis.call('ZCARD', KEYS[3])
     redis.call('ZCARD', KEYS[4])
-    redis.call('SCARD', KEYS[5])
     for task_id in pairs(gone) do
+      redis.call('SREM', KEYS[5], task_id)
       if redis.call('HDEL', KEYS[1], task_id) == 1 then
         redis.call('HSET', KEYS[1], 'total', string.format('%d', math.max(0, total)))
       end
       redis.call('ZREM', KEYS[3], task_id)
       redis.call('ZREM', KEYS[4], task_id)
-      redis.call('SREM', KEYS[5], task_id)
     end
-    for _, id in ipairs(events) do redis.call('XDEL', KEYS[2], id) end
+    for _, id in ipairs(events) do redis.pcall('XDEL', KEYS[2], id) end
     return count
     """
 

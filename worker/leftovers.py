@@ -100,8 +100,8 @@ class Leftovers:
     async def remove_deleted(self, publisher: Publisher) -> None:
         """Files of tasks whose deletion was cut off between Redis and the storage. One that is made again under its id,
         by a request with an idempotency key, keeps its own."""
-        before = time.time() - SETTLED_SECONDS
-        found = await self._redis.zrangebyscore(keys.DELETED, "-inf", before, start=0, num=PAGE)
+        before = int(time.time() - SETTLED_SECONDS)
+        found = await self._redis.zrange(keys.DELETED, 0, before, byscore=True, offset=0, num=PAGE)
         deleted = [TaskId(name.decode()) for name in found]
         known = await self._known(deleted)
         for task_id in deleted:

@@ -167,14 +167,20 @@ class Sweeper:
     async def _let_go_of_expired(self) -> None:
         """A page of each index of each owner a round."""
         async with self._redis.pipeline(transaction=False) as pipe:
-            for (owner, index), cursor in self._indexes.items():
-                scan: Any = pipe.hscan if index == keys.OWNER_STORED else pipe.zscan
-                scan(index % owner, cursor, count=TASKS)
+            for (owner, index), at in self._indexes.items():
+                if index == keys.OWNER_STORED:
+                    pipe.hscan(index % owner, at, count=TASKS)
+                else:
+                    pipe.zrange(index % owner, at, at + TASKS - 1)
             pages = await pipe.execute()
         held: dict[OwnerId, set[TaskId]] = {}
-        for (owner, index), (cursor, page) in zip(list(self._indexes), pages, strict=True):
-            self._indexes[owner, index] = cursor
-            held.setdefault(owner, set()).update(TaskId(name.decode()) for name in dict(page) if name != b"total")
+        for (owner, index), found in zip(list(self._indexes), pages, strict=True):
+            if index == keys.OWNER_STORED:
+                self._indexes[owner, index], page = found
+            else:  # what is taken off moves the others up, and they are looked at in the next pass
+                page = found
+                self._indexes[owner, index] = self._indexes[owner, index] + TASKS if len(page) == TASKS else 0
+            held.setdefault(owner, set()).update(TaskId(name.decode()) for name in page if name != b"total")
         for owner, task_ids in held.items():
             await self._publisher.let_go(owner, task_ids)
 

@@ -1,8 +1,8 @@
 """Wherever an attempt is broken off, the task's state and its files agree.
 
-A real runner runs a real child on a real Redis and disk. At one of the points where it waits, for Redis or for the
-disk, before what it waits for is done or after, something goes wrong; every point gets every fault. Then a second
-worker does what is left. In the end a completed task has its results, whole, and no other task has any.
+A real runner runs a real child on a real Redis and disk. At one of the points where it waits, for Redis or for the disk,
+while what it waits for is under way or after it, something goes wrong; every point gets every fault. Then a second worker
+does what is left. In the end a completed task has its results, whole, and no other task has any.
 """
 
 from __future__ import annotations
@@ -136,15 +136,12 @@ class Stage:
                         raise RedisTimeoutError
                 case "worker stops":
                     runner.give_back_all()
-                    await asyncio.sleep(0)
                 case "job is cancelled":
                     running.cancel()
-                    await asyncio.sleep(0)
                 case "task is cancelled":
                     with suppress(Exception):
                         await self.others.cancel(task)
                     runner.stop(task.task_id, "it was cancelled", Outcome.CANCELLED)
-                    await asyncio.sleep(0)
                 case "task is noted":
                     await self.others.emit(task.task_id, "note", {"text": "x"})
                     if point == "after a write":
