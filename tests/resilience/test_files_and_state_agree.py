@@ -1,8 +1,8 @@
 """Wherever an attempt is broken off, the task's state and its files agree.
 
-A real runner runs a real child on a real Redis and disk. At one of the points where it waits, for Redis or for the disk,
-while what it waits for is under way or after it, something goes wrong; every point gets every fault. Then a second worker
-does what is left. In the end a completed task has its results, whole, and no other task has any.
+A real runner runs a real child on a real Redis and disk. At one of the points where it waits, for Redis or for the
+disk, while what it waits for is under way or after it, something goes wrong; every point gets every fault. Then a
+second worker does what is left. In the end a completed task has its results, whole, and no other task has any.
 """
 
 from __future__ import annotations
