@@ -23,7 +23,7 @@ from typing import ClassVar, Final, Protocol
 from api.sse import Comment
 from api.tally import Kind, Reason, Tally
 from shared.feed import Feed, Snapshot, text_of
-from shared.models import Event, FeedEvent, OwnerId, TaskId
+from shared.models import DELETED, Event, FeedEvent, OwnerId, TaskId
 from shared.redis import AWAY
 
 #: While Redis is away a listener asks again this often.
@@ -218,8 +218,8 @@ class Listener:
         return {}
 
     def _shed(self) -> None:
-        newest = {_task_of(event): event for event in self._pending if event.is_state}
-        named = [event for event in self._pending if not event.is_state][-QUEUE_NAMED_EVENTS:]
+        newest = {_task_of(event): event for event in self._pending if event.is_state or event.name == DELETED}
+        named = [event for event in self._pending if not event.is_state and event.name != DELETED][-QUEUE_NAMED_EVENTS:]
         kept = sorted((*named, *newest.values()), key=lambda event: event.version)
         self._lagged = self._lagged or len(kept) < len(self._pending)
         self._source.tally.coalesced += len(self._pending) - len(kept)

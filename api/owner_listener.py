@@ -8,7 +8,7 @@ from api.listeners import Item, Listener, Source
 from api.sse import Comment
 from api.task_listener import lost_event
 from shared.feed import OwnerTruth, Scope
-from shared.models import Event, FeedEvent, OwnerId, TaskId
+from shared.models import DELETED, Event, FeedEvent, OwnerId, TaskId
 
 
 class OwnerListener(Listener):
@@ -51,7 +51,7 @@ class OwnerListener(Listener):
             self._show(state, items)
         for event in truth.history:
             self._hand_over(event, items)
-        for task_id in truth.gone:
+        for task_id in truth.gone & (self._awaited | self._alive.keys()):  # but those that it was told are deleted
             number = max(truth.number, self.version or 0)
             last = self._alive.get(task_id)
             lost = lost_event(task_id, last.task_version + 1 if last else 1, last)
@@ -72,7 +72,7 @@ class OwnerListener(Listener):
 
     def _show(self, event: FeedEvent, items: list[Item]) -> None:
         items.append((event, None))
-        if event.is_terminal:
+        if event.is_terminal or event.name == DELETED:
             self._alive.pop(event.task_id, None)
             self._settle({event.task_id})
         elif event.is_state:

@@ -92,8 +92,8 @@ class Page(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One event: `name` is empty for a state, else `log`, `note`, `transfer` or `gap`. `raw` is its data as it came,
-    one line of JSON, `data` the same, read."""
+    """One event: `name` is empty for a state, else `log`, `note`, `transfer`, `gap` or `deleted`. `raw` is its data as
+    it came, one line of JSON, `data` the same, read."""
 
     id: str
     name: str

@@ -125,7 +125,16 @@ class DirectoryStorage:
     async def keep_results(
         self, task_id: TaskId, attempt: int, scratch: Path, names: Mapping[str, str | None]
     ) -> list[StoredResult]:
-        return await asyncio.to_thread(self._keep_results_now, task_id, attempt, scratch, names)
+        keeping = asyncio.create_task(asyncio.to_thread(self._keep_results_now, task_id, attempt, scratch, names))
+        try:
+            return await asyncio.shield(keeping)
+        except asyncio.CancelledError:
+            # A thread does not stop. Whoever tidies up next must find all that it does done.
+            while not keeping.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([keeping])
+            keeping.cancelled() or keeping.exception()
+            raise
 
     def _keep_results_now(
         self, task_id: TaskId, attempt: int, scratch: Path, names: Mapping[str, str | None]

@@ -18,7 +18,7 @@ from shared import keys
 from shared.calls import Calls
 from shared.cancellation import heed_cancellation
 from shared.errors import UnknownTask
-from shared.models import Event, FeedEvent, OwnerId, Status, Task, TaskId
+from shared.models import DELETED, Event, FeedEvent, OwnerId, Status, Task, TaskId
 from shared.redis import AWAY, RedisClient
 
 #: The fields of a state event, in their order on the wire. `status` is near the head: Event.is_terminal looks there.
@@ -95,7 +95,8 @@ class OwnerTruth:
     """An owner's feed at one moment.
 
     `states` are the tasks as they are: all of the scope where nothing was seen before, else those that changed since
-    and whose events can no longer be replayed (`missed_from` is then the first number that cannot). Each stands under
+    and whose events can no longer be replayed (`missed_from` is then the first number that cannot), with the deletions
+    among those events. Each stands under
     the number at which it last changed, in that order, so that who is cut off among them resumes with the others; the
     last one stands under the newest. `history` is what came after what was seen. Of the tasks asked about, `gone` are
     those that Redis does not know, `ended` those that have ended.
@@ -121,6 +122,15 @@ class Rows:
     number: int
     rows: tuple[Sequence[bytes | None], ...]
     place: tuple[int, TaskId] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """`attempt` with `claim` is the fence of the worker that has the task, or had it last."""
+
+    status: Status
+    attempt: int
+    claim: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +160,21 @@ class Feed:
         self._calls = Calls(redis)
         self._snapshot_script = redis.register_script(self._SNAPSHOT)
         self._end_script = redis.register_script(self._END)
+        self._deleted_script = redis.register_script(self._DELETED)
         self._page_script = redis.register_script(self._PAGE)
 
     async def task(self, task_id: TaskId, owner: OwnerId | None = None) -> Task:
         """The whole task. With `owner`, another owner's is as unknown as one that never was."""
         fields = await patiently(partial(self._get_all, keys.state(task_id)), self._patient)
         return _owned(fields, owner)
+
+    async def standing(self, task_id: TaskId) -> Standing | None:
+        """Whose the task is at present; None where it is unknown."""
+        values = await self._redis.hmget(keys.state(task_id), ["status", "attempt", "claim"])  # type: ignore[misc]
+        if values[0] is None:
+            return None
+        status, attempt, claim = (json.loads(value or b"null") for value in values)
+        return Standing(Status(status), attempt, claim)
 
     async def _get_all(self, key: str) -> dict[bytes, bytes]:
         found: dict[bytes, bytes] = await self._redis.hgetall(key)  # type: ignore[misc]
@@ -219,12 +238,14 @@ class Feed:
         ids: list[TaskId] = []
         missed_from = None
         replay_after = begun
+        deleted: dict[int, FeedEvent] = {}
         if after is None or after > begun:  # nothing seen, or seen on a Redis that is no more
             ids = await self._in_scope(owner, scope)
         elif after < begun and (not rest[0] or _feed_event(rest[0][0]).version > after + 1):
             missed_from = after + 1
             changed = await self._members(keys.OWNER_CHANGED % owner, after + 1)
             ids = [task_id for task_id in changed if scope.task_ids is None or task_id in scope.task_ids]
+            deleted = {event.version: event for event in await self._deleted_since(owner, after)}
         else:
             replay_after = after
         async with self._redis.pipeline(transaction=True) as pipe:
@@ -241,7 +262,8 @@ class Feed:
         trimmed = number > replay_after and (not history or history[0].version > replay_after + 1)
         if number < begun or trimmed:
             return None
-        if replay_after != after:  # states stand for all that happened
+        if replay_after != after:  # states stand for all that happened, but for what has none any more
+            deleted |= {event.version: event for event in history if event.name == DELETED}
             if any(scope.holds(event) and event.task_id not in ids for event in history):
                 return None
             history = ()
@@ -257,6 +279,8 @@ class Feed:
                 ended |= {event.task_id} if event.is_terminal else set()
             elif scope.holds(event):
                 states.append(event)
+        if missed_from is not None:
+            states += [event for event in deleted.values() if scope.holds(event)]
         states.sort(key=lambda event: event.version)
         if states:
             states[-1] = replace(states[-1], version=number)
@@ -269,12 +293,29 @@ class Feed:
             frozenset(ended),
         )
 
+    #: Of a feed's events after a number, the deletions.
+    _DELETED: Final = """
+    local found, from = {}, '(' .. ARGV[1] .. '-0'
+    while from do
+      local page = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', 100)
+      for _, entry in ipairs(page) do
+        if entry[2][8] == ARGV[2] then found[#found + 1] = entry end
+      end
+      from = page[100] and '(' .. page[100][1]
+    end
+    return found
+    """
+
+    async def _deleted_since(self, owner: OwnerId, after: int) -> list[FeedEvent]:
+        entries = await self._calls.call(self._deleted_script, [keys.OWNER_EVENTS % owner], [after, DELETED])
+        return [_feed_event((entry_id, dict(zip(*[iter(pairs)] * 2, strict=True)))) for entry_id, pairs in entries]
+
     async def _in_scope(self, owner: OwnerId, scope: Scope) -> list[TaskId]:
         """The tasks whose state a new watcher is shown, oldest change first."""
         if scope.task_ids is not None:
             return sorted(scope.task_ids)
         if scope.batch_id is not None:
-            return await self._members(keys.BATCH_TASKS % (owner, scope.batch_id), 0)
+            return await self._members(keys.BATCH_TASKS % keys.of_batch(owner, scope.batch_id), 0)
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.smembers(keys.OWNER_ACTIVE % owner)
             pipe.zrange(keys.OWNER_CHANGED % owner, -SHOWN_TASKS, -1)
@@ -298,7 +339,7 @@ class Feed:
 
     async def batch(self, owner: OwnerId, batch_id: str) -> Event:
         """The roll-up of a batch. Raises UnknownTask."""
-        found = await self._redis.hmget(keys.BATCH_STATE % (owner, batch_id), ["version", "json"])  # type: ignore[misc]
+        found = await self._redis.hmget(keys.BATCH_STATE % keys.of_batch(owner, batch_id), ["version", "json"])  # type: ignore[misc]
         if found[1] is None:
             raise UnknownTask("There is no such batch.")
         return Event(int(found[0]), "", found[1])
@@ -315,7 +356,7 @@ class Feed:
 
         Members whose task has expired are taken off the index on the way. An empty list is the end.
         """
-        key = keys.OWNER_TASKS % owner if batch_id is None else keys.BATCH_TASKS % (owner, batch_id)
+        key = keys.OWNER_TASKS % owner if batch_id is None else keys.BATCH_TASKS % keys.of_batch(owner, batch_id)
         while places := (await self._page(owner, key, limit, before))[1]:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for _, task_id in places:
@@ -341,7 +382,7 @@ class Feed:
         batch_id: str | None = None,
     ) -> Rows:
         """The same in columns, for who reads a million of them: of each task only `fields`, as they are kept."""
-        key = keys.OWNER_TASKS % owner if batch_id is None else keys.BATCH_TASKS % (owner, batch_id)
+        key = keys.OWNER_TASKS % owner if batch_id is None else keys.BATCH_TASKS % keys.of_batch(owner, batch_id)
         number, places, found = await self._page(owner, key, limit, before, ("task_id", *fields))
         rows = tuple(row[1:] for row in found if row[0] is not None)
         return Rows(number, rows, places[-1] if places else None)

@@ -25,6 +25,8 @@ SINCE = "headway:since"
 #: Hash: tasks by status and processor, `"queued","checksum"`: of those that have not ended how many there are, of those
 #: that have how many there ever were.
 COUNTS = "headway:counts"
+#: Sorted set: tasks that were deleted and whose files may still be there, by the time of it in seconds.
+DELETED = "headway:deleted"
 #: Hash: `replid` of the server and `number` of the era (shared/era.py).
 ERA = "headway:era"
 #: What SCAN finds the tasks by, among others; those others are no hashes.
@@ -62,6 +64,8 @@ OWNER_TASKS = "headway:owner:%s:tasks"
 OWNER_STORED = "headway:owner:%s:stored"
 #: Pub/sub: every event of an owner's tasks as `{number} {task_id} {version} {batch_id} {name} {data}`.
 OWNER_LIVE = "headway:owner:%s:live"
+# A batch's name is its user's, colons and all, so what these two are filled in with comes from `of_batch`.
+
 #: Hash: the roll-up of a batch: counts, the sum of progress, and the last event as JSON.
 BATCH_STATE = "headway:batch:%s:%s"
 #: Sorted set: a batch's tasks by creation time in ms.
@@ -71,8 +75,21 @@ BATCH_LIVE = "headway:batch:%s:%s:live"
 
 FILLED_IN = (
     *("OWNER_VERSION", "OWNER_EVENTS", "OWNER_CHANGED", "OWNER_ACTIVE", "OWNER_TASKS", "OWNER_LIVE"),
-    *("OWNER_STORED", "BATCH_STATE", "BATCH_TASKS", "BATCH_LIVE", "COUNTS", "ERA"),
+    *("OWNER_STORED", "BATCH_STATE", "BATCH_TASKS", "BATCH_LIVE", "BATCH_ENDING", "BATCH_ESCAPED", "COUNTS", "ERA"),
+    "DELETED",
 )
+
+#: What follows a batch's name in BATCH_TASKS, and what stands for it in a key where the name itself ends so: `;` is in
+#: no name. Every other batch has the keys that it always had.
+BATCH_ENDING = ":tasks"
+BATCH_ESCAPED = ";tasks"
+
+
+def of_batch(owner: OwnerId, batch_id: str) -> tuple[str, str]:
+    """What BATCH_STATE and BATCH_TASKS are filled in with, so that none is the key of another batch."""
+    if batch_id.endswith(BATCH_ENDING):
+        batch_id = batch_id.removesuffix(BATCH_ENDING) + BATCH_ESCAPED
+    return owner, batch_id
 
 
 def idempotency(owner: OwnerId, digest: str) -> str:

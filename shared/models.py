@@ -172,6 +172,10 @@ class Task(BaseModel):
 BatchId = NewType("BatchId", str)
 
 
+#: The named event of a task's end for good, on the feeds of its owner.
+DELETED = "deleted"
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One event of a task: `version` is its SSE id, `name` is empty for a state, `data` one line of ASCII JSON."""

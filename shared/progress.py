@@ -10,6 +10,7 @@ The hash's values are JSON texts, so that the script builds an event by joining 
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
@@ -24,6 +25,8 @@ from shared.errors import Conflict, QuotaFull, Refused, UnknownTask
 from shared.feed import LIVE_FIELDS, Feed, patiently, text_of
 from shared.models import (
     ACTIVE,
+    DELETED,
+    TERMINAL,
     Checkpoint,
     ErrorType,
     OwnerId,
@@ -55,12 +58,18 @@ ACTIVE_TTL_SECONDS: Final = 30 * DAY_SECONDS
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A worker's right to write: the task as it was claimed, `attempt` being the fence of every write."""
+    """A worker's right to write: the task as it was claimed, `attempt` with `token` being the fence of every write."""
 
     task: Task
     attempt: int
+    #: The fence beside the attempt: where Redis lost a claim, another worker's may have the same number.
+    token: str
     #: The attempt before this one died with its worker.
     took_over: bool
+
+    @property
+    def fence(self) -> dict[str, Any]:
+        return {"attempt": self.attempt, "claim": self.token}
 
 
 @cache
@@ -69,11 +78,12 @@ def _lua() -> str:
     lua = lua.replace("LIVE_FIELDS", ",".join(f"'{name}'" for name in LIVE_FIELDS))
     # One expression, so that Lua makes one string of it; a table of its parts took a tenth of what an event costs.
     state = "..','..".join(
-        f"'\"{name}\":'..(values[{place}] or 'null')" for place, name in enumerate(LIVE_FIELDS, start=5)
+        f"'\"{name}\":'..(given.{name} or values[{place}] or 'null')"
+        for place, name in enumerate(LIVE_FIELDS, start=11)
     )
     lua = lua.replace("LIVE_STATE", f"'{{'..{state}..'}}'")
     for pattern in keys.FILLED_IN:
-        lua = lua.replace(f"'{pattern}'", f"'{getattr(keys, pattern)}'")
+        lua = re.sub(rf"(?<=')\b{pattern}\b(?=\$?')", getattr(keys, pattern), lua)
     return lua
 
 
@@ -81,7 +91,7 @@ class Publisher:
     """Every change of a task. Each method is one call of the script: done whole, or Refused with nothing changed.
 
     Errors: Refused, and shared.redis.AWAY where Redis is not there. A write sent twice because its answer was lost
-    counts once (the script remembers the last write's id).
+    counts once, whatever others wrote in between (the script remembers the ids of the last ones).
     """
 
     def __init__(
@@ -129,10 +139,10 @@ class Publisher:
         return await self._write(task.task_id, fields, allowed=(), **write)
 
     async def change(
-        self, task_id: TaskId, fields: Mapping[str, Any], *, allowed: Collection[Status], attempt: int | None = None
+        self, task_id: TaskId, fields: Mapping[str, Any], *, allowed: Collection[Status], **fence: Any
     ) -> int:
-        """Writes `fields` and sends a state event. `attempt` is the fence of a worker's write."""
-        return await self._write(task_id, {**fields, "updated_at": _now()}, allowed=allowed, attempt=attempt)
+        """Writes `fields` and sends a state event. `attempt` and `claim` are the fence of a worker's write."""
+        return await self._write(task_id, {**fields, "updated_at": _now()}, allowed=allowed, **fence)
 
     async def emit(
         self,
@@ -141,12 +151,10 @@ class Publisher:
         data: Mapping[str, Any],
         *,
         allowed: Collection[Status] = tuple(Status),
-        attempt: int | None = None,
+        **fence: Any,
     ) -> int:
         """Sends a named event (`log`, `note`, `transfer`); the state stays as it is but for its version."""
-        return await self._write(
-            task_id, {}, allowed=allowed, attempt=attempt, event=(name, {"task_id": task_id, **data})
-        )
+        return await self._write(task_id, {}, allowed=allowed, event=(name, {"task_id": task_id, **data}), **fence)
 
     async def enqueue(self, task: Task, fields: Mapping[str, Any]) -> int:
         """`uploading` → `queued`: the file is whole on disk. Raises QuotaFull."""
@@ -198,28 +206,34 @@ class Publisher:
             message = "Starting" if task.checkpoint is None else "Resuming from the last checkpoint"
             if took_over:
                 message = f"The worker was lost, {message.lower()} as attempt {attempt}"
+            token = secrets.token_hex(8)
             fields = self._start_of(task, task.checkpoint) | {
                 "status": Status.PROCESSING,
                 "attempt": attempt,
+                "claim": token,
                 "losses": losses,
                 "message": message,
                 "started_at": _now(),
             }
             await self.change(task_id, fields | self._traced(), allowed=(task.status,), attempt=task.attempt)
-            return Claim(task, attempt, took_over)
+            return Claim(task, attempt, token, took_over)
         return None
 
     #: A checkpoint is private and no event, so the version stays; the fence is that of every other write.
     _CHECKPOINT: Final = """
-    local known = redis.call('HMGET', KEYS[1], 'attempt', 'status')
-    if known[1] ~= ARGV[1] or known[2] ~= '"processing"' then return 0 end
-    redis.call('HSET', KEYS[1], 'checkpoint', ARGV[2])
+    local known = redis.call('HMGET', KEYS[1], 'attempt', 'status', 'claim')
+    if known[1] ~= ARGV[1] or known[2] ~= '"processing"' or (ARGV[2] ~= '' and known[3] ~= ARGV[2]) then return 0 end
+    if ARGV[3] then redis.call('HSET', KEYS[1], 'checkpoint', ARGV[3]) end
     return 1
     """
 
-    async def checkpoint(self, task_id: TaskId, checkpoint: Checkpoint, *, attempt: int) -> None:
-        """Keeps where the next attempt goes on, should this one be lost. Nobody is told."""
-        args: list[Any] = [attempt, text_of(checkpoint.model_dump())]
+    async def checkpoint(
+        self, task_id: TaskId, checkpoint: Checkpoint | None, *, attempt: int, claim: str | None = None
+    ) -> None:
+        """Keeps where the next attempt goes on, should this one be lost. Nobody is told. With None nothing is kept, and
+        only the fence is asked."""
+        args: list[Any] = [attempt, text_of(claim) if claim else ""]
+        args += [text_of(checkpoint.model_dump())] if checkpoint else []
         keep = partial(self._calls.call, self._keep_checkpoint, [keys.state(task_id)], args)
         if not await patiently(keep, self._patient):
             raise Refused("stale")
@@ -239,9 +253,9 @@ class Publisher:
             "attempt": claim.attempt + 1,
             "message": message,
         }
-        return await self.change(claim.task.task_id, fields, allowed=(Status.PROCESSING,), attempt=claim.attempt)
+        return await self.change(claim.task.task_id, fields, allowed=(Status.PROCESSING,), **claim.fence)
 
-    async def complete(self, task_id: TaskId, result: Result, *, attempt: int) -> int:
+    async def complete(self, task_id: TaskId, result: Result, **fence: Any) -> int:
         """`processing` → `completed`. The files are in their place already. A large result is cut in the event only."""
         whole = result.model_dump(mode="json", exclude_defaults=False)
         live = whole
@@ -256,7 +270,7 @@ class Publisher:
                     break
         fields |= {"progress": 100, "message": "Done", "eta_seconds": 0, "result": live}
         fields["result_bytes"] = sum(file.size_bytes for file in result.files)
-        return await self._end(task_id, Status.COMPLETED, fields, allowed=(Status.PROCESSING,), attempt=attempt)
+        return await self._end(task_id, Status.COMPLETED, fields, allowed=(Status.PROCESSING,), **fence)
 
     async def fail(
         self,
@@ -265,14 +279,13 @@ class Publisher:
         message: str,
         *,
         retryable: bool = False,
-        attempt: int | None = None,
         allowed: Collection[Status] = ACTIVE,
+        **fence: Any,
     ) -> int:
         """Any active state → `failed`. The checkpoint is kept for a retry where the work itself was not to blame."""
         error = TaskError(type=error_type, message=message[:TEXT_CHARACTERS], retryable=retryable)
         fields = {"message": error.message, "error": error.model_dump(mode="json"), "eta_seconds": None}
-        kept = {"keep_checkpoint": retryable}
-        return await self._end(task_id, Status.FAILED, fields, allowed=allowed, attempt=attempt, **kept)
+        return await self._end(task_id, Status.FAILED, fields, allowed=allowed, keep_checkpoint=retryable, **fence)
 
     async def cancel(self, task: Task) -> int:
         """Any active state → `cancelled`, at once: what still runs is told to stop and can write nothing any more."""
@@ -313,33 +326,59 @@ class Publisher:
             raise _conflict(refused, "Only a failed or cancelled task can be retried.") from None
 
     async def delete(self, task: Task) -> None:
-        """An ended task is forgotten, with its history. Raises Conflict while it is active."""
-        if not task.status.is_terminal:
-            raise Conflict(f"The task is {task.status}. Cancel it first.")
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.delete(keys.state(task.task_id), keys.events(task.task_id))
-            pipe.zrem(keys.OWNER_TASKS % task.owner, task.task_id)
-            pipe.zrem(keys.OWNER_CHANGED % task.owner, task.task_id)
-            if task.batch_id is not None:
-                pipe.zrem(keys.BATCH_TASKS % (task.owner, task.batch_id), task.task_id)
-            await self._let_go(keys=_stored(task.task_id, task.owner), args=[task.task_id], client=pipe)
-            await pipe.execute()
+        """An ended task is forgotten, with its history, and whoever watches the feeds of its owner is told. Raises
+        Conflict while it is active. Its files are to be removed next, which `files_removed` is told of."""
+        event = (DELETED, {"task_id": task.task_id, "batch_id": task.batch_id, "at": _now()})
+        try:
+            await self._write(task.task_id, {}, allowed=TERMINAL, event=event, deleted=True)
+        except Refused as refused:
+            if refused.reason != "unknown":  # else it is gone: by this, whose answer was lost, or by somebody quicker
+                raise Conflict(f"The task is {refused.status}. Cancel it first.") from None
 
-    #: An owner's bytes without those of a task that is no more.
+    async def files_removed(self, task_ids: Collection[TaskId]) -> None:
+        """Of deleted tasks: nobody else needs to see to them."""
+        await self._redis.zrem(keys.DELETED, *task_ids)
+
+    #: Tasks that are no more are in no index of their owner, hold none of its bytes and are not replayed. KEYS: the
+    #: owner's bytes, events, and the indexes. ARGV: how a state's key begins, then the tasks.
     _LET_GO: Final = """
-    local bytes = redis.call('HGET', KEYS[1], ARGV[1])
-    if not bytes or redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
-    redis.call('HDEL', KEYS[1], ARGV[1])
-    redis.call('HINCRBY', KEYS[1], 'total', -bytes)
-    return 1
+    local gone, count, total = {}, 0, tonumber(redis.call('HGET', KEYS[1], 'total')) or 0
+    for i = 2, #ARGV do
+      if redis.call('EXISTS', ARGV[1] .. ARGV[i]) == 0 then
+        gone[ARGV[i]] = true
+        count = count + 1
+        total = total - (tonumber(redis.call('HGET', KEYS[1], ARGV[i])) or 0)
+      end
+    end
+    if count == 0 then return 0 end
+    local events, from = {}, '-'
+    while from do
+      local page = redis.call('XRANGE', KEYS[2], from, '+', 'COUNT', 100)
+      for _, entry in ipairs(page) do
+        if gone[entry[2][2]] and entry[2][8] ~= 'deleted' then events[#events + 1] = entry[1] end
+      end
+      from = page[100] and '(' .. page[100][1]
+    end
+    redis.call('ZCARD', KEYS[3])
+    redis.call('ZCARD', KEYS[4])
+    for task_id in pairs(gone) do
+      redis.call('SREM', KEYS[5], task_id)
+      if redis.call('HDEL', KEYS[1], task_id) == 1 then
+        redis.call('HSET', KEYS[1], 'total', string.format('%d', math.max(0, total)))
+      end
+      redis.call('ZREM', KEYS[3], task_id)
+      redis.call('ZREM', KEYS[4], task_id)
+    end
+    for _, id in ipairs(events) do redis.pcall('XDEL', KEYS[2], id) end
+    return count
     """
 
-    async def let_go(self, owner: OwnerId, task_ids: Iterable[TaskId]) -> None:
-        """Those of the tasks that Redis no longer knows hold no bytes of their owner any more."""
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for task_id in task_ids:
-                await self._let_go(keys=_stored(task_id, owner), args=[task_id], client=pipe)
-            await pipe.execute()
+    async def let_go(self, owner: OwnerId, task_ids: Collection[TaskId]) -> None:
+        """Those of the tasks that Redis no longer knows, because they expired, are no longer their owner's."""
+        patterns = (keys.OWNER_STORED, keys.OWNER_EVENTS, keys.OWNER_CHANGED, keys.OWNER_TASKS, keys.OWNER_ACTIVE)
+        if task_ids:
+            args = [keys.state(TaskId("")), *task_ids]
+            await self._let_go(keys=[pattern % owner for pattern in patterns], args=args)
 
     async def _end(
         self, task_id: TaskId, status: Status, fields: Mapping[str, Any], *, keep_checkpoint: bool = False, **write: Any
@@ -357,6 +396,7 @@ class Publisher:
         *,
         allowed: Collection[Status],
         attempt: int | None = None,
+        claim: str | None = None,
         event: tuple[str, Mapping[str, Any]] | None = None,
         ticket: JobTicket | None = None,
         dequeue: str = "",
@@ -364,6 +404,7 @@ class Publisher:
         created_ms: float | None = None,
         ttl_seconds: int | None = None,
         ended: bool = False,
+        deleted: bool = False,
         within_quota: bool = False,
     ) -> int:
         ttl_seconds = self._active_ttl_seconds if ttl_seconds is None else ttl_seconds
@@ -397,8 +438,9 @@ class Publisher:
                 WAKE if ticket else control,
                 "" if created_ms is None else int(created_ms),
                 task_id,
-                "1" if ended else "",
+                "deletes" if deleted else "ends" if ended else "",
                 int(quota_bytes) if within_quota and (quota_bytes := self._settings.owner_quota_bytes) else "",
+                text_of(claim) if claim else "",
                 *_flat(fields),
             ],
         )
@@ -415,10 +457,6 @@ def _flat(fields: Mapping[str, Any]) -> Iterable[str]:
     for name, value in fields.items():
         yield name
         yield text_of(value)
-
-
-def _stored(task_id: TaskId, owner: OwnerId) -> list[str]:
-    return [keys.OWNER_STORED % owner, keys.state(task_id)]
 
 
 def _fresh_attempt(task: Task) -> dict[str, Any]:

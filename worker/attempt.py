@@ -1,7 +1,8 @@
 """One attempt at a task, from an empty scratch folder to `completed`: what its child says becomes events.
 
-Whoever runs it writes the other ends (worker/jobs.py). However it ends, the child is gone and the scratch folder with
-it. `checkpoint` is the newest place to go on from: this attempt's own, or the one it went on from itself.
+Whoever runs it writes the other ends, and removes the results of one that did not complete (worker/jobs.py). However it
+ends, the child is gone and the scratch folder with it. `checkpoint` is the newest place to go on from: this attempt's
+own, or the one it went on from itself.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from shared.cancellation import heed_cancellation
-from shared.errors import HeadwayError, ProcessorFailure, Refused, UnknownFile
+from shared.errors import HeadwayError, ProcessorFailure, UnknownFile
 from shared.logging import get_logger
 from shared.models import Checkpoint, ErrorType, Result, ResultFile, Status, TaskId
 from shared.processors import Processor, Registry
@@ -56,6 +57,8 @@ class Attempt:
         self._task = claim.task
         self._place = place
         self.checkpoint: Checkpoint | None = claim.task.checkpoint
+        #: Its results may be in their place, which only a task that it completed is to have.
+        self.has_results = False
         self._unsaved = asyncio.Event()
         self._updates = _Updates()
 
@@ -151,7 +154,7 @@ class Attempt:
 
     async def _publish(self) -> None:
         task_id, publisher = self._task.task_id, self._place.publisher
-        fence: Any = {"allowed": (Status.PROCESSING,), "attempt": self._claim.attempt}
+        fence: Any = {"allowed": (Status.PROCESSING,), **self._claim.fence}
         while True:
             # Before the wait: a cancellation that the last write swallowed would never be heard in it.
             heed_cancellation()
@@ -170,10 +173,13 @@ class Attempt:
             await self._unsaved.wait()
             self._unsaved.clear()
             assert self.checkpoint is not None
-            await self._place.publisher.checkpoint(self._task.task_id, self.checkpoint, attempt=self._claim.attempt)
+            await self._place.publisher.checkpoint(self._task.task_id, self.checkpoint, **self._claim.fence)
 
     async def _finish(self, done: dict[str, Any], scratch: Path) -> None:
         task_id, attempt, storage = self._task.task_id, self._claim.attempt, self._place.storage
+        # A result's place is its attempt's. Where Redis lost the claim, another worker's attempt has the same number.
+        await self._place.publisher.checkpoint(task_id, None, **self._claim.fence)
+        self.has_results = True
         kept = await storage.keep_results(task_id, attempt, scratch, done["outputs"])
         files = [
             ResultFile(
@@ -185,12 +191,8 @@ class Attempt:
             )
             for file in kept
         ]
-        try:
-            result = Result(summary=done["summary"], files=files)
-            await self._place.publisher.complete(task_id, result, attempt=attempt)
-        except Refused:
-            await storage.discard_results(task_id, attempt)
-            raise
+        result = Result(summary=done["summary"], files=files)
+        await self._place.publisher.complete(task_id, result, **self._claim.fence)
         log.info("attempt completed", task_id=task_id, attempt=attempt)
 
 

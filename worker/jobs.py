@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -26,6 +27,7 @@ from shared.logging import get_logger
 from shared.models import ErrorType, Status, TaskId
 from shared.processors import Registry
 from shared.progress import Claim, Publisher
+from shared.redis import AWAY
 from shared.settings import Settings
 from shared.storage import Storage
 from shared.tracing import OFF, TRACEPARENT, Span, Tracing
@@ -37,6 +39,8 @@ log = get_logger(__name__)
 
 #: How long a worker that stops tries to give a task back. After it the lease does the same, more slowly.
 GIVE_BACK_SECONDS = 2.0
+#: How long it is asked whether an attempt completed. After it the results are the next attempt's to remove.
+SETTLE_SECONDS = 2.0
 
 
 class Outcome(StrEnum):
@@ -123,6 +127,9 @@ class Runner:
     async def _run(self, claim: Claim, span: Span) -> Outcome:
         task_id = claim.task.task_id
         bind_contextvars(attempt=claim.attempt)
+        for earlier in range(1, claim.attempt):  # none of them can complete any more
+            with suppress(StorageAway):
+                await self._place.storage.discard_results(task_id, earlier)
         resumes = {"from_progress": claim.task.checkpoint.progress} if claim.task.checkpoint else {}
         log.info("attempt started", task_id=task_id, attempt=claim.attempt, processor=claim.task.processor, **resumes)
         if task_id in self._running:  # this worker slept through its own lease and has the task twice
@@ -130,19 +137,48 @@ class Runner:
         attempt = Attempt(claim, self._place)
         work = asyncio.create_task(attempt.run(), name=f"attempt {task_id}.{claim.attempt}")
         running = self._running[task_id] = _Running(claim.attempt, work)
+        outcome: Outcome | None = None
         try:
-            await asyncio.wait([work])
+            try:
+                await asyncio.wait([work])
+            finally:
+                if self._running.get(task_id) is running:
+                    del self._running[task_id]
+                await cancel(work)  # done, unless this itself was cancelled
+            outcome = await self._end(claim, attempt, running, span)
         finally:
-            if self._running.get(task_id) is running:
-                del self._running[task_id]
-            await cancel(work)  # done, unless this itself was cancelled
-        if not work.cancelled():
-            error = work.exception()
+            if attempt.has_results and outcome is not Outcome.COMPLETED:
+                outcome = await asyncio.shield(self._settle(claim)) or outcome
+        return outcome
+
+    async def _end(self, claim: Claim, attempt: Attempt, running: _Running, span: Span) -> Outcome:
+        if not running.work.cancelled():
+            error = running.work.exception()
             return Outcome.COMPLETED if error is None else await self._fail(claim, error, span)
         if self._stopping.is_set():
             await self._give_back(claim, attempt)
             return Outcome.HANDED_OVER
         return running.stopped or Outcome.LOST
+
+    async def _settle(self, claim: Claim) -> Outcome | None:
+        """Removes the results of an attempt that did not complete; COMPLETED where it did all the same.
+
+        A write whose answer was given up may still arrive, so the truth is asked whether the attempt can still
+        complete: then its results are left to the next attempt, which removes those before it. Where another worker
+        has a claim of the same number, its results are in this place."""
+        task_id = claim.task.task_id
+        try:
+            async with asyncio.timeout(SETTLE_SECONDS):
+                standing = await self._feed.standing(task_id)
+                if standing is not None and standing.attempt == claim.attempt:
+                    if standing.claim != claim.token or standing.status is Status.PROCESSING:
+                        return None
+                    if standing.status is Status.COMPLETED:
+                        return Outcome.COMPLETED
+                await self._place.storage.discard_results(task_id, claim.attempt)
+        except (*AWAY, StorageAway, TimeoutError) as error:
+            log.warning("results left", task_id=task_id, attempt=claim.attempt, reason=type(error).__name__)
+        return None
 
     async def _give_back(self, claim: Claim, attempt: Attempt) -> None:
         message = "The worker was stopped, waiting for another one"
@@ -174,7 +210,7 @@ class Runner:
         log.info("attempt failed", task_id=task_id, attempt=claim.attempt, type=failure.type, reason=str(failure))
         try:
             await self._publisher.fail(
-                task_id, failure.type, without_paths(str(failure)), retryable=failure.retryable, attempt=claim.attempt
+                task_id, failure.type, without_paths(str(failure)), retryable=failure.retryable, **claim.fence
             )
         except Refused as refused:
             return self._superseded(claim, refused)

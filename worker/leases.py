@@ -22,10 +22,12 @@ from shared.redis import RedisClient
 #: full refuses a lease only where nothing was let go of before it, so what has ended always gets through.
 _TURN = """
 local queue, worker, lease, payload = KEYS[1], ARGV[1], ARGV[3], ARGV[4]
-local given_back = false
+-- What can fail comes before the first write, because Redis rolls nothing back.
+local owners, given_back = {}, false
+redis.call('ZCARD', queue)
+for i = 10, #ARGV do owners[i] = redis.call('GET', lease .. ARGV[i]) end
 for i = 10, #ARGV do
-  local job = ARGV[i]
-  local owner = redis.call('GET', lease .. job)
+  local job, owner = ARGV[i], owners[i]
   if not owner or owner == worker then
     if i < 10 + ARGV[9] then
       redis.call('DEL', lease .. job, payload .. job)
@@ -44,7 +46,8 @@ while #answer - 1 < wanted and at < look do
     if #answer - 1 >= wanted then break end
     if redis.call('SET', lease .. job, worker, 'NX', 'PX', ARGV[2]) then
       answer[#answer + 1] = job
-      answer[#answer + 1] = redis.call('GET', payload .. job) or ''
+      local found = redis.pcall('GET', payload .. job)
+      answer[#answer + 1] = type(found) == 'string' and found or ''
     end
   end
   at = at + #page
@@ -58,18 +61,21 @@ return answer
 #: PEXPIRE and not SET for ours: a Redis that is full still takes it, so nobody loses a task to a full Redis.
 #: Registers the worker by Redis's clock; a new one drops those that have been silent for a minute.
 _RENEW = """
-local lost = {}
+local lost, ours, free = {}, {}, {}
+redis.call('ZSCORE', KEYS[2], ARGV[1])
 for i = 4, #ARGV do
   local key = ARGV[3] .. ARGV[i]
   local owner = redis.call('GET', key)
   if owner == ARGV[1] then
-    redis.call('PEXPIRE', key, ARGV[2])
+    ours[#ours + 1] = key
   elseif not owner and redis.call('ZSCORE', KEYS[1], ARGV[i]) then
-    redis.call('SET', key, ARGV[1], 'PX', ARGV[2])
+    free[#free + 1] = key
   else
     lost[#lost + 1] = ARGV[i]
   end
 end
+for _, key in ipairs(ours) do redis.call('PEXPIRE', key, ARGV[2]) end
+for _, key in ipairs(free) do redis.call('SET', key, ARGV[1], 'PX', ARGV[2]) end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if redis.call('ZADD', KEYS[2], now, ARGV[1]) == 1 then

@@ -12,7 +12,7 @@ from typing import Final, Generic, TypeVar
 from shared import keys
 from shared.logging import get_logger
 from shared.models import TaskId
-from shared.progress import ACTIVE_TTL_SECONDS
+from shared.progress import ACTIVE_TTL_SECONDS, Publisher
 from shared.redis import RedisClient
 from shared.settings import DAY_SECONDS, Settings
 from shared.storage import Partial, Storage
@@ -96,6 +96,19 @@ class Leftovers:
         for task_id in due - await self._known(due):
             await self._remove_files(task_id, "it expired")
         self._leaving = {task_id: at for task_id, at in self._leaving.items() if task_id not in due}
+
+    async def remove_deleted(self, publisher: Publisher) -> None:
+        """Files of tasks whose deletion was cut off between Redis and the storage. One that is made again under its id,
+        by a request with an idempotency key, keeps its own."""
+        before = int(time.time() - SETTLED_SECONDS)
+        found = await self._redis.zrange(keys.DELETED, 0, before, byscore=True, offset=0, num=PAGE)
+        deleted = [TaskId(name.decode()) for name in found]
+        known = await self._known(deleted)
+        for task_id in deleted:
+            if task_id not in known:
+                await self._remove_files(task_id, "it was deleted")
+        if deleted:
+            await publisher.files_removed(deleted)
 
     async def remove_unknown(self) -> None:
         """Files of tasks that Redis does not know, late: it may have lost what the disk still has."""

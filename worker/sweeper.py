@@ -8,6 +8,7 @@ partial files and of the task folders, and the next round goes on where it ended
     a task that waits or runs without a job and without a worker   back on the queue, in one step with the check
     one that nothing was written of since a failover               told again (shared/era.py)
     files that nobody needs any more                               removed (worker/leftovers.py)
+    tasks that expired                                             taken off the lists and the feed of their owner
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ UPLOAD_COMMIT_SECONDS: Final = 900.0
 #: Of one round: active tasks of each owner, and keys of whatever there is.
 TASKS: Final = 1000
 SCAN_KEYS: Final = 5000
+#: What an owner's tasks are in, with those that expired.
+INDEXES: Final = (keys.OWNER_STORED, keys.OWNER_CHANGED, keys.OWNER_TASKS)
 #: Owners that are known, at most. Those of the settings are; others are learned from their tasks.
 OWNERS: Final = 1000
 #: Uploads that are watched, at most: those that were not looked at for longest are learned again.
@@ -91,7 +94,8 @@ class Sweeper:
         # A body that is still within its time-out must not be taken for one that was cut off.
         self._idle_seconds = max(UPLOAD_IDLE_SECONDS, settings.receive_timeout_seconds + SLACK_SECONDS)
         self._owners: dict[OwnerId, int] = dict.fromkeys((ANYONE, *settings.api_keys), 0)  # and where SSCAN goes on
-        self._stored = dict(self._owners)  # and where HSCAN goes on
+        #: The indexes that expired tasks are taken off, and where each scan goes on.
+        self._indexes = {(owner, index): 0 for owner in self._owners for index in INDEXES}
         self._cursor = 0
         self._uploads: dict[TaskId, tuple[int, float]] = {}  # its version, and since when
 
@@ -137,7 +141,8 @@ class Sweeper:
         await self._leftovers.remove_partials(partials)
         await self._leftovers.remove_expired(task for task in tasks if task.status.is_terminal)
         await self._leftovers.remove_unknown()
-        await self._settle_quotas()
+        await self._leftovers.remove_deleted(self._publisher)
+        await self._let_go_of_expired()
 
     async def _some_tasks(self) -> set[TaskId]:
         """Active tasks by their owners' lists, and a few of whatever there is, in case a list should not be true."""
@@ -156,16 +161,28 @@ class Sweeper:
         for task in tasks:
             if len(self._owners) < OWNERS:
                 self._owners.setdefault(task.owner, 0)
-                self._stored.setdefault(task.owner, 0)
+                for index in INDEXES:
+                    self._indexes.setdefault((task.owner, index), 0)
 
-    async def _settle_quotas(self) -> None:
-        """What expired holds no bytes any more. A page of each owner's a round."""
-        for owner, cursor in list(self._stored.items()):
-            self._stored[owner], held = await self._redis.hscan(keys.OWNER_STORED % owner, cursor, count=TASKS)
-            holding = {TaskId(name.decode()) for name in held if name != b"total"}
-            known = {task.task_id for task in await look(self._redis, holding)}
-            if gone := holding - known:
-                await self._publisher.let_go(owner, gone)
+    async def _let_go_of_expired(self) -> None:
+        """A page of each index of each owner a round."""
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for (owner, index), at in self._indexes.items():
+                if index == keys.OWNER_STORED:
+                    pipe.hscan(index % owner, at, count=TASKS)
+                else:
+                    pipe.zrange(index % owner, at, at + TASKS - 1)
+            pages = await pipe.execute()
+        held: dict[OwnerId, set[TaskId]] = {}
+        for (owner, index), found in zip(list(self._indexes), pages, strict=True):
+            if index == keys.OWNER_STORED:
+                self._indexes[owner, index], page = found
+            else:  # what is taken off moves the others up, and they are looked at in the next pass
+                page = found
+                self._indexes[owner, index] = self._indexes[owner, index] + TASKS if len(page) == TASKS else 0
+            held.setdefault(owner, set()).update(TaskId(name.decode()) for name in page if name != b"total")
+        for owner, task_ids in held.items():
+            await self._publisher.let_go(owner, task_ids)
 
     async def _put_back(self, tasks: Collection[Seen]) -> None:
         if not tasks:

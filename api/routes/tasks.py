@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import re
+from contextlib import suppress
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Query, Request
@@ -36,6 +37,7 @@ from api.room import check_room
 from api.upload_digests import clean_sha256
 from shared.errors import Conflict, InvalidRequest, NotTheAnnouncedFile, UnsupportedType
 from shared.models import FieldError, OwnerId, Status, Task, TaskId, new_task_id, utc_now
+from shared.redis import AWAY
 from shared.storage import StoredFile
 
 router = APIRouter(tags=["tasks"])
@@ -373,4 +375,6 @@ async def retry(state: StateDep, task: TaskDep) -> dict[str, Any]:
 async def delete(state: StateDep, task_id: TaskIdDep, owner: OwnerDep) -> None:
     task = await state.feed.task(task_id, owner)
     await state.publisher.delete(task)
-    await state.storage.delete(task_id)
+    await asyncio.shield(state.storage.delete(task_id))
+    with suppress(*AWAY):  # the sweeper finds nothing to remove
+        await state.publisher.files_removed([task_id])

@@ -176,10 +176,10 @@ async function act(action, id, button) {
   try {
     if (action === "delete") await headway.request(`tasks/${id}`, { method: "DELETE" });
     else tasks.put(await headway.request(`tasks/${id}/${action}`, { method: "POST" }));
-    if (action === "delete") forgetEverywhere(id);
+    if (action === "delete") forget(id);
   } catch (error) {
     const problem = /** @type {Problem} */ (error);
-    if (problem.status === 404) return forgetEverywhere(id);
+    if (problem.status === 404) return forget(id);
     if (problem.status === 409) tasks.put(await headway.fetchTask(id).catch(() => /** @type {Task} */ (tasks.get(id)))); // it is not what we thought: show what it is
     if (problem.status === 409 && action === "cancel") return; // it has ended by itself, which is what is shown now
     if (shown.id === id) view.complain(problem.title, problem.detail, problem.errors);
@@ -212,9 +212,8 @@ async function cancelAll(batchId, button) {
   }
 }
 
-/** The server does not say on the feed that a task was deleted. @param {string} id */
-function forgetEverywhere(id) {
-  feed.say({ type: "deleted", task_id: id });
+/** It is gone, which other tabs hear from the feed. @param {string} id */
+function forget(id) {
   if (shown.id === id) location.hash = "";
   shown.gone(id);
 }

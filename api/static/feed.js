@@ -14,12 +14,10 @@ import { watchAll } from "./headway.js";
 /** @typedef {import("./headway.js").NamedEvent} NamedEvent */
 /** @typedef {import("./headway.js").Connection} Connection */
 /**
- * What tabs tell each other. `hello`: a new one asks how things are; `signed`: somebody signed in or out; `deleted` and
- * `stale`: what the server does not tell on the feed.
+ * What tabs tell each other. `hello`: a new one asks how things are; `signed`: somebody signed in or out.
  *
  * @typedef {{type: "state", state: State, id: string} | {type: "event", event: NamedEvent}
- *   | {type: "connection", connection: Connection} | {type: "refused"} | {type: "hello"} | {type: "signed"}
- *   | {type: "deleted", task_id: string}} Message
+ *   | {type: "connection", connection: Connection} | {type: "refused"} | {type: "hello"} | {type: "signed"}} Message
  */
 /**
  * @typedef {object} Told
@@ -104,12 +102,11 @@ export class Feed {
         return this.told.onstate(message.state);
       case "event":
         if (message.event.id) this.lastId = message.event.id;
+        if (message.event.type === "deleted") return this.told.ondeleted(message.event.data.task_id);
         return this.told.onevent(message.event);
       case "connection":
         this.connection = message.connection;
         return this.told.onconnection(message.connection);
-      case "deleted":
-        return this.told.ondeleted(message.task_id);
       case "refused":
         this.stop();
         return this.told.onrefused();

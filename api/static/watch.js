@@ -17,7 +17,7 @@ import { BASE, Problem, backoff, parse, request } from "./http.js";
 /** As EventSource says it. */
 const CLOSED = 2;
 const TERMINAL = new Set(["completed", "failed", "cancelled"]);
-const NAMES = /** @type {const} */ (["log", "note", "transfer", "gap"]);
+const NAMES = /** @type {const} */ (["log", "note", "transfer", "gap", "deleted"]);
 
 /** @param {{status: string}} task */
 export const hasEnded = (task) => TERMINAL.has(task.status);

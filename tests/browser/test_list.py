@@ -112,6 +112,14 @@ async def test_what_others_start_and_delete_shows_in_every_tab(
     await rows[0].get_by_role("button", name="Delete for good?").click()
     for row in rows:
         await expect(row).to_have_count(0)
+    task = platform.submit("checksum", b"hello", filename="deleted-elsewhere.txt")
+    rows = [tab.locator(f".task-row:has(#row-{task['task_id']})") for tab in (page, other)]
+    for row in rows:
+        await expect(row).to_contain_text("Completed")
+    answer = await page.request.delete(f"{platform.url}/tasks/{task['task_id']}")
+    assert answer.status == 204
+    for row in rows:
+        await expect(row).to_have_count(0)
 
 
 async def test_seven_tabs_share_one_stream_and_outlive_the_one_that_holds_it(

@@ -341,3 +341,42 @@ def test_the_feed_resumes_across_a_cut_and_a_restart_of_the_api(own_platform: Pl
     for frames in by_task(story).values():
         versions = [frame.data["version"] for frame in frames]
         assert versions == list(range(versions[0], versions[-1] + 1))
+
+
+def test_a_deletion_is_told_to_whoever_watches_or_comes_back_and_nothing_of_the_task_is_replayed(
+    own_platform: Platform,
+) -> None:
+    own_platform.start_worker()
+    own_platform.start_api()
+    url = own_platform.url
+    kept, gone = (own_platform.submit("checksum", b"x", batch_id="run1:tasks")["task_id"] for _ in range(2))
+    for task_id in (kept, gone):
+        own_platform.wait(task_id, "completed")
+    folder = own_platform.data_dir / "tasks" / gone
+    assert folder.exists()
+    with opened(f"{url}/events?batch_id=run1:tasks") as batch, opened(f"{url}/events") as answer:
+        feeds = [frames_of(batch), frames_of(answer)]
+        last = [[next(feed), next(feed)][-1] for feed in feeds][-1]
+        httpx.post(f"{url}/tasks/{gone}/notes", json={"author": "a", "text": "a secret"}).raise_for_status()
+        assert httpx.delete(f"{url}/tasks/{gone}").status_code == 204
+        for feed in feeds:
+            told = [next(feed), next(feed)]
+            assert [frame.name for frame in told] == ["note", "deleted"]
+            assert told[1].data["task_id"] == gone
+    assert not folder.exists()
+    for headers in ({"Last-Event-ID": str(last.id)}, {"Last-Event-ID": "1"}):
+        with opened(f"{url}/events", **headers) as answer:
+            frames = frames_of(answer)
+            while (frame := next(frames)).name != "deleted":
+                assert frame.data.get("task_id") != gone, "of a task that was deleted"
+            assert frame.data["task_id"] == gone
+    assert httpx.get(f"{url}/tasks/{gone}/events").status_code == 404
+    assert httpx.delete(f"{url}/tasks/{gone}").status_code == 404
+    assert httpx.get(f"{url}/batches/run1:tasks").json()["total"] == 1
+
+
+def test_batches_whose_names_meet_take_tasks(platform: Platform) -> None:
+    for name in ("meet", "meet:tasks", "meet:live"):
+        task = platform.submit("checksum", b"x", batch_id=name)
+        platform.wait(task["task_id"], "completed")
+        assert httpx.get(f"{platform.url}/batches/{name}").json()["counts"]["completed"] == 1

@@ -28,7 +28,7 @@ class Swallowing:
 
 async def test_publishing_ends_also_where_a_write_swallowed_its_cancellation() -> None:
     place: Any = Swallowing()
-    attempt = Attempt(Claim(a_task(), 1, False), cast(Workplace, place))
+    attempt = Attempt(Claim(a_task(), 1, "token", False), cast(Workplace, place))
     await attempt._updates.put({})
     publishing = asyncio.create_task(attempt._publish())
     await place.writing.wait()

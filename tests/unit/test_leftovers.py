@@ -122,3 +122,19 @@ async def test_partial_files_that_are_left_behind_are_removed_and_no_others(benc
     aged(strange, 99 * DAY_SECONDS)
     await bench.sweep()
     assert sorted(partial.iterdir()) == sorted([current, strange])
+
+
+async def test_files_of_a_deletion_that_was_cut_off_go_and_those_of_one_made_again_stay(bench: Bench) -> None:
+    tasks = [await bench.created() for _ in range(2)]
+    folders = [bench.folder(task.task_id, 0) for task in tasks]
+    for task in tasks:
+        await bench.publisher.cancel(task)
+        await bench.publisher.delete(await bench.task(task))
+    await bench.publisher.create(tasks[1])
+    await bench.sweep()
+    assert folders[0].exists(), "whoever deletes it may be at it"
+    for task in tasks:
+        await bench.redis.zadd(keys.DELETED, {task.task_id: 1})  # long ago
+    await bench.sweep()
+    assert [folder.exists() for folder in folders] == [False, True]
+    assert await bench.redis.zcard(keys.DELETED) == 0

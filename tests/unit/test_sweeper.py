@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from shared import keys
-from shared.models import ErrorType, OwnerId, Status, TaskId, utc_now
+from shared.models import ANYONE, ErrorType, OwnerId, Status, TaskId, utc_now
 from shared.redis import RedisClient
 from shared.settings import DAY_SECONDS, Settings
 from tests.unit.sweeping import Bench
@@ -166,3 +166,18 @@ async def test_what_expired_holds_no_bytes_of_its_owner_any_more(bench: Bench) -
     await bench.redis.delete(keys.state(gone.task_id))
     await bench.sweep()
     assert await bench.feed.stored_bytes(there.owner) == 30
+
+
+async def test_what_expired_is_taken_off_every_list_of_its_owner_a_page_a_round(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweeper, "TASKS", 7)
+    tasks = [await bench.created(owner=ANYONE) for _ in range(30)]
+    for task in tasks[:-1]:
+        await bench.redis.delete(keys.state(task.task_id), keys.events(task.task_id))
+    for _ in range(30):
+        await bench.sweep()
+    for index in (keys.OWNER_TASKS, keys.OWNER_CHANGED):
+        assert await bench.redis.zrange(index % ANYONE, 0, -1) == [tasks[-1].task_id.encode()]
+    assert await bench.redis.smembers(keys.OWNER_ACTIVE % ANYONE) == {tasks[-1].task_id.encode()}  # type: ignore[misc]
+    assert await bench.redis.xlen(keys.OWNER_EVENTS % ANYONE) == 1
