@@ -29,7 +29,7 @@ export class Turns {
 
 /** Waits for any of the places that all tabs share. @template Answer @param {() => Promise<Answer>} work @returns {Promise<Answer>} */
 function inPlace(work) {
-  if (!navigator.locks) return work();
+  if (!globalThis.navigator?.locks) return work();
   return new Promise((resolve, reject) => {
     const others = new AbortController();
     let begun = false;

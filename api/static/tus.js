@@ -13,10 +13,14 @@
 import { begunOf, claim, claimForSending, forget, keepForSending, lookalikes, release, remember } from "./begun-uploads.js";
 import { Problem, backoff, call, pause, request } from "./http.js";
 import { sha256 } from "./sha256.js";
+import { Turns } from "./turns.js";
 
 export { isBeingSent } from "./begun-uploads.js";
 
 /** @typedef {import("./headway.js").Task} Task */
+
+/** Of those who call `send`: however many files a page gives, a few are sent at a time. */
+const turns = new Turns();
 
 /** Small enough for most proxies' limits on a body, large enough that the answers between them cost nothing. */
 const PIECE_BYTES = 16 * 1024 * 1024;
@@ -50,14 +54,15 @@ export async function create(file, { processor, options, batchId, token, signal 
 const begun = new Map();
 
 /**
- * Sends what the server does not have yet, and tries again until it has it. Raises Problem where the server refuses the
- * bytes, has another file's, the file cannot be read or another tab sends it; what the `signal` says where it was aborted.
+ * Sends what the server does not have yet when it is its turn, and tries again until it has it. Raises Problem where the
+ * server refuses the bytes, has another file's, the file cannot be read or another tab sends it; what the `signal` says
+ * where it was aborted.
  *
  * @param {Task} task an `uploading` one
  * @param {File} file
  * @param {{signal?: AbortSignal, token?: string}} [how]
  */
-export const send = (task, file, how = {}) => alone(task.task_id, () => sendRest(task, file, how));
+export const send = (task, file, how = {}) => alone(task.task_id, () => turns.take(() => sendRest(task, file, how)));
 
 /** As `send`, for who has made sure that no other tab does. @param {Task} task @param {File} file @param {{signal?: AbortSignal, token?: string}} how */
 export async function sendRest(task, file, { signal, token }) {

@@ -1,96 +1,18 @@
 // @ts-check
 /**
- * Watching: one task to its end, or all tasks for as long as it is wanted. Each owns the stream it opens and the timers
- * it sets, and gives both back at its end or by `close()`.
- *
- * Where the stream is given up for good (EventSource stops at a 204, 404, 502 or 503), the server is asked what is the
- * matter, and the stream is opened again, after the last event that came, unless there is nothing more to come.
+ * Watching: one task to its end, or all tasks for as long as it is wanted. Each gives back what it holds open at its end
+ * or by `close()`. How a stream is held is in stream.js, how many watches share one in together.js.
  */
 
-import { FetchSource } from "./fetch-source.js";
-import { BASE, Problem, backoff, parse, request } from "./http.js";
+import { BASE, request } from "./http.js";
+import { hasEnded, hold } from "./stream.js";
+import { follow, isRefusal } from "./together.js";
 
 /** @typedef {import("./headway.js").State} State */
 /** @typedef {import("./headway.js").End} End */
 /** @typedef {import("./headway.js").NamedEvent} NamedEvent */
 
-/** As EventSource says it. */
-const CLOSED = 2;
-const TERMINAL = new Set(["completed", "failed", "cancelled"]);
-const NAMES = /** @type {const} */ (["log", "note", "transfer", "gap", "deleted"]);
-
-/** @param {{status: string}} task */
-export const hasEnded = (task) => TERMINAL.has(task.status);
-
-/** Refused for good: asking again would be answered the same. @param {unknown} error @returns {error is Problem} */
-const isRefusal = (error) => error instanceof Problem && error.status >= 400 && !error.passes;
-
-/**
- * A stream, held open. `ask` is called where it was given up for good; what it raises is its own, and it closes the
- * stream itself where there is nothing more to come.
- *
- * @param {URL} address
- * @param {{token?: string, lastId: string, onstate: (state: State, id: string) => void, onevent?: (event: NamedEvent) => void,
- *   onconnection?: (connection: import("./headway.js").Connection) => void, ask: () => Promise<void>}} told
- */
-function hold(address, { token, lastId, onstate, onevent, onconnection, ask }) {
-  /** @type {EventSource | FetchSource | null} */
-  let source = null;
-  let failures = 0;
-  let closed = false;
-  /** @type {ReturnType<typeof setTimeout> | undefined} */
-  let timer;
-
-  function close() {
-    closed = true;
-    source?.close();
-    clearTimeout(timer);
-    globalThis.removeEventListener?.("online", hurry);
-  }
-
-  /** @param {"state" | NamedEvent["type"]} type @param {MessageEvent} event */
-  function take(type, event) {
-    if (closed) return;
-    failures = 0;
-    if (event.lastEventId) lastId = event.lastEventId;
-    const data = parse(event.data);
-    if (type !== "state") onevent?.({ type, id: event.lastEventId, data });
-    else if (data?.status) onstate(data, lastId);
-  }
-
-  function open() {
-    const from = new URL(address);
-    if (lastId !== "") from.searchParams.set("last_event_id", lastId);
-    onconnection?.(failures ? "waiting" : "connecting");
-    const opened = token ? new FetchSource(from, { token }) : new EventSource(from);
-    source = opened;
-    opened.onopen = () => closed || onconnection?.("open");
-    opened.onmessage = (event) => take("state", event);
-    for (const type of NAMES)
-      opened.addEventListener(type, (/** @type {any} */ event) => take(type, event));
-    opened.onerror = () => {
-      if (closed || opened !== source) return;
-      onconnection?.("waiting");
-      if (opened.readyState === CLOSED) void recover(); // else it comes back by itself
-    };
-  }
-
-  async function recover() {
-    await ask();
-    if (!closed) timer = setTimeout(open, backoff(failures++) * 1000);
-  }
-
-  /** The network is back: no need to wait any longer. */
-  function hurry() {
-    if (closed || source?.readyState !== CLOSED) return;
-    clearTimeout(timer);
-    open();
-  }
-
-  globalThis.addEventListener?.("online", hurry);
-  open();
-  return { close };
-}
+export { hasEnded };
 
 /**
  * Watches one task's stream to its end: `onstate` sees each state once and in order (by `version`), the last one is the
@@ -113,7 +35,7 @@ export function watch(url, { onstate, onevent, onend, onconnection, lastEventId,
 
   function close() {
     closed = true;
-    held.close();
+    watching.close();
   }
 
   /** @param {End} end */
@@ -132,10 +54,11 @@ export function watch(url, { onstate, onevent, onend, onconnection, lastEventId,
     if (hasEnded(state)) finish({ status: /** @type {any} */ (state.status), state, problem: null });
   }
 
-  /** Only the task itself can say whether there is more to come. */
-  async function ask() {
+  /** Only the task itself can say whether there is more to come. @param {boolean} [onlyWhether] its stream tells the rest */
+  async function ask(onlyWhether) {
     try {
-      take(await request(taskUrl, { token }));
+      const task = await request(taskUrl, { token });
+      if (!onlyWhether) take(task);
     } catch (error) {
       if (!isRefusal(error)) return;
       const status = error.status === 404 || error.status === 410 ? "gone" : "refused";
@@ -143,8 +66,14 @@ export function watch(url, { onstate, onevent, onend, onconnection, lastEventId,
     }
   }
 
-  const lastId = lastEventId === undefined ? "" : String(lastEventId);
-  const held = hold(address, { token, lastId, onstate: take, onevent: (event) => closed || onevent?.(event), onconnection, ask });
+  const watching = follow(address, {
+    token,
+    version: lastEventId === undefined || lastEventId === "" ? null : Number(lastEventId),
+    onstate: take,
+    onevent: (event) => closed || onevent?.(event),
+    onconnection: (connection) => closed || onconnection?.(connection),
+    ask,
+  });
   return { closed: ended, close };
 }
 
