@@ -1,5 +1,8 @@
 // @ts-check
-/** What was in an archive, as the folder it makes: each file a download, where it is one by itself. */
+/**
+ * What was in an archive, as the folder it makes. A file that is a result by itself is a download; of those that were put
+ * into one result together each has its name and its own size, and the result stands where results do.
+ */
 
 import { element } from "./dom.js";
 import * as units from "./units.js";
@@ -11,11 +14,20 @@ import * as units from "./units.js";
 /** @param {string} name @param {Record<string, unknown>[]} rows @returns {rows is Entry[]} */
 export const isFolder = (name, rows) => name === "listing" && rows.every((row) => "name" in row && "size_bytes" in row && "file" in row);
 
+/** The results that are one file of the archive each. @param {Entry[]} entries @returns {Set<string>} */
+export function ownResults(entries) {
+  const once = new Set();
+  const more = new Set();
+  for (const { file } of entries) (once.has(file) ? more : once).add(file);
+  return new Set([...once].filter((file) => !more.has(file)));
+}
+
 /**
- * @param {Entry[]} entries @param {ResultFile[]} files
+ * @param {Entry[]} entries @param {number} total how many there are, of which these may be the first
+ * @param {ResultFile[]} files the results that are one of them each
  * @param {(file: ResultFile, shown?: string) => HTMLElement[]} drawFile
  */
-export function drawFolder(entries, files, drawFile) {
+export function drawFolder(entries, total, files, drawFile) {
   const results = new Map(files.map((file) => [file.name, file]));
   const root = folder();
   for (const entry of entries) {
@@ -30,7 +42,10 @@ export function drawFolder(entries, files, drawFile) {
     }
     here.files.push({ name, entry });
   }
-  return element("div", { className: "folder" }, [element("h4", { textContent: `Files (${units.number(entries.length)})` }), draw(root, 0)]);
+  const shown = total > entries.length ? `the first ${units.number(entries.length)} of ${units.number(total)}` : units.number(entries.length);
+  const together = [...new Set(entries.map(({ file }) => file))].filter((name) => !results.has(name));
+  const title = `Files (${shown})${together.length ? ` in ${together.join(", ")}` : ""}`;
+  return element("div", { className: "folder" }, [element("h4", { textContent: title }), draw(root, 0)]);
 
   /** @param {Folder} one @param {number} depth @returns {HTMLElement} */
   function draw(one, depth) {

@@ -5,7 +5,7 @@
  */
 
 import { element, safeHref } from "./dom.js";
-import { drawFolder, isFolder } from "./folder.js";
+import { drawFolder, isFolder, ownResults } from "./folder.js";
 import { drawPictures, isPicture } from "./pictures.js";
 import { drawProfile, isProfile } from "./profile.js";
 import * as units from "./units.js";
@@ -25,13 +25,14 @@ export function drawResult({ summary, files }) {
   /** @type {[string, unknown][]} */
   const values = [];
   const tables = [];
+  /** @type {Set<string>} */
   let listed = new Set();
   for (const [name, value] of Object.entries(summary)) {
     if (!isTable(value)) values.push([name, value]);
     else if (isProfile(value)) tables.push(drawProfile(value, Number(summary.rows)));
     else if (isFolder(name, value)) {
-      tables.push(drawFolder(value, files, drawFile));
-      listed = new Set(value.map(({ file }) => file));
+      listed = ownResults(value);
+      tables.push(drawFolder(value, Number(summary.files ?? value.length), files.filter(({ name }) => listed.has(name)), drawFile));
     } else tables.push(drawTable(units.label(name), value));
   }
   const rest = files.filter(({ name }) => !listed.has(name));

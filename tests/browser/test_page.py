@@ -192,6 +192,34 @@ async def test_results_are_shown_as_pictures_and_as_a_folder(page: Page, platfor
     await expect(leaf.locator(".transfer")).to_have_text("sent")
 
 
+async def test_files_that_were_packed_together_show_their_own_sizes_and_one_download(
+    page: Page, platform: Platform
+) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        for number in range(1, 601):
+            file.writestr(f"part-{number % 2}/{number:03d}.txt", "x" * number)
+    task = platform.submit("extract", archive.getvalue(), filename="many.zip")
+    await page.goto(f"{platform.url}/#task={task['task_id']}")
+    await expect(page.get_by_role("heading", name="Files (600) in files.zip")).to_be_visible()
+    for part in ("part-0/", "part-1/"):
+        await page.locator(".folder summary", has_text=part).click()
+    leaves = await page.locator(".leaf").all_inner_texts()
+    [packed] = platform.task(task["task_id"])["result"]["files"]
+    listing = platform.task(task["task_id"])["result"]["summary"]["listing"]
+    assert {entry["name"].rpartition("/")[2]: entry["size_bytes"] for entry in listing} == {
+        f"{number:03d}.txt": number for number in range(1, 601)
+    }
+    shown = [leaf.split() for leaf in leaves]
+    sizes = {f"{number:03d}.txt": f"{number} byte{'s' * (number > 1)}" for number in range(1, 601)}
+    assert {name: " ".join(size) for name, *size in shown} == sizes
+    await expect(page.locator(".leaf a")).to_have_count(0)
+    async with page.expect_download() as download:
+        await page.locator("#result-room .files").get_by_role("link", name="files.zip").click()
+    assert (await download.value).suggested_filename == "files.zip"
+    assert (await (await download.value).path()).stat().st_size == packed["size_bytes"]
+
+
 async def test_a_file_that_is_no_csv_is_refused_in_the_processors_own_words(page: Page, base_url: str) -> None:
     await page.goto(base_url)
     picture = {"name": "not.csv", "mimeType": "text/csv", "buffer": b"\x89PNG\r\n\x1a\n" + bytes(100)}
