@@ -118,16 +118,12 @@ class Text:
     def event(self, event: Event, event_id: str | None = None) -> bytes:
         data = json.loads(event.data)
         if event.is_state:
-            at = str(data["updated_at"])[11:19]
-            line = f"{at} {data['progress']:5.1f} %  {data['status']:<10}  {data['message']}"
-            if data["status"] == "processing" and data["total_steps"]:
-                line += f" ({data['step']}/{data['total_steps']})"
-            if data["error"]:
-                line += f" [{data['error']['type']}]"
+            line = _batch_line(data) if "counts" in data else _task_line(data)
         elif event.name == "gap":
             line = f"          (events {data['from']} to {data['to']} can no longer be replayed)"
         else:
-            line = f"{str(data.get('at', ''))[11:19]} {event.name}: {data.get('message', data.get('text', data))}"
+            said = data.get("message", data.get("text")) or event.data.decode()
+            line = f"{str(data.get('at', ''))[11:19]:<8} {event.name}: {said}"
         # One event is one line: what a stranger wrote may hold control characters.
         return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line).encode() + b"\n"
 
@@ -136,6 +132,21 @@ class Text:
 
     def goodbye(self) -> bytes:
         return b"          (the server is restarting)\n"
+
+
+def _task_line(state: dict[str, Any]) -> str:
+    at = str(state["updated_at"])[11:19]
+    line = f"{at} {state['progress']:5.1f} %  {state['status']:<10}  {state['message']}"
+    if state["status"] == "processing" and state["total_steps"]:
+        line += f" ({state['step']}/{state['total_steps']})"
+    if state["error"]:
+        line += f" [{state['error']['type']}]"
+    return line
+
+
+def _batch_line(state: dict[str, Any]) -> str:
+    counts = ", ".join(f"{count} {status}" for status, count in state["counts"].items() if count)
+    return f"{'':8} {state['progress']:5.1f} %  {state['status']:<10}  {counts} of {state['total']}"
 
 
 ENCODERS: Final[dict[str, Callable[[], Encoder]]] = {e.media_type: e for e in (SSE, NDJSON, Text)}

@@ -72,6 +72,13 @@ def test_text_is_a_line_an_event_for_people() -> None:
     assert b"events 3 to 20 can no longer be replayed" in encoder.event(GAP)
 
 
+def test_text_has_a_line_for_a_batch_and_for_an_event_that_it_does_not_know() -> None:
+    rollup = {"version": 3, "status": "active", "progress": 12.5, "total": 4, "counts": {"queued": 3, "completed": 1}}
+    told = Text().event(Event(3, "", json.dumps(rollup).encode()))
+    assert told == b"          12.5 %  active      3 queued, 1 completed of 4\n"
+    assert Text().event(Event(4, "deleted", b'{"task_id":"x"}')) == b'         deleted: {"task_id":"x"}\n'
+
+
 def test_what_a_stranger_wrote_cannot_steer_a_terminal() -> None:
     told = Text().event(Event(1, "note", json.dumps({"text": "\x1b[2J\n\r\u2028\u202eboo", "at": ""}).encode()))
     assert told.count(b"\n") == 1
