@@ -68,7 +68,7 @@ class Listener:
 
     __slots__ = (
         *("_lagged", "_pending", "_source", "_waiter"),
-        *("channel", "drained", "ended", "stale", "version", "why", "wire"),
+        *("channel", "drained", "ended", "error", "stale", "version", "why", "wire"),
     )
     kind: ClassVar[Kind]
 
@@ -87,6 +87,8 @@ class Listener:
         self.ended = False
         #: How it ended, where that is not to be seen.
         self.why: Reason | None = None
+        #: What went wrong with this listener alone; its stream is cut.
+        self.error: Exception | None = None
 
     # What the relay calls.
 
@@ -112,6 +114,11 @@ class Listener:
         self.drained = True
         self._wake()
 
+    def fail(self, error: Exception) -> None:
+        """What the relay called raised this."""
+        self.error = error
+        self._wake()
+
     def _wake(self) -> None:
         if self.wire is not None:
             self.wire.wake()
@@ -126,8 +133,10 @@ class Listener:
     # What the stream calls.
 
     async def next(self) -> list[Item] | None:
-        """What there is to send, waiting for it; None at the end."""
+        """What there is to send, waiting for it; None at the end. Raises what it failed of."""
         while True:
+            if self.error is not None:
+                raise self.error
             if self.drained or self.ended:
                 return None
             if self.stale:
@@ -135,7 +144,7 @@ class Listener:
                     return items
             elif items := self.take():
                 return items
-            elif not (self.stale or self._pending or self.drained):
+            elif not (self.stale or self._pending or self.drained or self.error):
                 await self._changed()
 
     async def catch_up(self) -> list[Item]:

@@ -10,20 +10,16 @@ import asyncio
 from collections import defaultdict
 from typing import Protocol
 
-from shared.logging import get_logger
-
-log = get_logger(__name__)
-
 
 class Timed(Protocol):
     #: Where it stands; the wheel's own.
     slot: int
 
-    def about(self) -> dict[str, str]:
-        """For a line of the log."""
-
     def look(self, now: float) -> float | None:
         """Does what is due at this time of the loop, and returns when to look again; None: no more."""
+
+    def fail(self, error: Exception) -> None:
+        """It could not be looked at, and will not be again. Never raises."""
 
 
 class Pulse:
@@ -58,5 +54,5 @@ class Pulse:
                     try:
                         if (due := timed.look(now)) is not None:
                             self.set(timed, due)
-                    except Exception:  # one stream's trouble must not stop the others' heart
-                        log.exception("a stream could not be looked after", **timed.about())
+                    except Exception as error:  # one stream's trouble must not stop the others' heart
+                        timed.fail(error)

@@ -161,12 +161,11 @@ class Relay:
         topic.listeners.add(listener)
 
     def leave(self, listener: Listener) -> None:
+        if (topic := self._topics.get(listener.channel)) is not None:
+            topic.leave(listener)
+            if not len(topic) and topic.closing is None:
+                topic.closing = self._loop.call_later(LINGER_SECONDS, self._close_topic, listener.channel)
         self._last_events.left(listener)
-        if (topic := self._topics.get(listener.channel)) is None:
-            return
-        topic.leave(listener)
-        if not len(topic) and topic.closing is None:
-            topic.closing = self._loop.call_later(LINGER_SECONDS, self._close_topic, listener.channel)
 
     def carry(
         self, scope: AsgiScope, listener: Listener, encoder: Encoder, opened: AbstractAsyncContextManager[Any]
@@ -183,8 +182,7 @@ class Relay:
         self.draining = True
         for topic in list(self._topics.values()):
             topic.step_out()
-            for listener in list(topic.listeners):
-                listener.drain()
+            topic.tell(Listener.drain)
         self._proceed()
 
     def is_live(self, channel: str) -> bool:
@@ -218,25 +216,37 @@ class Relay:
         self._woken.append(wire)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        return self._group.create_task(work)
+        return self._group.create_task(_alone(work))
 
     def _proceed(self) -> None:
         woken, self._woken = self._woken, []
         for wire in woken:
-            wire.proceed()
+            try:
+                wire.proceed()
+            except Exception as error:  # those behind it are owed their turn
+                wire.fail(error)
 
     def _on_message(self, channel: str, message: bytes) -> None:
-        if (topic := self._topics.get(channel)) is not None and topic.message(message):
-            self._unwritten.append(topic)
+        if (topic := self._topics.get(channel)) is not None:
+            try:
+                if topic.message(message):
+                    self._unwritten.append(topic)
+            except Exception:  # what nobody understands harms its own channel alone, where the truth is read for it
+                log.exception("message not understood", channel=channel)
+                topic.distrust()
         if self._delay.wanted:
             self._delay.newest = message
 
     def _on_read(self) -> None:
         if self._unwritten:
             now = self._loop.time()
-            for topic in self._unwritten:
-                topic.write(now)
-            self._unwritten.clear()
+            unwritten, self._unwritten = self._unwritten, []
+            for topic in unwritten:
+                try:
+                    topic.write(now)
+                except Exception:
+                    log.exception("events not written")
+                    topic.distrust()
         if self._woken:
             self._proceed()
         if self._delay.newest is not None:
@@ -280,3 +290,11 @@ class Relay:
         except AWAY:
             return True  # and when it is back, everybody reads
         return not topic.wires or (before or 0) <= truth.state.version <= (topic.version or 0)
+
+
+async def _alone(work: Coroutine[Any, Any, None]) -> None:
+    """What is done for one stream must not end the relay for all."""
+    try:
+        await work
+    except Exception:
+        log.exception("a stream could not be looked after")

@@ -49,6 +49,9 @@ class Wire(Protocol):
     def failed(self) -> None:
         """The connection takes nothing any more."""
 
+    def fail(self, error: Exception) -> None:
+        """One of the others raised this. Never raises."""
+
 
 class Topic:
     __slots__ = (
@@ -102,7 +105,10 @@ class Topic:
             if self.version is None or event.version > self.version:
                 self.version = event.version
             for listener in self.listeners:
-                listener.push(event)
+                try:
+                    listener.push(event)
+                except Exception as error:
+                    listener.fail(error)
         elif not self.wires:
             self.version = None
         return begun
@@ -133,10 +139,13 @@ class Topic:
         for fd, sent in short:
             wire = self.wires[fd]
             self.out(fd)
-            if sent < 0:
-                wire.failed()
-            else:
-                wire.fell_short(data[sent:])
+            try:
+                if sent < 0:
+                    wire.failed()
+                else:
+                    wire.fell_short(data[sent:])
+            except Exception as error:
+                wire.fail(error)
 
     def step_in(self, fd: int, wire: Wire, state: Event | None) -> bool:
         """Whether it could: not while this has yet to come to where the listener is, and not in the midst of a read."""
@@ -162,7 +171,10 @@ class Topic:
         assert self.version is not None
         if isinstance(self._state, bytes):
             self._state = Event(self.version, "", self._state)
-        wire.stepped_out(self.version, self._state)
+        try:
+            wire.stepped_out(self.version, self._state)
+        except Exception as error:
+            wire.fail(error)
         if not self.wires:
             self._state = None
 
@@ -171,8 +183,15 @@ class Topic:
         self.write(self.written_at)
         self.step_out()
         self.version = None
-        for listener in self.listeners:
-            listener.distrust()
+        self.tell(Listener.distrust)
+
+    def tell(self, what: Callable[[Listener], None]) -> None:
+        """Everybody but those in step. An error of one is none of the others'."""
+        for listener in list(self.listeners):
+            try:
+                what(listener)
+            except Exception as error:
+                listener.fail(error)
 
     def leave(self, listener: Listener, fd: int | None = None) -> None:
         self.listeners.discard(listener)

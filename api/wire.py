@@ -88,7 +88,7 @@ class Wire:
         self._fd = protocol.hand_over(self)
         listener.wire = self
         carrier.pulse.set(self, self._touched_at + carrier.heartbeat_seconds)
-        self.proceed()
+        self.wake()
 
     # What the listener and the relay call.
 
@@ -98,11 +98,13 @@ class Wire:
             self._carrier.wake(self)
 
     def proceed(self) -> None:
-        """Does whatever can be done without waiting."""
+        """Does whatever can be done without waiting. Who calls it gives its error to `fail`."""
         self._woken = False
         listener = self.listener
-        if self._over:
+        if self._over or self._protocol.transport.is_closing():  # which `lost` will hear in a moment
             return
+        if listener.error is not None:
+            raise listener.error
         if self._complete:
             if self._full_since is None:
                 self._finish()
@@ -127,25 +129,30 @@ class Wire:
         patience = heartbeat_seconds if self._begun else min(FIRST_COMMENT_SECONDS, heartbeat_seconds)
         listener = self.listener
         try:
-            while self._has_to_read():
-                heed_cancellation()
-                items: list[Item]
-                try:
-                    async with asyncio.timeout(patience):
-                        items = await listener.catch_up()
-                except TimeoutError:
-                    items = [STILL_HERE if self._begun else NOTHING_YET]
-                if items:
-                    self._send(items)
-                patience = heartbeat_seconds
-        except Exception:
-            log.exception("stream failed", **self.about())
-            self.failed()
-        finally:
-            self._task = None
-        self.proceed()
+            try:
+                while self._has_to_read():
+                    heed_cancellation()
+                    items: list[Item]
+                    try:
+                        async with asyncio.timeout(patience):
+                            items = await listener.catch_up()
+                    except TimeoutError:
+                        items = [STILL_HERE if self._begun else NOTHING_YET]
+                    if items:
+                        self._send(items)
+                    patience = heartbeat_seconds
+            finally:
+                self._task = None
+            self.proceed()
+        except Exception as error:
+            self.fail(error)
 
-    def about(self) -> dict[str, str]:
+    def fail(self, error: Exception) -> None:
+        """Cuts this stream, and says why. Its client comes back and reads the truth. Never raises."""
+        log.error("stream failed", exc_info=error, **self._about())
+        self.failed()
+
+    def _about(self) -> dict[str, str]:
         """For a line of the log."""
         listener = self.listener
         return {"task_id": listener.task_id} if isinstance(listener, TaskListener) else {"channel": listener.channel}
@@ -250,7 +257,7 @@ class Wire:
             if held_bytes != self._held_bytes:  # slowly, but it takes
                 self._held_bytes, self._full_since = held_bytes, now
             elif now - self._full_since >= send_timeout_seconds:
-                log.info("slow client dropped", **self.about())
+                log.info("slow client dropped", **self._about())
                 self.listener.why = "slow"
                 cut(self._protocol.transport)
             return self._full_since + send_timeout_seconds

@@ -136,7 +136,8 @@ def ids(text: bytes) -> list[int]:
 
 
 @asynccontextmanager
-async def staged(**seconds: float) -> AsyncIterator[Stage]:
+async def staged(*, carried: bool = True, **seconds: float) -> AsyncIterator[Stage]:
+    """`carried`: as under `headway api`, else as under any other server."""
     settings = Settings(redis_url="redis://127.0.0.1:1/0", **seconds)  # type: ignore[arg-type]
     feed: Any = Feed()
     relay = HandFedRelay(feed, settings)
@@ -148,7 +149,7 @@ async def staged(**seconds: float) -> AsyncIterator[Stage]:
             choose_encoder(Request(scope).headers.get("accept", "")),
             heartbeat_seconds=settings.heartbeat_seconds,
             send_timeout_seconds=settings.send_timeout_seconds,
-            carry=relay.carry,
+            carry=relay.carry if carried else None,
         )
         await response(scope, receive, send)
 
