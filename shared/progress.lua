@@ -68,7 +68,7 @@ local function next_number(last, floor, key)
 end
 
 local is_new = not version
-local new_version = next_number(version, is_new and 1 or least, stream)
+local new_version = next_number(version, begins_era and not is_new and least or 1, stream)
 local owner_version = redis.call('GET', owned('OWNER_VERSION'))
 local number = next_number(owner_version, least, owned('OWNER_EVENTS'))
 
