@@ -113,7 +113,7 @@ class Up:
         """Ctrl-C; answers how long it took to end."""
         begun = time.monotonic()
         self.process.send_signal(signal.SIGINT)
-        self.process.wait(10)
+        self.process.wait(60)
         return time.monotonic() - begun
 
 
