@@ -179,6 +179,9 @@ async def test_another_file_in_place_of_a_cut_one_is_a_new_task_and_that_is_said
     page.once("dialog", lambda dialog: dialog.accept())
     await page.goto("about:blank")
     await page.goto(own_platform.url)
+    # The page before holds its claim until the browser has let go of it.
+    free = "async () => !(await navigator.locks.query()).held.some(({ name }) => name.startsWith('headway-upload-'))"
+    await page.wait_for_function(free)
     await expect(page.get_by_label("Processor", exact=True)).to_be_enabled()
     await page.evaluate(CHOOSE, {"many": 1, "seed": 2})
     await page.get_by_label("Processor", exact=True).select_option("checksum")

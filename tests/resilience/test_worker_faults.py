@@ -197,7 +197,7 @@ def faulty(redis_server: object, tmp_path_factory: pytest.TempPathFactory) -> ob
     from tests.processes import RedisServer
 
     folder = tmp_path_factory.mktemp("faulty")
-    limits = {"HEADWAY_TASK_TIMEOUT_SECONDS": "2", "HEADWAY_TASK_MEMORY_BYTES": "300000000"}
+    limits = {"HEADWAY_TASK_TIMEOUT_SECONDS": "10", "HEADWAY_TASK_MEMORY_BYTES": "300000000"}
     with RedisServer(folder / "redis") as server, Platform(folder, server.url, **limits) as platform:
         platform.start_worker()
         platform.start_api()
