@@ -41,11 +41,17 @@ async def digest_of(state: State, task_id: TaskId) -> tuple[Task, int, str]:
     """The task, the bytes of its file that are safe, and their digest (api/upload_digests.py). Whoever writes is asked
     to leave: its line may be half open. Raises UnknownTask, UploadGone, UploadBusy."""
     await offset_of(state, task_id)  # finishes what a dead process left
-    async with writing(state.redis, task_id, take_over=True):
+    async with writing(state.redis, task_id, take_over=True) as lock:
         task = await state.feed.task(task_id)
         check_alive(task)
         received = _size_of(task) if task.input_name is not None else await state.storage.received(task_id)
-        return task, received, await state.upload_digests.prefix(task, received)
+        return task, received, await _prefix(state, task, received, lock)
+
+
+async def _prefix(state: State, task: Task, size_bytes: int, lock: UploadLock) -> str:
+    """The lock is renewed meanwhile: to read gigabytes takes longer than it lives."""
+    async with lock.kept():
+        return await state.upload_digests.prefix(task, size_bytes)
 
 
 async def offset_of(state: State, task_id: TaskId) -> tuple[Task, int]:
@@ -76,9 +82,8 @@ async def take_piece(
     changes.
 
     Raises UnknownTask, UploadGone, UploadBusy, Conflict (another offset), AnotherFile, NotTheAnnouncedFile, TooLarge,
-    ChecksumMismatch, StorageFull,
-    TooSlow, UploadCut, Stopping and AWAY. A piece with a checksum that did not come to its end is taken back: nobody
-    can say whether it is right. Of any other all is kept that came.
+    ChecksumMismatch, StorageFull, TooSlow, UploadCut, Stopping and AWAY. A piece with a checksum that did not come to
+    its end is taken back: nobody can say whether it is right. Of any other all is kept that came.
     """
     async with writing(state.redis, task_id, take_over=True) as lock:
         task = await state.feed.task(task_id)  # as it is now that nobody else writes
@@ -87,7 +92,7 @@ async def take_piece(
         received = _size_of(task) if upload is None else upload.size_bytes
         if offset != received:
             raise Conflict(f"The upload stands at {received} bytes, not at {offset}. Go on from there.")
-        if prefix is not None and prefix != await state.upload_digests.prefix(task, received):
+        if prefix is not None and prefix != await _prefix(state, task, received, lock):
             raise AnotherFile
         if offset + declared_bytes(request) > _size_of(task):
             raise too_large(_size_of(task))

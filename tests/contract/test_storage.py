@@ -60,6 +60,23 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         yield Place(storage, folder)
 
 
+@pytest.mark.parametrize("sizes", [[5], [1, 2, 3_000_000], [CHUNK_BYTES, CHUNK_BYTES + 7, 1]], ids=str)
+async def test_what_is_stored_of_an_upload_can_be_read_before_it_is_whole(place: Place, sizes: list[int]) -> None:
+    whole = b""
+    for size_bytes in sizes:
+        piece = secrets.token_bytes(size_bytes)
+        upload = await place.storage.resume(TASK)
+        await upload.write(piece)
+        await upload.pause()
+        whole += piece
+    for start, end in [(0, len(whole)), (0, 1), (len(whole) - 1, len(whole)), (len(whole) // 3, len(whole) // 2)]:
+        assert b"".join([data async for data in place.storage.stored(TASK, start, end)]) == whole[start:end]
+    with pytest.raises(UnknownFile):
+        [data async for data in place.storage.stored(TASK, 0, len(whole) + 1)]
+    with pytest.raises(UnknownFile):
+        [data async for data in place.storage.stored(OTHER, 0, 1)]
+
+
 @pytest.fixture
 def storage(place: Place) -> Storage:
     return place.storage

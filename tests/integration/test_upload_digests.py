@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.test_tus import VERSION, metadata, place, send
+from tests.integration.test_tus import VERSION, line_to, metadata, offset_of, place, send
 from tests.processes import Platform
 from tests.waiting import wait_for
 
@@ -265,3 +265,34 @@ def test_a_hundred_files_of_one_face_by_the_command_line(platform: Platform, tmp
     tasks = [json.loads(line) for line in done.stdout.splitlines()]
     sums = {task["result"]["summary"]["sha256"] for task in tasks if task["status"] == "completed"}
     assert sums == {sha256_of(path.read_bytes()) for path in paths}
+
+
+def test_two_apis_agree_on_a_digest_while_the_upload_goes_from_one_to_the_other(own_platform: Platform) -> None:
+    """Each keeps digests of whole pieces. The first is killed in the middle of a piece; the second goes on."""
+    own_platform.start_worker()
+    first = own_platform.start_api()
+    own_platform.start_api()
+    content = os.urandom(2 * PIECE_BYTES + 100_000)
+    task_id, url = place(own_platform, len(content))
+    path = url.removeprefix(own_platform.url)
+    here, there = (f"{base}{path}" for base in own_platform.urls[:2])
+    assert send(here, 0, content[: PIECE_BYTES + 3]).status_code == 204
+    assert stored_at(there) == stored_at(here) == (PIECE_BYTES + 3, prefix_digest(content[: PIECE_BYTES + 3]))
+    wrong = {"Upload-Checksum": f"crc32 {base64.b64encode(bytes(4)).decode()}"}
+    assert send(there, PIECE_BYTES + 3, os.urandom(PIECE_BYTES), **wrong).status_code == 460
+    assert stored_at(here) == stored_at(there) == (PIECE_BYTES + 3, prefix_digest(content[: PIECE_BYTES + 3]))
+    with line_to(here, PIECE_BYTES + 3, len(content) - PIECE_BYTES - 3, content[PIECE_BYTES + 3 : 2 * PIECE_BYTES + 9]):
+        wait_for("a part of it is stored", lambda: offset_of(there) > PIECE_BYTES + 3)
+        first.kill()
+    offset, digest = stored_at(there)
+    assert digest == prefix_digest(content[:offset])
+    said = {"Headway-Upload-Digest": digest}
+    assert send(there, offset, content[offset:], **said).status_code == 204
+    found: dict[str, Any] = {}
+
+    def has_ended() -> bool:
+        found.update(httpx.get(f"{own_platform.urls[1]}/tasks/{task_id}").json())
+        return found["status"] in ("completed", "failed")
+
+    wait_for("it has ended", has_ended)
+    assert found["result"]["summary"]["sha256"] == sha256_of(content)
