@@ -15,14 +15,12 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
-from api import problems
-from api.edge import Edge
-from api.identity import PUBLIC, Gate, policies_of
-from api.keyring import Keyring
-from api.lifespan import lifespan_of
-from api.lingering import Lingering
-from api.metrics import counted
-from api.routes import (
+from headway.api import problems
+from headway.api.access.identity import PUBLIC, Gate, policies_of
+from headway.api.access.keyring import Keyring
+from headway.api.access.origin_check import Edge
+from headway.api.lifespan import lifespan_of
+from headway.api.routes import (
     batches,
     description,
     events,
@@ -38,9 +36,11 @@ from api.routes import (
     tutorial,
     uploads,
 )
-from api.task_streams import TaskStreams
-from shared.settings import Settings
-from shared.tracing import Tracing, tracing_of
+from headway.api.serving.api_metrics import counted
+from headway.api.serving.lingering import Lingering
+from headway.api.streams.task_streams import TaskStreams
+from headway.shared.settings import Settings
+from headway.shared.tracing import Tracing, tracing_of
 
 STATIC = Path(__file__).parent / "static"
 
@@ -66,7 +66,8 @@ PAGE_POLICY = (
 
 #: Whatever is logged while a request with one in its path is answered carries it.
 _TASK_ID: Final = re.compile(r"(?<=/)[0-9a-f]{32}(?=/|$)")
-#: A stream's end is in its task's trace (api/last_events.py); what asks every few seconds whether we live is no work.
+#: A stream's end is in its task's trace (api/streams/last_events.py); what asks every few seconds whether we live is no
+#: work.
 _UNTRACED: Final = re.compile(r".*/events|/task-progress/.*|/static/.*|/healthz|/readyz|/metrics")
 
 
@@ -95,7 +96,7 @@ class _Static(StaticFiles):
 
 class _App(FastAPI):
     """Keeps the server's own `send`, which every layer below wraps: a stream whose client takes nothing is cut by it
-    (api/sse.py)."""
+    (api/streams/sse.py)."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["headway.send"] = send

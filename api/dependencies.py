@@ -14,14 +14,14 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Scope
 
-from api.identity import Identity, Policy, names_of, states
-from api.lifespan import State
-from api.listeners import Listener
-from api.permit import Permit
-from api.sse import EventStreamResponse, choose_encoder
-from shared.errors import NotWithToken, UnknownTask
-from shared.models import OwnerId, Task, TaskId
-from shared.redis import AWAY
+from headway.api.access.identity import Identity, Policy, names_of, states
+from headway.api.lifespan import State
+from headway.api.streams.listeners import Listener
+from headway.api.streams.sse import EventStreamResponse, choose_encoder
+from headway.api.streams.stream_slot import Permit
+from headway.shared.errors import NotWithToken, UnknownTask
+from headway.shared.redis.client import AWAY
+from headway.shared.tasks.models import OwnerId, Task, TaskId
 
 
 def get_state(request: Request) -> State:
@@ -41,7 +41,7 @@ StateDep = Annotated[State, Depends(_get_state)]
 
 
 async def get_identity(request: Request) -> Identity | None:
-    """As api/identity.py found it; None on a public route alone."""
+    """As api/access/identity.py found it; None on a public route alone."""
     identity: Identity | None = request.scope["headway.identity"]
     return identity
 

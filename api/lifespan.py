@@ -16,24 +16,24 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from api.digests import Digests
-from api.idempotency import Idempotency
-from api.keyring import Keyring
-from api.limits import Limits
-from api.metrics import ApiMetrics
-from api.relay import Relay
-from api.sessions import Sessions
-from api.stopping import Stop
-from api.upload_digests import UploadDigests
-from shared.feed import Feed
-from shared.idempotency import Answers
-from shared.logging import get_logger
-from shared.processors import Registry, load_registry
-from shared.progress import Publisher
-from shared.redis import RedisClient, connect
-from shared.settings import Settings
-from shared.storage import Storage, open_storage
-from shared.tracing import Tracing
+from headway.api.access.keyring import Keyring
+from headway.api.access.limits import Limits
+from headway.api.access.sessions import Sessions
+from headway.api.downloads.file_digests import Digests
+from headway.api.serving.api_metrics import ApiMetrics
+from headway.api.serving.shutdown import Stop
+from headway.api.streams.relay import Relay
+from headway.api.uploads.idempotency import Idempotency
+from headway.api.uploads.upload_digests import UploadDigests
+from headway.shared.files.storage import Storage, open_storage
+from headway.shared.logging import get_logger
+from headway.shared.redis.client import RedisClient, connect
+from headway.shared.settings import Settings
+from headway.shared.tasks.idempotency import Answers
+from headway.shared.tasks.processors import Registry, load_registry
+from headway.shared.tasks.progress import Publisher
+from headway.shared.tasks.reader import Feed
+from headway.shared.tracing import Tracing
 
 log = get_logger(__name__)
 

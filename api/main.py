@@ -2,11 +2,11 @@
 
 import sys
 
-from api.app import create_app
-from shared.errors import SettingsError
-from shared.logging import configure
-from shared.settings import load_settings
-from shared.storage import open_storage
+from headway.api.app import create_app
+from headway.shared.errors import SettingsError
+from headway.shared.files.storage import open_storage
+from headway.shared.logging import configure
+from headway.shared.settings import load_settings
 
 try:
     settings = load_settings()

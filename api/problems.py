@@ -17,10 +17,10 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from shared import errors
-from shared.logging import get_logger
-from shared.models import FieldError
-from shared.redis import AWAY, RedisError, why_away
+from headway.shared import errors
+from headway.shared.logging import get_logger
+from headway.shared.redis.client import AWAY, RedisError, why_away
+from headway.shared.tasks.models import FieldError
 
 log = get_logger(__name__)
 
@@ -71,7 +71,7 @@ PROBLEMS: Final[dict[type[BaseException], Problem]] = {
     errors.Refused: Problem(409, "conflict", "The task is not in a state that allows this"),
 }
 AWAY_PROBLEM: Final = Problem(503, "redis-away", "Redis is away")
-#: Before there is a request (api/deadlines.py).
+#: Before there is a request (api/serving/deadlines.py).
 MALFORMED: Final = Problem(400, "malformed", "The request is not HTTP")
 SLOW_HEADERS: Final = Problem(408, "slow-headers", "The request's headers came too slowly")
 LONG_HEADERS: Final = Problem(431, "long-headers", "The request's headers are too long")

@@ -20,7 +20,7 @@ _STATUS: Final = b'"status":"'
 _ENDS: Final = (b"comp", b"fail", b"canc")
 #: What a browser waits where no server has said anything else.
 DEFAULT_RETRY_SECONDS: Final = 3.0
-#: In the comment beside a drain's `retry:` (api/sse.py).
+#: In the comment beside a drain's `retry:` (api/streams/sse.py).
 GOODBYE: Final = b"the server is restarting"
 #: A browser has more patience; whoever waits here for longer is seen in the figures anyway.
 CONNECT_SECONDS: Final = 20.0

@@ -32,10 +32,10 @@ from typing import Any
 
 from blake3 import blake3
 
-from shared.processors import Job, Options, processor
-from worker.meter import Meter
-from worker.processors.checksum import BUFFER_BYTES
-from worker.sandbox import Sandbox
+from headway.shared.tasks.processors import Job, Options, processor
+from headway.worker.meter import Meter
+from headway.worker.processors.checksum import BUFFER_BYTES
+from headway.worker.sandbox import Sandbox
 
 WAYS = ("local", "advance", "advance-100", "track", "track-unsized")
 
@@ -82,7 +82,7 @@ def units(job: Job) -> dict[str, Any]:
 
 @processor("timed-checksum", description="checksum, and its own time")
 def timed_checksum(job: Job) -> dict[str, Any]:
-    from worker.processors.checksum import checksum
+    from headway.worker.processors.checksum import checksum
 
     began = time.perf_counter()
     summary = dict(checksum(job) or {})

@@ -9,7 +9,8 @@ machine moves less than it moves the clock. What is printed is the median of the
     redis     so many tasks, each publishing its next event when the last one's answer is there, on one client:
                   PUBLISH    nothing but the live message, the bytes that Headway sends
                   MULTI      state, history, message and expiry: HSET, XADD, PUBLISH, PEXPIRE, EXEC
-                  Headway    shared/progress.py: one script for the fence, the state, the version, the history, the
+                  Headway    shared/tasks/progress.py: one script for the fence, the state, the version, the history,
+                  the
                              message, the owner's feed, and the expiry of all
               Nobody watches, so that what is measured is the publishing. Commands are those that Redis counts within
               a script, too.
@@ -33,16 +34,16 @@ from typing import Any
 
 import redis as sync_redis
 
-from api.routes.tasks import draft
 from benchmarks.relay import OTHER_CORE, SERVER_CORE
 from benchmarks.reporting import in_the_work, thread_seconds
 from benchmarks.tables import machine, publish, spread
-from shared import keys
-from shared.feed import Feed, text_of
-from shared.models import ANYONE, Status, TaskId
-from shared.progress import Publisher
-from shared.redis import POOL_SIZE, RedisClient, connect
-from shared.settings import Settings
+from headway.api.routes.tasks import draft
+from headway.shared import keys
+from headway.shared.redis.client import POOL_SIZE, RedisClient, connect
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import ANYONE, Status, TaskId
+from headway.shared.tasks.progress import Publisher
+from headway.shared.tasks.reader import Feed, text_of
 from tests.processes import Platform, RedisServer
 from tests.waiting import wait_for
 

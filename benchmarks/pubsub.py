@@ -28,9 +28,9 @@ from benchmarks.publishing import Ways
 from benchmarks.relay import SERVER_CORE, pinned
 from benchmarks.reporting import thread_seconds
 from benchmarks.tables import spread
-from shared import keys
-from shared.redis import connect
-from shared.settings import Settings
+from headway.shared import keys
+from headway.shared.redis.client import connect
+from headway.shared.settings import Settings
 from tests.processes import RedisServer
 
 SUBSCRIBERS = (0, 1, 2, 4, 8, 16)

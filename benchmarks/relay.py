@@ -39,13 +39,13 @@ from typing import Any
 
 from redis import Redis
 
-from api.routes.tasks import draft
 from benchmarks.relay_peers import Peer, found
 from benchmarks.relay_table import publish
-from shared.models import ANYONE, Status
-from shared.progress import Publisher
-from shared.redis import connect
-from shared.settings import Settings
+from headway.api.routes.tasks import draft
+from headway.shared.redis.client import connect
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import ANYONE, Status
+from headway.shared.tasks.progress import Publisher
 from tests.processes import RedisServer, free_port
 from tests.waiting import wait_for
 

@@ -17,8 +17,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.tables import spread
-from shared.processors import load_registry
-from worker.reporter import Reporter
+from headway.shared.tasks.processors import load_registry
+from headway.worker.reporter import Reporter
 
 #: A CRC of this much takes about a microsecond.
 UNIT_BYTES = 5500
@@ -33,7 +33,7 @@ def thread_seconds(pid: int, thread: int | None = None) -> float:
 def in_the_work(rounds: int) -> str:
     """The least of many short loops is what the call costs while nobody else has the core."""
     sent: list[dict[str, Any]] = []
-    rehearsal = load_registry(["worker.processors.rehearsal"]).get("rehearsal")
+    rehearsal = load_registry(["headway.worker.processors.rehearsal"]).get("rehearsal")
     job = Reporter(
         rehearsal, options=None, input_path=None, output_folder=Path(), filename=None, content_type=None,
         size_bytes=0, memory_bytes=0, attempt=1, restored=None, send=sent.append,

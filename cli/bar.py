@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
-from cli.exits import complain, printable
+from headway.cli.exits import complain, printable
 
 if TYPE_CHECKING:
     from headway import Batch, Event, Task

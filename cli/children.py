@@ -19,8 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, NoReturn, Self
 
-from cli.exits import ExitCode
-from headway.errors import ClientError, WrongUse
+from headway.cli.exits import ExitCode
+from headway.client.errors import ClientError, WrongUse
 
 #: From the signal, when what is left of the API and the worker is killed. An answer to Ctrl-C takes 2 s at most, and
 #: Redis and this process itself need what remains.
@@ -141,7 +141,7 @@ class Children:
 
     async def __aenter__(self) -> Self:
         if not sys.platform.startswith("linux"):
-            argv = [sys.executable, "-P", "-m", "cli.guardian"]
+            argv = [sys.executable, "-P", "-m", "headway.cli.guardian"]
             self._guardian = subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)  # noqa: ASYNC220
         return self
 

@@ -17,7 +17,7 @@ RECENT: Final = 30
 
 def _ask(question: Any) -> list[tuple[str, str]]:
     from headway import Client, ClientError
-    from headway.calls import DEFAULT_URL
+    from headway.client.calls import DEFAULT_URL
 
     try:
         url = os.environ.get("HEADWAY_URL") or DEFAULT_URL

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
-from cli import bar, summary
-from cli.exits import TaskLost
-from cli.sample import write_sample
-from cli.submit import Submission, submit
-from cli.watch import Watched
 from headway import AsyncClient
+from headway.cli import bar, summary
+from headway.cli.exits import TaskLost
+from headway.cli.sample import write_sample
+from headway.cli.submit import Submission, submit
+from headway.cli.watch import Watched
 
 if TYPE_CHECKING:
-    from cli.up import Plan
+    from headway.cli.up import Plan
 
 #: Large enough that there is something to watch.
 SAMPLE_BYTES: Final = 100_000_000

@@ -17,12 +17,12 @@ from typing import Any
 import httpx
 import typer
 
-from cli import findings
-from cli.exits import ExitCode, printable
-from cli.findings import Finding
-from cli.probes import Answer, Probes
-from headway.calls import is_loopback
-from headway.errors import ClientError, Unreachable
+from headway.cli import findings
+from headway.cli.exits import ExitCode, printable
+from headway.cli.findings import Finding
+from headway.cli.probes import Answer, Probes
+from headway.client.calls import is_loopback
+from headway.client.errors import ClientError, Unreachable
 
 
 async def doctor(url: str, key: str | None, idle_seconds: float, *, as_json: bool) -> ExitCode:

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from cli.children import Child, Children, Command
-from cli.exits import usable
-from cli.lock import inherited_lock
-from headway.errors import Unreachable, WrongUse
-from shared.settings import MEMORY_URL, Settings
-from shared.urls import url_parts
+from headway.cli.children import Child, Children, Command
+from headway.cli.exits import usable
+from headway.cli.lock import inherited_lock
+from headway.client.errors import Unreachable, WrongUse
+from headway.shared.redis.urls import url_parts
+from headway.shared.settings import MEMORY_URL, Settings
 
 #: Tests choose by it. Empty: the order above.
 FORCE_VARIABLE: Final = "HEADWAY_EMBEDDED"

@@ -6,7 +6,7 @@
     3   nobody answers, or who answers is not Headway, or it fails itself
     130 Ctrl-C, as a shell has it
 
-The errors are the Python client's (headway/errors.py), with one of our own. No command ends in a traceback.
+The errors are the Python client's (headway/client/errors.py), with one of our own. No command ends in a traceback.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import typer
 
-from headway.errors import ClientError, Declined, Unreachable, WrongUse
+from headway.client.errors import ClientError, Declined, Unreachable, WrongUse
 
 
 class ExitCode(IntEnum):
@@ -92,7 +92,7 @@ def usable(folder: Path) -> Iterator[None]:
 @contextmanager
 def settings_errors() -> Iterator[None]:
     """Around what reads settings: SettingsError becomes wrong use. For commands that import shared/ anyway."""
-    from shared.errors import SettingsError
+    from headway.shared.errors import SettingsError
 
     try:
         yield

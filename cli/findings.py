@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final, Literal
 
-from cli.bar import duration
-from cli.probes import PACE_SECONDS, STREAMS, UPLOAD_BYTES, Answer, Idle, Paced
+from headway.cli.bar import duration
+from headway.cli.probes import PACE_SECONDS, STREAMS, UPLOAD_BYTES, Answer, Idle, Paced
 
 Level = Literal["ok", "warning", "problem"]
 

@@ -13,13 +13,13 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cli.exits import complain
-from headway.errors import ClientError, Declined
+from headway.cli.exits import complain
+from headway.client.errors import ClientError, Declined
 
 if TYPE_CHECKING:
-    from cli.bar import Display
-    from cli.watch import Watched
     from headway import AsyncClient
+    from headway.cli.bar import Display
+    from headway.cli.watch import Watched
 
 T = TypeVar("T")
 

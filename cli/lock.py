@@ -14,8 +14,8 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
-from cli.exits import usable
-from headway.errors import WrongUse
+from headway.cli.exits import usable
+from headway.client.errors import WrongUse
 
 #: Redis writes what it holds and is gone in well under a second.
 WAIT_SECONDS: Final = 5.0

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cli import complete
-from cli.exits import exits, settings_errors
+from headway.cli import complete
+from headway.cli.exits import exits, settings_errors
 
 if TYPE_CHECKING:
     from headway import AsyncClient
@@ -45,10 +45,10 @@ def up(
 ) -> None:
     """Run everything: Redis if there is none, the API and a worker."""
     with exits():
-        from cli.up import up
+        from headway.cli.up import up
 
         if demo:
-            from cli.demo import demo as when_ready
+            from headway.cli.demo import demo as when_ready
 
             raise typer.Exit(up(host, port, data_dir, when_ready))
         raise typer.Exit(up(host, port, data_dir, None))
@@ -62,8 +62,8 @@ def api(
 ) -> None:
     """Run the API alone. HEADWAY_REDIS_URL says where Redis is."""
     with exits(), settings_errors():
-        from api.server import run
-        from shared.settings import load_settings
+        from headway.api.serving.server import run
+        from headway.shared.settings import load_settings
 
         raise typer.Exit(run(load_settings(), host=host, port=port, workers=workers))
 
@@ -72,8 +72,8 @@ def api(
 def worker() -> None:
     """Run a worker alone. HEADWAY_REDIS_URL says where Redis is."""
     with exits(), settings_errors():
-        from shared.settings import load_settings
-        from worker.main import run
+        from headway.shared.settings import load_settings
+        from headway.worker.main import run
 
         raise typer.Exit(run(load_settings()))
 
@@ -82,8 +82,8 @@ def worker() -> None:
 def together(host: Host = LOOPBACK, port: Port = 8000) -> None:
     """Run the API and a worker in one process, on a Redis in its memory: `headway up` does."""
     with exits(), settings_errors():
-        from cli.together import run
-        from shared.settings import load_settings
+        from headway.cli.together import run
+        from headway.shared.settings import load_settings
 
         raise typer.Exit(run(load_settings(), host=host, port=port))
 
@@ -102,8 +102,8 @@ def submit(
 ) -> None:
     """Submit files and watch them to their end."""
     with exits():
-        from cli.submit import Submission, batch_of, parse_options, send_only, submit
-        from cli.watch import Watched, finish, run
+        from headway.cli.submit import Submission, batch_of, parse_options, send_only, submit
+        from headway.cli.watch import Watched, finish, run
 
         paths, options = files or [], parse_options(option or [])
         what = [Submission(processor, options, path) for path in paths] or [Submission(processor, options)]
@@ -130,8 +130,8 @@ def watch(
 ) -> None:
     """Watch tasks, or a batch, to their end."""
     with exits():
-        from cli.watch import Watched, finish, finish_batch, run, watch, watch_batch
-        from headway.errors import WrongUse
+        from headway.cli.watch import Watched, finish, finish_batch, run, watch, watch_batch
+        from headway.client.errors import WrongUse
 
         if bool(ids) == bool(batch):
             raise WrongUse("Name the tasks to watch, or a batch: headway watch ID… or headway watch --batch ID")
@@ -163,7 +163,7 @@ def tasks(
 ) -> None:
     """List tasks, newest first."""
     with exits():
-        from cli.tasks import list_tasks
+        from headway.cli.tasks import list_tasks
 
         _ask(
             url,
@@ -177,7 +177,7 @@ def tasks(
 def processors(url: Url = HERE, as_json: Json = False) -> None:
     """List what can be done with a file, with the names of the options."""
     with exits():
-        from cli.tasks import list_processors
+        from headway.cli.tasks import list_processors
 
         _ask(url, lambda client: list_processors(client, as_json=as_json))
 
@@ -193,8 +193,8 @@ def cancel(
 ) -> None:
     """Cancel tasks, or a batch, whatever they are doing."""
     with exits():
-        from cli.tasks import cancel, cancel_batch
-        from headway.errors import WrongUse
+        from headway.cli.tasks import cancel, cancel_batch
+        from headway.client.errors import WrongUse
 
         if bool(ids) == bool(batch):
             raise WrongUse("Name the tasks to cancel, or a batch: headway cancel ID… or headway cancel --batch ID")
@@ -208,7 +208,7 @@ def cancel(
 def retry(ids: Ids, url: Url = HERE, as_json: Json = False) -> None:
     """Start failed or cancelled tasks again."""
     with exits():
-        from cli.tasks import retry
+        from headway.cli.tasks import retry
 
         _ask(url, lambda client: retry(client, ids, as_json=as_json))
 
@@ -217,7 +217,7 @@ def retry(ids: Ids, url: Url = HERE, as_json: Json = False) -> None:
 def delete(ids: Ids, url: Url = HERE, as_json: Json = False) -> None:
     """Delete ended tasks, their files and their history."""
     with exits():
-        from cli.tasks import delete
+        from headway.cli.tasks import delete
 
         _ask(url, lambda client: delete(client, ids, as_json=as_json))
 
@@ -232,7 +232,7 @@ def note(
 ) -> None:
     """Say something to everybody who watches a task."""
     with exits():
-        from cli.tasks import note
+        from headway.cli.tasks import note
 
         _ask(url, lambda client: note(client, id_, author, text, as_json=as_json))
 
@@ -246,7 +246,7 @@ def fetch(
 ) -> None:
     """Download the files of completed tasks."""
     with exits():
-        from cli.tasks import fetch
+        from headway.cli.tasks import fetch
 
         _ask(url, lambda client: fetch(client, ids, output, as_json=as_json))
 
@@ -261,7 +261,7 @@ def doctor(
 ) -> None:
     """Say whether streaming is healthy through this URL, and what to change."""
     with exits():
-        from cli.doctor import doctor
+        from headway.cli.doctor import doctor
 
         raise typer.Exit(asyncio.run(doctor(url, _key(), idle_seconds, as_json=as_json)))
 

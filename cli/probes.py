@@ -19,7 +19,7 @@ from typing import Any, Final
 import httpx
 
 from headway import AsyncClient, ClientError, Declined, Task
-from headway.calls import Address, path_of
+from headway.client.calls import Address, path_of
 
 #: Events this far apart, over this long in all: long beside a network's trembling, short beside a person's patience.
 PACE_SECONDS: Final = 0.25

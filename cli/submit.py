@@ -17,11 +17,11 @@ from typing import Any, Final
 
 import typer
 
-from cli.bar import Display
-from cli.exits import complain
-from cli.watch import Watched, follow
 from headway import AsyncClient, ClientError, Task, WrongUse
-from headway.files import outgoing
+from headway.cli.bar import Display
+from headway.cli.exits import complain
+from headway.cli.watch import Watched, follow
+from headway.client.files import outgoing
 
 #: When sending fails because the task has ended, its terminal event is on the way and says more than the refusal does.
 GRACE_SECONDS: Final = 2.0

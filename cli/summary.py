@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from cli.bar import counted, duration, size
-from cli.exits import complain, printable
+from headway.cli.bar import counted, duration, size
+from headway.cli.exits import complain, printable
 
 if TYPE_CHECKING:
     from headway import Batch, Task

@@ -10,10 +10,10 @@ from typing import Any
 
 import typer
 
-from cli.bar import download_bar, size
-from cli.exits import complain, printable
-from cli.summary import table
 from headway import AsyncClient, Task, WrongUse
+from headway.cli.bar import download_bar, size
+from headway.cli.exits import complain, printable
+from headway.cli.summary import table
 
 
 def _say_json(value: Any) -> None:

@@ -13,16 +13,17 @@ import threading
 from contextlib import closing, suppress
 from typing import Final
 
-from shared.logging import configure, get_logger
-from shared.redis import connect
-from shared.settings import Settings
+from headway.shared.logging import configure, get_logger
+from headway.shared.redis.client import connect
+from headway.shared.settings import Settings
 
 #: `headway up` kills this process 1.4 s after its SIGTERM; the API has taken its part of that.
 WORKER_STOP_SECONDS: Final = 1.0
 
 
 class _WorkerThread:
-    """Runs worker.main.serve. If that ends unasked, the process gets SIGTERM, and whoever watches it starts itagain."""
+    """Runs headway.worker.main.serve. If that ends unasked, the process gets SIGTERM, and whoever watches it starts
+    again."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -40,7 +41,7 @@ class _WorkerThread:
         self._thread.join(WORKER_STOP_SECONDS)
 
     def _run(self) -> None:
-        from worker.main import serve
+        from headway.worker.main import serve
 
         try:
             asyncio.set_event_loop(self._loop)
@@ -61,7 +62,7 @@ async def _make_server(settings: Settings) -> None:
 
 def run(settings: Settings, *, host: str, port: int) -> int:
     """Until SIGTERM or Ctrl-C. Answers with the exit code."""
-    from api.server import run as run_api
+    from headway.api.serving.server import run as run_api
 
     configure(settings.log_format)
     asyncio.run(_make_server(settings))

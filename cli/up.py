@@ -21,14 +21,14 @@ from typing import Final
 import httpx
 import typer
 
-from cli.children import Children, Command
-from cli.embedded import Choice, Kind, choose, embedded_redis
-from cli.exits import ExitCode, complain, settings_errors
-from cli.lock import sole_use
-from headway.errors import ClientError, Unreachable, WrongUse
-from shared.settings import MEMORY_URL, Settings, load_settings
-from shared.storage import open_storage
-from shared.tracing import is_wanted
+from headway.cli.children import Children, Command
+from headway.cli.embedded import Choice, Kind, choose, embedded_redis
+from headway.cli.exits import ExitCode, complain, settings_errors
+from headway.cli.lock import sole_use
+from headway.client.errors import ClientError, Unreachable, WrongUse
+from headway.shared.files.storage import open_storage
+from headway.shared.settings import MEMORY_URL, Settings, load_settings
+from headway.shared.tracing import is_wanted
 
 READY_SECONDS: Final = 30.0
 _LOOK_AGAIN_SECONDS: Final = 0.05
@@ -78,7 +78,7 @@ def up(host: str, port: int, data_dir: Path | None, when_ready: WhenReady | None
 def check_host(settings: Settings, host: str) -> None:
     """Raises SettingsError for a host beyond loopback in open mode, as the API itself would."""
     if host not in {"127.0.0.1", "::1", "localhost"}:
-        from api.server import check_exposure  # brings the whole API along, which takes a second
+        from headway.api.serving.server import check_exposure  # brings the whole API along, which takes a second
 
         check_exposure(settings, host)
 
@@ -144,13 +144,13 @@ def commands(plan: Plan, redis_url: str) -> Iterator[Command]:
     together = redis_url.startswith(MEMORY_URL)
     for name, arguments in [("together", where)] if together else [("api", where), ("worker", ())]:
         # -P: a folder named `cli` where the user stands is not ours.
-        argv = (sys.executable, "-P", "-m", "cli.main", name, *arguments)
+        argv = (sys.executable, "-P", "-m", "headway.cli.main", name, *arguments)
         log = plan.log_dir / f"{name}.log" if plan.log_dir is not None else None
         yield Command(name, argv, environ, log=log)
 
 
 async def _check_redis(settings: Settings) -> None:
-    from shared.redis import AWAY, RedisError, connect, why_away
+    from headway.shared.redis.client import AWAY, RedisError, connect, why_away
 
     try:
         async with connect(settings, retries=0) as redis:

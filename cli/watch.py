@@ -14,11 +14,11 @@ from typing import Any, NoReturn, TypeVar, cast
 
 import typer
 
-from cli import bar, summary
-from cli.exits import ExitCode, complain, exits
-from cli.interrupt import Left, asking, can_ask
 from headway import AsyncClient, Batch, ClientError, Event, Task
-from headway.calls import DEFAULT_URL
+from headway.cli import bar, summary
+from headway.cli.exits import ExitCode, complain, exits
+from headway.cli.interrupt import Left, asking, can_ask
+from headway.client.calls import DEFAULT_URL
 
 T = TypeVar("T")
 #: A command's work: with the platform, on a display.

@@ -14,12 +14,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from headway.errors import ClientError, Damaged, Declined, Unreachable, WrongUse
+from headway.client.errors import ClientError, Damaged, Declined, Unreachable, WrongUse
 
 if TYPE_CHECKING:
-    from headway.aio import AsyncClient
-    from headway.client import Client
-    from headway.wire import Batch, BatchCancelled, Event, ResultFile, Task
+    from headway.client.aio import AsyncClient
+    from headway.client.sync import Client
+    from headway.client.wire import Batch, BatchCancelled, Event, ResultFile, Task
 
 __all__ = [
     "AsyncClient",
@@ -36,7 +36,7 @@ __all__ = [
     "WrongUse",
 ]
 
-_HOMES = {"AsyncClient": "aio", "Client": "client"} | dict.fromkeys(
+_HOMES = {"AsyncClient": "aio", "Client": "sync"} | dict.fromkeys(
     ("Batch", "BatchCancelled", "Event", "ResultFile", "Task"), "wire"
 )
 
@@ -45,4 +45,4 @@ def __getattr__(name: str) -> Any:
     """Brought in when asked for: httpx takes longer than `headway --help` should."""
     if (home := _HOMES.get(name)) is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"headway.{home}"), name)
+    return getattr(import_module(f"headway.client.{home}"), name)

@@ -37,7 +37,7 @@
         └── BadInput             the file or its options are not what the processor takes
 
 A docstring is the default message. `api/problems.py` alone knows which HTTP status each one has. A Redis that is away
-stays redis-py's own error: `shared/redis.py` names the set of them as AWAY.
+stays redis-py's own error: `shared/redis/client.py` names the set of them as AWAY.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Literal
 
-from shared.models import ErrorType, FieldError
+from headway.shared.tasks.models import ErrorType, FieldError
 
 
 class HeadwayError(Exception):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from arq.constants import in_progress_key_prefix, job_key_prefix
 
-from shared.models import OwnerId, TaskId
+from headway.shared.tasks.models import OwnerId, TaskId
 
 #: arq's sorted set of waiting and running jobs.
 QUEUE = "headway:queue"
@@ -27,7 +27,7 @@ SINCE = "headway:since"
 COUNTS = "headway:counts"
 #: Sorted set: tasks that were deleted and whose files may still be there, by the time of it in seconds.
 DELETED = "headway:deleted"
-#: Hash: `replid` of the server and `number` of the era (shared/era.py).
+#: Hash: `replid` of the server and `number` of the era (shared/redis/epoch.py).
 ERA = "headway:era"
 #: What SCAN finds the tasks by, among others; those others are no hashes.
 ANY_TASK = "headway:task:*"
@@ -93,7 +93,8 @@ def of_batch(owner: OwnerId, batch_id: str) -> tuple[str, str]:
 
 
 def idempotency(owner: OwnerId, digest: str) -> str:
-    """Hash: a request that was sent under an idempotency key, by the digest of that key (shared/idempotency.py)."""
+    """Hash: a request that was sent under an idempotency key, by the digest of that key
+    (shared/tasks/idempotency.py)."""
     return f"headway:owner:{owner}:idempotency:{digest}"
 
 

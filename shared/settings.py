@@ -17,10 +17,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 from redis.asyncio.connection import Connection, parse_url
 
-from shared.errors import SettingsError
-from shared.models import OwnerId
-from shared.sentinel import SentinelUrl
-from shared.urls import url_parts
+from headway.shared.errors import SettingsError
+from headway.shared.redis.sentinel import SentinelUrl
+from headway.shared.redis.urls import url_parts
+from headway.shared.tasks.models import OwnerId
 
 GIB = 1024**3
 DAY_SECONDS = 86_400

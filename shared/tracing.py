@@ -1,10 +1,10 @@
 """Traces (OpenTelemetry): one trace a task, from the request that queued it to the last event that a watcher is sent.
 
     POST /tasks           the request, FastAPI's own span (api/app.py)
-    └─ enqueue            shared/progress.py; its context goes into the job's payload (shared/queue.py)
+    └─ enqueue            shared/tasks/progress.py; its context goes into the job's payload (shared/tasks/queue.py)
        └─ process NAME    an attempt, worker/jobs.py; a later one stands beside it and is linked to the one before
           ├─ start child, finish
-          └─ last event sent  to whoever watched, api/last_events.py
+          └─ last event sent  to whoever watched, api/streams/last_events.py
 
 Off, unless the standard environment variables say where to send them. Off, nothing of OpenTelemetry is imported here
 and a span costs one comparison. A collector that is away, slow or refuses costs spans and one line in the log, never a
@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from shared.errors import SettingsError
+from headway.shared.errors import SettingsError
 
 if TYPE_CHECKING:
     from opentelemetry import trace
@@ -163,7 +163,7 @@ class Tracing:
 
     async def __aenter__(self) -> Tracing:
         if self.provider is not None:
-            from shared.span_export import export_spans
+            from headway.shared.span_export import export_spans
 
             export_spans(self.provider)
         return self

@@ -16,8 +16,8 @@ import httpx._config as httpx_config
 import httpx._transports.default as httpx_transports
 import pytest
 
-from shared.redis import RedisClient, connect
-from shared.settings import Settings
+from headway.shared.redis.client import RedisClient, connect
+from headway.shared.settings import Settings
 from tests.processes import Platform, RedisServer
 from tests.s3_server import S3Server
 from tests.waiting import PATIENCE_SECONDS

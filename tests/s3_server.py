@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from shared.cancellation import cancel
+from headway.shared.cancellation import cancel
 from tests.processes import free_port
 from tests.waiting import wait_for
 

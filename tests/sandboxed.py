@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from shared.cancellation import cancel
-from shared.errors import ProcessorFailure
-from worker.sandbox import Child, Sandbox
+from headway.shared.cancellation import cancel
+from headway.shared.errors import ProcessorFailure
+from headway.worker.sandbox import Child, Sandbox
 
 #: The least that every built-in is promised to do its work in, a CSV of a hundred columns included.
 MEMORY_BYTES: Final = 256 * 1024 * 1024

@@ -18,13 +18,13 @@ from arq.jobs import SerializationError, deserialize_job_raw
 from arq.worker import Retry, Worker
 from structlog.contextvars import bind_contextvars
 
-from shared import keys
-from shared.cancellation import heed_cancellation
-from shared.logging import get_logger
-from shared.queue import deserialize, is_newer, serialize, traceparent_of
-from shared.redis import AWAY, RedisClient, why_away
-from shared.tracing import TRACEPARENT
-from worker.leases import Leases
+from headway.shared import keys
+from headway.shared.cancellation import heed_cancellation
+from headway.shared.logging import get_logger
+from headway.shared.redis.client import AWAY, RedisClient, why_away
+from headway.shared.tasks.queue import deserialize, is_newer, serialize, traceparent_of
+from headway.shared.tracing import TRACEPARENT
+from headway.worker.leases import Leases
 
 log = get_logger(__name__)
 

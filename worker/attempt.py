@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from shared.cancellation import heed_cancellation
-from shared.errors import HeadwayError, ProcessorFailure, UnknownFile
-from shared.logging import get_logger
-from shared.models import Checkpoint, ErrorType, Result, ResultFile, Status, TaskId
-from shared.processors import Processor, Registry
-from shared.progress import Claim, Publisher
-from shared.settings import Settings
-from shared.storage import Storage
-from shared.tracing import OFF, Tracing
-from worker.meter import Meter
-from worker.sandbox import Sandbox
+from headway.shared.cancellation import heed_cancellation
+from headway.shared.errors import HeadwayError, ProcessorFailure, UnknownFile
+from headway.shared.files.storage import Storage
+from headway.shared.logging import get_logger
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import Checkpoint, ErrorType, Result, ResultFile, Status, TaskId
+from headway.shared.tasks.processors import Processor, Registry
+from headway.shared.tasks.progress import Claim, Publisher
+from headway.shared.tracing import OFF, Tracing
+from headway.worker.meter import Meter
+from headway.worker.sandbox import Sandbox
 
 log = get_logger(__name__)
 

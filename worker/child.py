@@ -18,13 +18,13 @@ from typing import Any
 
 import filetype
 
-from shared.errors import BadInput, StorageFull
-from shared.feed import text_of
-from shared.models import ErrorType
-from shared.processors import Processor
-from shared.storage import full_disk_is_said
-from worker.confinement import temporary_folder
-from worker.reporter import Reporter
+from headway.shared.errors import BadInput, StorageFull
+from headway.shared.files.storage import full_disk_is_said
+from headway.shared.tasks.models import ErrorType
+from headway.shared.tasks.processors import Processor
+from headway.shared.tasks.reader import text_of
+from headway.worker.confinement import temporary_folder
+from headway.worker.reporter import Reporter
 
 #: A summary larger than this belongs in a result file.
 SUMMARY_BYTES = 1024 * 1024

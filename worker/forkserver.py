@@ -5,7 +5,7 @@ process with an event loop and threads cannot be forked safely. It has no Redis 
 It ends when the worker does: its socket closes, it kills its children's process groups, and exits; if it is killed
 itself, the kernel kills the children (PR_SET_PDEATHSIG, Linux).
 
-Started as `python -m worker.forkserver FD LOG-FORMAT MODULE…`. Protocol on the socket FD, JSON lines:
+Started as `python -m headway.worker.forkserver FD LOG-FORMAT MODULE…`. Protocol on the socket FD, JSON lines:
 request, with the attempt's pipe as ancillary descriptor: {"id", "spec"}; answers: {"ready", "walls"}, {"id", "pid"},
 {"id", "status", "cpu_seconds", "rss_bytes"} when the child has ended, status as of waitpid.
 """
@@ -26,10 +26,10 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from shared.logging import Format, configure
-from shared.processors import Processor, load_registry
-from worker.confinement import confine, gain_no_rights, has_landlock, leave_the_network
-from worker.said import speak_for
+from headway.shared.logging import Format, configure
+from headway.shared.tasks.processors import Processor, load_registry
+from headway.worker.child_output import speak_for
+from headway.worker.confinement import confine, gain_no_rights, has_landlock, leave_the_network
 
 PR_SET_PDEATHSIG = 1
 _MOST_DESCRIPTORS = 16
@@ -125,7 +125,7 @@ class ForkServer:
                 if not self._offline:
                     leave_the_network()
                 confine(Path(spec["output_folder"]))
-            from worker.child import run_attempt
+            from headway.worker.child import run_attempt
 
             run_attempt(spec, processor, pipe)
         finally:
@@ -162,7 +162,7 @@ def main(descriptor: int, log_format: Format, modules: list[str]) -> None:
     control = socket.socket(fileno=descriptor)
     registry = load_registry(modules)
 
-    importlib.import_module("worker.child")  # not at the top: only here are its limits and libraries wanted
+    importlib.import_module("headway.worker.child")  # not at the top: only here are its limits and libraries wanted
     for processor in registry.processors.values():
         for name in processor.preload:
             importlib.import_module(name)

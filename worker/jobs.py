@@ -19,21 +19,21 @@ from typing import Any
 from arq import Retry
 from structlog.contextvars import bind_contextvars
 
-from shared import keys
-from shared.cancellation import cancel
-from shared.errors import ProcessorFailure, Refused, StorageAway, StorageFull, UnknownTask
-from shared.feed import Feed
-from shared.logging import get_logger
-from shared.models import ErrorType, Status, TaskId
-from shared.processors import Registry
-from shared.progress import Claim, Publisher
-from shared.redis import AWAY
-from shared.settings import Settings
-from shared.storage import Storage
-from shared.tracing import OFF, TRACEPARENT, Span, Tracing
-from worker.attempt import Attempt, Workplace
-from worker.metrics import WorkerMetrics
-from worker.sandbox import Sandbox
+from headway.shared import keys
+from headway.shared.cancellation import cancel
+from headway.shared.errors import ProcessorFailure, Refused, StorageAway, StorageFull, UnknownTask
+from headway.shared.files.storage import Storage
+from headway.shared.logging import get_logger
+from headway.shared.redis.client import AWAY
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import ErrorType, Status, TaskId
+from headway.shared.tasks.processors import Registry
+from headway.shared.tasks.progress import Claim, Publisher
+from headway.shared.tasks.reader import Feed
+from headway.shared.tracing import OFF, TRACEPARENT, Span, Tracing
+from headway.worker.attempt import Attempt, Workplace
+from headway.worker.sandbox import Sandbox
+from headway.worker.worker_metrics import WorkerMetrics
 
 log = get_logger(__name__)
 

@@ -3,7 +3,7 @@
 arq's in-progress key is that lease; arq itself sets it without an owner and for as long as the longest job, so a dead
 worker's job came back after minutes. Here it holds the worker's id, lives HEADWAY_LEASE_SECONDS, and is renewed three
 times as often. Time is Redis's (PX), never a machine's. A lease is an optimisation, not the guard: two workers that
-both think they have a job are told apart by the attempt (shared/progress.py).
+both think they have a job are told apart by the attempt (shared/tasks/progress.py).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from shared import keys
-from shared.queue import WAKE
-from shared.redis import RedisClient
+from headway.shared import keys
+from headway.shared.redis.client import RedisClient
+from headway.shared.tasks.queue import WAKE
 
 #: Lets go of the jobs from ARGV[10] on: the first ARGV[9] have ended and leave the queue with their payload, the others
 #: are given back, which wakes the other workers. Then takes up to ARGV[7] jobs that nobody has, oldest first. Answers
@@ -95,7 +95,7 @@ class Turn:
 
 
 class Leases:
-    """Errors: shared.redis.AWAY."""
+    """Errors: headway.shared.redis.client.AWAY."""
 
     def __init__(self, redis: RedisClient, worker_id: str, lease_seconds: float) -> None:
         self._redis = redis

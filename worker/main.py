@@ -14,27 +14,27 @@ from contextlib import AsyncExitStack, suppress
 
 from arq.worker import func
 
-from shared import keys
-from shared.cancellation import cancel
-from shared.errors import ProcessorFailure
-from shared.feed import Feed
-from shared.logging import configure, get_logger
-from shared.models import TaskId
-from shared.processors import load_registry
-from shared.progress import Publisher
-from shared.queue import PROCESS_FILE, WAKE
-from shared.redis import AWAY, RedisClient, connect, trouble_ahead
-from shared.settings import Settings
-from shared.storage import open_storage
-from shared.subscription import Subscription
-from shared.tracing import tracing_of
-from worker.arq_worker import LeasedWorker
-from worker.confinement import hide_from_children
-from worker.jobs import Outcome, Runner, process_file
-from worker.leases import Leases
-from worker.metrics import WorkerMetrics, served
-from worker.sandbox import Sandbox
-from worker.sweeper import Sweeper
+from headway.shared import keys
+from headway.shared.cancellation import cancel
+from headway.shared.errors import ProcessorFailure
+from headway.shared.files.storage import open_storage
+from headway.shared.logging import configure, get_logger
+from headway.shared.redis.client import AWAY, RedisClient, connect, trouble_ahead
+from headway.shared.redis.subscription import Subscription
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import TaskId
+from headway.shared.tasks.processors import load_registry
+from headway.shared.tasks.progress import Publisher
+from headway.shared.tasks.queue import PROCESS_FILE, WAKE
+from headway.shared.tasks.reader import Feed
+from headway.shared.tracing import tracing_of
+from headway.worker.arq_worker import LeasedWorker
+from headway.worker.confinement import hide_from_children
+from headway.worker.jobs import Outcome, Runner, process_file
+from headway.worker.leases import Leases
+from headway.worker.sandbox import Sandbox
+from headway.worker.sweeper import Sweeper
+from headway.worker.worker_metrics import WorkerMetrics, served
 
 log = get_logger(__name__)
 

@@ -19,12 +19,12 @@ from operator import length_hint
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar
 
-from shared.feed import text_of
-from shared.models import rfc3339, utc_now
-from shared.processors import Processor
-from shared.progress import TEXT_CHARACTERS
-from shared.storage import check_result_name
-from worker.tqdm_hook import hooked
+from headway.shared.files.storage import check_result_name
+from headway.shared.tasks.models import rfc3339, utc_now
+from headway.shared.tasks.processors import Processor
+from headway.shared.tasks.progress import TEXT_CHARACTERS
+from headway.shared.tasks.reader import text_of
+from headway.worker.tqdm_hook import hooked
 
 SAMPLE_SECONDS: Final = 0.05
 #: Each is a write to Redis, and what is done again after a loss is this much less.
@@ -53,7 +53,7 @@ class _Input(io.FileIO):
 
 
 class Reporter:
-    """Implements shared.processors.Job. `sampling` is entered around the processor's run."""
+    """Implements headway.shared.tasks.processors.Job. `sampling` is entered around the processor's run."""
 
     def __init__(
         self,

@@ -24,10 +24,10 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from shared.cancellation import cancel
-from shared.errors import ProcessorFailure
-from shared.logging import current_format, get_logger
-from shared.models import ErrorType
+from headway.shared.cancellation import cancel
+from headway.shared.errors import ProcessorFailure
+from headway.shared.logging import current_format, get_logger
+from headway.shared.tasks.models import ErrorType
 
 log = get_logger(__name__)
 
@@ -175,7 +175,14 @@ class _Server:
         self._sending.setblocking(True)
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "worker.forkserver", str(theirs.fileno()), current_format(), *self._modules),
+                *(
+                    sys.executable,
+                    "-m",
+                    "headway.worker.forkserver",
+                    str(theirs.fileno()),
+                    current_format(),
+                    *self._modules,
+                ),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=sys.stderr,

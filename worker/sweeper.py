@@ -6,8 +6,8 @@ partial files and of the task folders, and the next round goes on where it ended
 
     an upload that never began, or was cut off and not taken up    `failed`, `bad_input`
     a task that waits or runs without a job and without a worker   back on the queue, in one step with the check
-    one that nothing was written of since a failover               told again (shared/era.py)
-    files that nobody needs any more                               removed (worker/leftovers.py)
+    one that nothing was written of since a failover               told again (shared/redis/epoch.py)
+    files that nobody needs any more                               removed (worker/orphaned_files.py)
     tasks that expired                                             taken off the lists and the feed of their owner
 """
 
@@ -19,18 +19,18 @@ from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from typing import Any, Final
 
-from shared import keys
-from shared.cancellation import heed_cancellation
-from shared.errors import Refused
-from shared.logging import get_logger
-from shared.models import ANYONE, UPLOAD_CUT, ErrorType, OwnerId, Status, TaskId
-from shared.progress import ACTIVE_TTL_SECONDS, Publisher
-from shared.queue import WAKE, JobTicket
-from shared.redis import AWAY, RedisClient, why_away
-from shared.settings import DAY_SECONDS, Settings
-from shared.storage import Partial, Storage
-from worker.leftovers import Leftovers
-from worker.seen import Seen, look
+from headway.shared import keys
+from headway.shared.cancellation import heed_cancellation
+from headway.shared.errors import Refused
+from headway.shared.files.storage import Partial, Storage
+from headway.shared.logging import get_logger
+from headway.shared.redis.client import AWAY, RedisClient, why_away
+from headway.shared.settings import DAY_SECONDS, Settings
+from headway.shared.tasks.models import ANYONE, UPLOAD_CUT, ErrorType, OwnerId, Status, TaskId
+from headway.shared.tasks.progress import ACTIVE_TTL_SECONDS, Publisher
+from headway.shared.tasks.queue import WAKE, JobTicket
+from headway.worker.orphaned_files import Leftovers
+from headway.worker.task_scan import Seen, look
 
 log = get_logger(__name__)
 

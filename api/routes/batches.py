@@ -11,15 +11,15 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from api.batch_listener import batch_has_ended
-from api.dependencies import LastEventIdDep, OwnerDep, StateDep, stream_of
-from api.intake import BATCH_ID
-from api.lifespan import State
-from api.routes.events import STREAM
-from api.routes.tasks import cancel_task
-from shared.errors import Conflict, UnknownTask
-from shared.models import Task, TaskId
-from shared.redis import AWAY
+from headway.api.dependencies import LastEventIdDep, OwnerDep, StateDep, stream_of
+from headway.api.lifespan import State
+from headway.api.routes.events import STREAM
+from headway.api.routes.tasks import cancel_task
+from headway.api.streams.batch_listener import batch_has_ended
+from headway.api.uploads.multipart_upload import BATCH_ID
+from headway.shared.errors import Conflict, UnknownTask
+from headway.shared.redis.client import AWAY
+from headway.shared.tasks.models import Task, TaskId
 
 router = APIRouter(tags=["batches"])
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import HTMLResponse, JSONResponse
 
-from api.dependencies import OwnerDep
+from headway.api.dependencies import OwnerDep
 
 router = APIRouter(include_in_schema=False)
 

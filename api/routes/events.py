@@ -8,11 +8,11 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from api.dependencies import LastEventIdDep, OwnerDep, StateDep, TaskStreamDep, get_task_id, stream_of
-from api.intake import BATCH_ID, invalid
-from shared.errors import UnknownTask
-from shared.feed import Scope
-from shared.redis import AWAY
+from headway.api.dependencies import LastEventIdDep, OwnerDep, StateDep, TaskStreamDep, get_task_id, stream_of
+from headway.api.uploads.multipart_upload import BATCH_ID, invalid
+from headway.shared.errors import UnknownTask
+from headway.shared.redis.client import AWAY
+from headway.shared.tasks.reader import Scope
 
 router = APIRouter(tags=["events"])
 

@@ -1,7 +1,7 @@
 """Tables out: `/tasks.csv`, an owner's tasks as they are while it is read, and the tutorial's `/download-large-csv`.
 
-Both are made in pages while they are sent (api/made.py), so that memory does not grow with the number of rows and the
-event loop is never kept for longer than a page takes.
+Both are made in pages while they are sent (api/downloads/generated_download.py), so that memory does not grow with the
+number of rows and the event loop is never kept for longer than a page takes.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from api.dependencies import OwnerDep, StateDep
-from api.intake import BATCH_ID
-from api.made import MadeResponse
-from shared.errors import ExportCut
-from shared.feed import Feed, Rows, patiently
-from shared.models import OwnerId, Status
+from headway.api.dependencies import OwnerDep, StateDep
+from headway.api.downloads.generated_download import MadeResponse
+from headway.api.uploads.multipart_upload import BATCH_ID
+from headway.shared.errors import ExportCut
+from headway.shared.tasks.models import OwnerId, Status
+from headway.shared.tasks.reader import Feed, Rows, patiently
 
 router = APIRouter()
 

@@ -1,4 +1,5 @@
-"""Downloads: a result, an input, a file of HEADWAY_FILES_DIR. How they are sent is said in api/attachment.py."""
+"""Downloads: a result, an input, a file of HEADWAY_FILES_DIR. How they are sent is said in
+api/downloads/attachment.py."""
 
 from __future__ import annotations
 
@@ -10,13 +11,13 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
-from api.attachment import Attachment, Show
-from api.dependencies import OwnerDep, ReadTaskDep, StateDep
-from api.lifespan import State
-from shared.errors import Refused, UnknownFile
-from shared.models import Task
-from shared.redis import AWAY
-from shared.storage import StoredObject
+from headway.api.dependencies import OwnerDep, ReadTaskDep, StateDep
+from headway.api.downloads.attachment import Attachment, Show
+from headway.api.lifespan import State
+from headway.shared.errors import Refused, UnknownFile
+from headway.shared.files.storage import StoredObject
+from headway.shared.redis.client import AWAY
+from headway.shared.tasks.models import Task
 
 router = APIRouter(tags=["files"])
 

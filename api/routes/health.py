@@ -7,11 +7,11 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from api.dependencies import StateDep
-from api.identity import PUBLIC
-from api.lifespan import State
-from shared import keys
-from shared.redis import AWAY, durability, trouble_ahead, why_away
+from headway.api.access.identity import PUBLIC
+from headway.api.dependencies import StateDep
+from headway.api.lifespan import State
+from headway.shared import keys
+from headway.shared.redis.client import AWAY, durability, trouble_ahead, why_away
 
 router = APIRouter(tags=["health"])
 

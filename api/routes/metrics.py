@@ -18,15 +18,15 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from redis.exceptions import RedisError
 
-from api.dependencies import OwnerDep, StateDep
-from api.lifespan import State
-from api.routes.health import SILENT_LEASES
-from shared import keys
-from shared.logging import get_logger
-from shared.metrics import redis_up, together
-from shared.models import ACTIVE, Status
-from shared.queue import CLOCK_SKEW_MS
-from shared.redis import AWAY, why_away
+from headway.api.dependencies import OwnerDep, StateDep
+from headway.api.lifespan import State
+from headway.api.routes.health import SILENT_LEASES
+from headway.shared import keys
+from headway.shared.logging import get_logger
+from headway.shared.metric_registry import redis_up, together
+from headway.shared.redis.client import AWAY, why_away
+from headway.shared.tasks.models import ACTIVE, Status
+from headway.shared.tasks.queue import CLOCK_SKEW_MS
 
 log = get_logger(__name__)
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from api.dependencies import ReadTaskDep, StateDep, TaskDep
-from api.small_body import SmallBody
-from shared.models import rfc3339, utc_now
+from headway.api.dependencies import ReadTaskDep, StateDep, TaskDep
+from headway.api.serving.small_body import SmallBody
+from headway.shared.tasks.models import rfc3339, utc_now
 
 router = APIRouter(tags=["notes"], route_class=SmallBody)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from api.dependencies import OwnerDep, StateDep
+from headway.api.dependencies import OwnerDep, StateDep
 
 router = APIRouter(tags=["processors"])
 

@@ -1,7 +1,7 @@
 """`/uploads`: tus 1.0.0, a file in as many pieces as the line breaks it into. An upload is a task from its creation on.
 
-Who asks, which task and how much are checked before a byte of a body is read. What a piece does is api/pieces.py's,
-what the headers say api/tus.py's.
+Who asks, which task and how much are checked before a byte of a body is read. What a piece does is
+api/uploads/resumable_upload.py's, what the headers say api/uploads/tus.py's.
 """
 
 from __future__ import annotations
@@ -13,16 +13,23 @@ from datetime import datetime
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from api.dependencies import OwnerDep, StateDep, TaskDep
-from api.identity import token_of
-from api.intake import clean_batch_id, clean_content_type, clean_filename, invalid, parse_options, too_large
-from api.lifespan import State
-from api.pieces import check_alive, declared_bytes, digest_of, offset_of, take_piece
-from api.problems import wrong_method
-from api.receiving import expiry
-from api.room import check_room
-from api.routes.tasks import draft
-from api.tus import (
+from headway.api.access.identity import token_of
+from headway.api.dependencies import OwnerDep, StateDep, TaskDep
+from headway.api.lifespan import State
+from headway.api.problems import wrong_method
+from headway.api.routes.tasks import draft
+from headway.api.uploads.capacity_check import check_room
+from headway.api.uploads.multipart_upload import (
+    clean_batch_id,
+    clean_content_type,
+    clean_filename,
+    invalid,
+    parse_options,
+    too_large,
+)
+from headway.api.uploads.receiving import expiry
+from headway.api.uploads.resumable_upload import check_alive, declared_bytes, digest_of, offset_of, take_piece
+from headway.api.uploads.tus import (
     Checksum,
     TusRoute,
     bytes_of,
@@ -34,10 +41,10 @@ from api.tus import (
     metadata_of,
     whole_sha256,
 )
-from api.upload_digests import clean_sha256, wanted_prefix
-from shared.errors import BadHeader, Refused, StorageFull
-from shared.models import ErrorType, OwnerId, Status, Task, TaskId
-from shared.redis import AWAY
+from headway.api.uploads.upload_digests import clean_sha256, wanted_prefix
+from headway.shared.errors import BadHeader, Refused, StorageFull
+from headway.shared.redis.client import AWAY
+from headway.shared.tasks.models import ErrorType, OwnerId, Status, Task, TaskId
 
 router = APIRouter(tags=["resumable uploads"], route_class=TusRoute)
 

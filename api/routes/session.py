@@ -9,13 +9,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from api.dependencies import IdentityDep, OwnerDep, StateDep
-from api.identity import COOKIE, PUBLIC, address_of
-from api.sessions import SESSION_SECONDS
-from api.small_body import SmallBody
-from shared.errors import NotAllowed
-from shared.logging import get_logger
-from shared.models import OwnerId, rfc3339
+from headway.api.access.identity import COOKIE, PUBLIC, address_of
+from headway.api.access.sessions import SESSION_SECONDS
+from headway.api.dependencies import IdentityDep, OwnerDep, StateDep
+from headway.api.serving.small_body import SmallBody
+from headway.shared.errors import NotAllowed
+from headway.shared.logging import get_logger
+from headway.shared.tasks.models import OwnerId, rfc3339
 
 log = get_logger(__name__)
 

@@ -14,10 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse
 from structlog.contextvars import bind_contextvars
 
-from api.dependencies import OwnerDep, ReadTaskDep, StateDep, TaskDep, TaskIdDep
-from api.idempotency import HEADER, Claim
-from api.identity import with_token
-from api.intake import (
+from headway.api.access.identity import with_token
+from headway.api.dependencies import OwnerDep, ReadTaskDep, StateDep, TaskDep, TaskIdDep
+from headway.api.lifespan import State
+from headway.api.uploads.capacity_check import check_room
+from headway.api.uploads.idempotency import HEADER, Claim
+from headway.api.uploads.multipart_upload import (
     BATCH_ID,
     Form,
     body_of,
@@ -31,14 +33,12 @@ from api.intake import (
     read_form,
     too_large,
 )
-from api.lifespan import State
-from api.receiving import UPLOAD_SHARE, abort_unless_queued
-from api.room import check_room
-from api.upload_digests import clean_sha256
-from shared.errors import Conflict, InvalidRequest, NotTheAnnouncedFile, UnsupportedType
-from shared.models import FieldError, OwnerId, Status, Task, TaskId, new_task_id, utc_now
-from shared.redis import AWAY
-from shared.storage import StoredFile
+from headway.api.uploads.receiving import UPLOAD_SHARE, abort_unless_queued
+from headway.api.uploads.upload_digests import clean_sha256
+from headway.shared.errors import Conflict, InvalidRequest, NotTheAnnouncedFile, UnsupportedType
+from headway.shared.files.storage import StoredFile
+from headway.shared.redis.client import AWAY
+from headway.shared.tasks.models import FieldError, OwnerId, Status, Task, TaskId, new_task_id, utc_now
 
 router = APIRouter(tags=["tasks"])
 
@@ -47,7 +47,7 @@ JSON_BODY_BYTES: Final = 128 * 1024
 SCAN_ROWS: Final = 5000
 
 
-#: For the schema; it is read by api/idempotency.py.
+#: For the schema; it is read by api/uploads/idempotency.py.
 IdempotencyKey = Annotated[str | None, Header(alias=HEADER, description="One task, however often this is sent")]
 
 

@@ -12,12 +12,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import JSONResponse, StreamingResponse
 
-from api.dependencies import OwnerDep, StateDep
-from api.idempotency import Claim
-from api.identity import names_of
-from api.routes.tasks import IdempotencyKey, draft, submit_form
-from api.sse import SSE, Comment, EventStreamResponse
-from shared.models import Event, Status, Task, rfc3339, utc_now
+from headway.api.access.identity import names_of
+from headway.api.dependencies import OwnerDep, StateDep
+from headway.api.routes.tasks import IdempotencyKey, draft, submit_form
+from headway.api.streams.sse import SSE, Comment, EventStreamResponse
+from headway.api.uploads.idempotency import Claim
+from headway.shared.tasks.models import Event, Status, Task, rfc3339, utc_now
 
 router = APIRouter(tags=["tutorial"])
 

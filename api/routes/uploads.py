@@ -8,17 +8,17 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from api.dependencies import StateDep, TaskDep
-from api.intake import body_of, check_length, invalid
-from api.lifespan import State
-from api.receiving import abort_unless_queued, not_the_announced, queue, receive
-from api.routes.tasks import represent
-from api.tus import Checksum
-from api.upload_digests import declared_sha256
-from shared.errors import BadHeader, ChecksumMismatch, Conflict, Refused, Stopping, TooSlow, UploadCut
-from shared.models import Status, Task
-from shared.redis import AWAY
-from shared.storage import StoredFile
+from headway.api.dependencies import StateDep, TaskDep
+from headway.api.lifespan import State
+from headway.api.routes.tasks import represent
+from headway.api.uploads.multipart_upload import body_of, check_length, invalid
+from headway.api.uploads.receiving import abort_unless_queued, not_the_announced, queue, receive
+from headway.api.uploads.tus import Checksum
+from headway.api.uploads.upload_digests import declared_sha256
+from headway.shared.errors import BadHeader, ChecksumMismatch, Conflict, Refused, Stopping, TooSlow, UploadCut
+from headway.shared.files.storage import StoredFile
+from headway.shared.redis.client import AWAY
+from headway.shared.tasks.models import Status, Task
 
 router = APIRouter(tags=["uploads"])
 

@@ -13,13 +13,13 @@ sys.path.insert(1, str(Path(__file__).parents[2]))
 from arq.worker import func
 from noop import CONCURRENCY, REDIS_URL, ran, say, serve_client
 
-from shared import keys
-from shared.queue import PROCESS_FILE, WAKE, serialize
-from shared.redis import connect
-from shared.settings import Settings
-from shared.subscription import Subscription
-from worker.arq_worker import LeasedWorker
-from worker.leases import Leases
+from headway.shared import keys
+from headway.shared.redis.client import connect
+from headway.shared.redis.subscription import Subscription
+from headway.shared.settings import Settings
+from headway.shared.tasks.queue import PROCESS_FILE, WAKE, serialize
+from headway.worker.arq_worker import LeasedWorker
+from headway.worker.leases import Leases
 
 
 async def process_file(ctx: dict[str, Any], begun_ns: int) -> None:

@@ -46,7 +46,7 @@ def _headway(redis_port: int, folder: Path) -> dict[str, str]:
 
 
 def headway() -> Peer:
-    command = [sys.executable, "-m", "cli.main", "api", "--port"]
+    command = [sys.executable, "-m", "headway.cli.main", "api", "--port"]
     return Peer(
         "headway", "**Headway**, `headway api`", lambda port, redis, at: ([*command, str(port)], _headway(redis, at))
     )

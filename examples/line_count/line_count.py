@@ -1,6 +1,6 @@
 """A processor from outside Headway: see docs/processors.md."""
 
-from shared.processors import Job, processor
+from headway.processors import Job, processor
 
 
 @processor("line-count", description="Counts the lines of a text", accepts=("text/*",))

@@ -12,12 +12,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from shared import keys
-from shared.errors import Refused
-from shared.models import ErrorType, Result, Status, Task, TaskId, new_task_id, utc_now
-from shared.progress import Publisher
-from shared.redis import RedisClient, connect
-from shared.settings import Settings, load_settings
+from headway.shared import keys
+from headway.shared.errors import Refused
+from headway.shared.redis.client import RedisClient, connect
+from headway.shared.settings import Settings, load_settings
+from headway.shared.tasks.models import ErrorType, Result, Status, Task, TaskId, new_task_id, utc_now
+from headway.shared.tasks.progress import Publisher
 
 CHAPTERS = ("Orders", "Returns", "Stock", "Forecast")
 #: The script is the first and only one to try.

@@ -13,14 +13,14 @@ import pytest
 from redis.commands.core import AsyncScript
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from shared import keys
-from shared.calls import Calls
-from shared.errors import Conflict, Refused
-from shared.feed import Feed, Scope
-from shared.models import ANYONE, ErrorType, Result, Status, Task
-from shared.progress import Publisher
-from shared.redis import RedisClient
-from shared.settings import Settings
+from headway.shared import keys
+from headway.shared.errors import Conflict, Refused
+from headway.shared.redis.client import RedisClient
+from headway.shared.redis.script_pipeline import Calls
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import ANYONE, ErrorType, Result, Status, Task
+from headway.shared.tasks.progress import Publisher
+from headway.shared.tasks.reader import Feed, Scope
 from tests.contract.test_progress_channel import a_task
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from shared import keys
-from shared.errors import Refused
-from shared.feed import Feed, Scope
-from shared.models import ANYONE, Result, Status, Task
-from shared.progress import Publisher
-from shared.redis import RedisClient
-from shared.settings import Settings
+from headway.shared import keys
+from headway.shared.errors import Refused
+from headway.shared.redis.client import RedisClient
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import ANYONE, Result, Status, Task
+from headway.shared.tasks.progress import Publisher
+from headway.shared.tasks.reader import Feed, Scope
 from tests.contract.test_progress_channel import a_task, claimed
 
 ALL = Scope()

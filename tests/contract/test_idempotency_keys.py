@@ -11,16 +11,16 @@ import pytest
 from fastapi import Request
 from starlette.responses import JSONResponse, Response
 
-import api.idempotency
-from api.idempotency import Claim, Idempotency, fingerprint
-from shared import keys
-from shared.errors import KeyInUse, KeyReused, UnknownTask
-from shared.feed import Feed
-from shared.idempotency import Answers, Lease
-from shared.models import ANYONE, OwnerId, Task, new_task_id
-from shared.progress import Publisher
-from shared.redis import RedisClient
-from shared.settings import Settings
+import headway.api.uploads.idempotency
+from headway.api.uploads.idempotency import Claim, Idempotency, fingerprint
+from headway.shared import keys
+from headway.shared.errors import KeyInUse, KeyReused, UnknownTask
+from headway.shared.redis.client import RedisClient
+from headway.shared.settings import Settings
+from headway.shared.tasks.idempotency import Answers, Lease
+from headway.shared.tasks.models import ANYONE, OwnerId, Task, new_task_id
+from headway.shared.tasks.progress import Publisher
+from headway.shared.tasks.reader import Feed
 from tests.contract.test_progress_channel import a_task
 from tests.waiting import wait_until
 
@@ -169,7 +169,7 @@ async def test_when_the_first_fails_the_next_takes_its_turn(house: House) -> Non
 
 
 async def test_a_wait_ends_after_its_bound(house: House, other_house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api.idempotency, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(headway.api.uploads.idempotency, "WAIT_SECONDS", 0.1)
     asked, go_on = asyncio.Event(), asyncio.Event()
 
     async def slowly(claim: Claim) -> Task:

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from shared import keys
-from shared.feed import Feed
-from shared.models import ANYONE, TaskId, utc_now
-from shared.progress import Publisher
-from shared.redis import RedisClient
-from shared.settings import Settings
+from headway.shared import keys
+from headway.shared.redis.client import RedisClient
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import ANYONE, TaskId, utc_now
+from headway.shared.tasks.progress import Publisher
+from headway.shared.tasks.reader import Feed
 from tests.contract.test_progress_channel import a_task
 
 PAGE = 40

@@ -18,13 +18,13 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from shared.processors import Processor, load_registry
-from shared.storage import check_result_name
+from headway.shared.files.storage import check_result_name
+from headway.shared.tasks.processors import Processor, load_registry
+from headway.worker.sandbox import Sandbox
 from tests.sandboxed import MEMORY_BYTES, Attempt, run
-from worker.sandbox import Sandbox
 
 BUILT_IN: Final = {
-    name: one for name, one in load_registry().processors.items() if one.origin.startswith("worker.processors.")
+    name: one for name, one in load_registry().processors.items() if one.origin.startswith("headway.worker.processors.")
 }
 WITH_FILE: Final = [name for name, one in BUILT_IN.items() if one.needs_file]
 

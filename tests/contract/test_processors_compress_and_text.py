@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from shared.errors import BadInput, InvalidRequest
-from shared.processors import load_registry
+from headway.shared.errors import BadInput, InvalidRequest
+from headway.shared.tasks.processors import load_registry
+from headway.worker.processors import text_stats as module
+from headway.worker.processors.compress import compress
+from headway.worker.processors.text_stats import text_stats
 from tests.unit.recording_job import RecordingJob
-from worker.processors import text_stats as module
-from worker.processors.compress import compress
-from worker.processors.text_stats import text_stats
 
 if sys.version_info >= (3, 14):
     from compression import zstd

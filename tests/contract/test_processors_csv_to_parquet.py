@@ -10,10 +10,10 @@ from typing import Any
 import duckdb
 import pytest
 
-from shared.errors import BadInput
-from shared.processors import load_registry
+from headway.shared.errors import BadInput
+from headway.shared.tasks.processors import load_registry
+from headway.worker.processors.csv_to_parquet import csv_to_parquet
 from tests.unit.recording_job import RecordingJob
-from worker.processors.csv_to_parquet import csv_to_parquet
 
 PROCESSOR = load_registry().get("csv-to-parquet")
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from shared.errors import BadInput
-from shared.processors import load_registry
-from shared.storage import check_result_name
+from headway.shared.errors import BadInput
+from headway.shared.files.storage import check_result_name
+from headway.shared.tasks.processors import load_registry
+from headway.worker.processors import unpacked_files
+from headway.worker.processors.extract import extract
+from headway.worker.processors.result_names import Names, plain_name
 from tests.poison_archives import PACK
 from tests.unit.recording_job import RecordingJob
-from worker.processors import unpacked_files
-from worker.processors.extract import extract
-from worker.processors.result_names import Names, plain_name
 
 PROCESSOR = load_registry().get("extract")
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image, ImageCms
 
-from shared.errors import BadInput, InvalidRequest
-from shared.processors import load_registry
+from headway.shared.errors import BadInput, InvalidRequest
+from headway.shared.tasks.processors import load_registry
+from headway.worker.processors.image_thumbnails import image_thumbnails
 from tests.unit.recording_job import RecordingJob
-from worker.processors.image_thumbnails import image_thumbnails
 
 PROCESSOR = load_registry().get("image-thumbnails")
 RED, BLUE = (255, 0, 0), (0, 0, 255)

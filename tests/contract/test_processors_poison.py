@@ -23,11 +23,11 @@ from typing import Final
 import pytest
 import pytest_asyncio
 
-from shared.models import ErrorType
-from shared.storage import check_result_name
+from headway.shared.files.storage import check_result_name
+from headway.shared.tasks.models import ErrorType
+from headway.worker.sandbox import Sandbox
 from tests.poison import ALL, Poison, corpus
 from tests.sandboxed import DEADLINE_SECONDS, MEMORY_BYTES, Attempt, run
-from worker.sandbox import Sandbox
 
 #: Read here, because conftest.py takes every HEADWAY_ variable away from the tests.
 EVERYTHING: Final = os.environ.get("HEADWAY_POISON") == "all"

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from shared import keys
-from shared.errors import Conflict, Refused, UnknownTask
-from shared.feed import LIVE_FIELDS, Feed, decode_message
-from shared.models import (
+from headway.shared import keys
+from headway.shared.errors import Conflict, Refused, UnknownTask
+from headway.shared.redis.client import RedisClient
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import (
     ANYONE,
     ErrorType,
     Event,
@@ -24,10 +25,9 @@ from shared.models import (
     new_task_id,
     utc_now,
 )
-from shared.progress import Publisher
-from shared.queue import deserialize
-from shared.redis import RedisClient
-from shared.settings import Settings
+from headway.shared.tasks.progress import Publisher
+from headway.shared.tasks.queue import deserialize
+from headway.shared.tasks.reader import LIVE_FIELDS, Feed, decode_message
 
 
 def a_task(**changes: Any) -> Task:

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from shared.errors import QuotaFull
-from shared.feed import Feed
-from shared.models import ANYONE, ErrorType, OwnerId, Result, ResultFile, Status, Task
-from shared.progress import Publisher
-from shared.redis import RedisClient
-from shared.settings import Settings
+from headway.shared.errors import QuotaFull
+from headway.shared.redis.client import RedisClient
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import ANYONE, ErrorType, OwnerId, Result, ResultFile, Status, Task
+from headway.shared.tasks.progress import Publisher
+from headway.shared.tasks.reader import Feed
 from tests.contract.test_progress_channel import a_task
 
 BOB = OwnerId("bob")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from shared.directory import DirectoryStorage
-from shared.errors import BadInput, UnknownFile
-from shared.models import TaskId
-from shared.settings import Settings
-from shared.storage import CHUNK_BYTES, Storage, StoredObject, open_storage
+from headway.shared.errors import BadInput, UnknownFile
+from headway.shared.files.directory import DirectoryStorage
+from headway.shared.files.storage import CHUNK_BYTES, Storage, StoredObject, open_storage
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import TaskId
 from tests.s3_server import S3Server
 
 TASK = TaskId("0" * 32)

@@ -8,13 +8,13 @@ from collections import Counter
 
 import pytest
 
-from shared import keys
-from shared.errors import Conflict, QuotaFull, Refused
-from shared.feed import Feed
-from shared.models import ErrorType, Result, Status, Task
-from shared.progress import Publisher
-from shared.redis import RedisClient
-from shared.settings import Settings
+from headway.shared import keys
+from headway.shared.errors import Conflict, QuotaFull, Refused
+from headway.shared.redis.client import RedisClient
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import ErrorType, Result, Status, Task
+from headway.shared.tasks.progress import Publisher
+from headway.shared.tasks.reader import Feed
 from tests.contract.test_progress_channel import a_task
 
 

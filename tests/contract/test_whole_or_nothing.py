@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from shared import keys
-from shared.errors import Refused, UnknownTask
-from shared.feed import Feed
-from shared.models import ANYONE, Checkpoint, ErrorType, Result, ResultFile, Status, Task
-from shared.progress import Publisher
-from shared.redis import RedisClient, connect
-from shared.settings import Settings
+from headway.shared import keys
+from headway.shared.errors import Refused, UnknownTask
+from headway.shared.redis.client import RedisClient, connect
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import ANYONE, Checkpoint, ErrorType, Result, ResultFile, Status, Task
+from headway.shared.tasks.progress import Publisher
+from headway.shared.tasks.reader import Feed
+from headway.worker.leases import Leases
 from tests.contract.test_progress_channel import a_task
 from tests.processes import RedisServer
-from worker.leases import Leases
 
 Step = Callable[[Publisher, Feed, Task], Awaitable[Any]]
 FILE = ResultFile(name="a", size_bytes=3, content_type="text/plain", sha256="", url="")

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from headway.worker.sandbox import Sandbox
 from tests.integration.test_plugins import install_by_hand
 from tests.processes import Platform
-from worker.sandbox import Sandbox
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "processors.md").read_text(encoding="utf-8")
@@ -143,7 +143,7 @@ def test_the_commands_run_as_they_are_written(own_platform: Platform, tmp_path: 
     own_platform.start_api(**{"PYTHONPATH": str(tmp_path), name: module})  # type: ignore[arg-type]
     own_platform.start_worker(**{"PYTHONPATH": str(tmp_path), name: module})  # type: ignore[arg-type]
     said = subprocess.run(
-        [sys.executable, "-m", "cli.main", *shlex.split(submit)[1:], "--json", "--url", own_platform.url],
+        [sys.executable, "-m", "headway.cli.main", *shlex.split(submit)[1:], "--json", "--url", own_platform.url],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -157,7 +157,7 @@ def test_the_packages_entry_point_is_found_once_it_is_installed(tmp_path: Path) 
     [toml] = blocks(PAGE, "toml")
     project = tomllib.loads(toml)["project"]
     site = install_by_hand(tmp_path, {"lines.py": MODULES["lines"]}, project["entry-points"], name=project["name"])
-    listing = "from shared.processors import load_registry; print(sorted(load_registry().processors))"
+    listing = "from headway.shared.tasks.processors import load_registry; print(sorted(load_registry().processors))"
     env = os.environ | {"PYTHONPATH": str(site)}
     said = subprocess.run(
         [sys.executable, "-c", listing], env=env, capture_output=True, text=True, check=True, cwd=ROOT

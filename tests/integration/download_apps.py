@@ -8,8 +8,8 @@ from typing import Any
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from api.main import app
-from shared.logging import configure
+from headway.api.main import app
+from headway.shared.logging import configure
 
 configure("json")
 sent_bytes = 0

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cli.main import app
+from headway.cli.main import app
 from tests.processes import Platform
 from tests.waiting import wait_for
 
@@ -69,7 +69,7 @@ def headway(platform: Platform, *arguments: object, **env: str) -> Done:
 
 @contextlib.contextmanager
 def started(platform: Platform, *arguments: object, stderr: int = subprocess.PIPE) -> Iterator[subprocess.Popen[bytes]]:
-    argv = [sys.executable, "-m", "cli.main", *map(str, arguments)]
+    argv = [sys.executable, "-m", "headway.cli.main", *map(str, arguments)]
     process = subprocess.Popen(argv, env=environ(platform), stdout=subprocess.PIPE, stderr=stderr)
     try:
         yield process
@@ -385,7 +385,7 @@ def test_processors_are_listed(platform: Platform) -> None:
 )
 def test_tab_completes_commands_options_and_what_the_platform_has(platform: Platform, words: str, offered: str) -> None:
     env = {"_HEADWAY_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
-    code = "import sys; sys.argv[0] = 'headway'; from cli.main import main; main()"
+    code = "import sys; sys.argv[0] = 'headway'; from headway.cli.main import main; main()"
     said = subprocess.run(
         [sys.executable, "-c", code], env=environ(platform, **env), capture_output=True, text=True, timeout=50
     )
@@ -395,7 +395,7 @@ def test_tab_completes_commands_options_and_what_the_platform_has(platform: Plat
 def test_tab_offers_nothing_and_says_nothing_where_nobody_answers(platform: Platform) -> None:
     words = "headway watch 0"
     env = {"_HEADWAY_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": "2"}
-    code = "import sys; sys.argv[0] = 'headway'; from cli.main import main; main()"
+    code = "import sys; sys.argv[0] = 'headway'; from headway.cli.main import main; main()"
     said = subprocess.run(
         [sys.executable, "-c", code],
         env=environ(platform, **env) | {"HEADWAY_URL": "http://127.0.0.1:9"},
@@ -411,7 +411,7 @@ class Terminal:
 
     def __init__(self, platform: Platform, *arguments: object) -> None:
         self._ours, theirs = terminal()
-        argv = [sys.executable, "-m", "cli.main", *map(str, arguments)]
+        argv = [sys.executable, "-m", "headway.cli.main", *map(str, arguments)]
         self.process = subprocess.Popen(
             argv, env=environ(platform), stdin=theirs, stdout=subprocess.PIPE, stderr=theirs, start_new_session=True
         )

@@ -143,7 +143,17 @@ class Examination:
 
 
 def doctor(url: str, *arguments: str) -> subprocess.Popen[str]:
-    argv = [sys.executable, "-m", "cli.main", "doctor", "--url", url, "--idle-seconds", str(IDLE_SECONDS), *arguments]
+    argv = [
+        sys.executable,
+        "-m",
+        "headway.cli.main",
+        "doctor",
+        "--url",
+        url,
+        "--idle-seconds",
+        str(IDLE_SECONDS),
+        *arguments,
+    ]
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

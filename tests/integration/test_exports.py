@@ -19,15 +19,15 @@ import httpx
 import pytest
 import redis
 
-from api.routes.exports import COLUMNS, FIELDS, PAGE_ROWS, Filter, task_pages
-from shared import keys
-from shared.cancellation import cancel
-from shared.errors import ExportCut
-from shared.feed import Feed
-from shared.models import ANYONE, TaskId
-from shared.progress import Publisher
-from shared.redis import connect
-from shared.settings import Settings
+from headway.api.routes.exports import COLUMNS, FIELDS, PAGE_ROWS, Filter, task_pages
+from headway.shared import keys
+from headway.shared.cancellation import cancel
+from headway.shared.errors import ExportCut
+from headway.shared.redis.client import connect
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import ANYONE, TaskId
+from headway.shared.tasks.progress import Publisher
+from headway.shared.tasks.reader import Feed
 from tests.contract.test_progress_channel import a_task
 from tests.processes import Platform, RedisServer, free_port
 from tests.waiting import wait_for

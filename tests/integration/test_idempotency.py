@@ -17,8 +17,8 @@ import httpx
 import pytest
 import redis
 
-from shared import keys
-from shared.models import ANYONE
+from headway.shared import keys
+from headway.shared.tasks.models import ANYONE
 from tests.processes import Platform, RedisServer
 from tests.waiting import wait_for
 

@@ -14,8 +14,8 @@ import pytest
 import redis
 from pydantic import SecretStr
 
-from api.keyring import Keyring
-from shared.models import OwnerId
+from headway.api.access.keyring import Keyring
+from headway.shared.tasks.models import OwnerId
 from tests.processes import Platform, RedisServer
 from tests.streams import frames_of, opened
 from tests.waiting import wait_for

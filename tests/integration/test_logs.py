@@ -21,7 +21,7 @@ KEY = "a-key-that-nobody-may-read"
 
 PROCESSORS = """
 import logging, sys
-from shared.processors import processor
+from headway.shared.tasks.processors import processor
 
 @processor("talker", needs_file=False)
 def talker(job):

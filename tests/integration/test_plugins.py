@@ -17,7 +17,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "line_count"
 
 PACKAGE = '''
 """A package of somebody else's."""
-from shared.processors import Options, processor
+from headway.shared.tasks.processors import Options, processor
 
 class ShoutOptions(Options):
     marks: int = 1
@@ -30,7 +30,7 @@ def shout(job):
 '''
 
 MODULE = """
-from shared.processors import processor
+from headway.shared.tasks.processors import processor
 
 @processor("rehearsal", description="Not the one you know", needs_file=False)
 def rehearsal(job):

@@ -13,9 +13,9 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from api.app import create_app
-from api.identity import Policy, policies_of
-from shared.settings import Settings
+from headway.api.access.identity import Policy, policies_of
+from headway.api.app import create_app
+from headway.shared.settings import Settings
 from tests.processes import Platform, RedisServer
 from tests.streams import frames_of, opened
 from tests.waiting import wait_for

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from shared import keys
-from shared.cancellation import cancel
-from shared.redis import AWAY, connect, why_away
-from shared.settings import Settings
-from shared.subscription import Subscription
+from headway.shared import keys
+from headway.shared.cancellation import cancel
+from headway.shared.redis.client import AWAY, connect, why_away
+from headway.shared.redis.subscription import Subscription
+from headway.shared.settings import Settings
 from tests.processes import RedisServer, free_port
 from tests.sentinels import SERVICE, Node
 from tests.waiting import wait_until

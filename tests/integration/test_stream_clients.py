@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import pytest
 
-from shared.progress import EVENT_BYTES
+from headway.shared.tasks.progress import EVENT_BYTES
 from tests.integration.stream_clients.observing import CLIENTS, CUTS, RECONNECTING, Observation, expected, observe
 from tests.integration.stream_clients.processors import HARD_TEXT, RESULT_NAME, telling_platform
 from tests.processes import Platform, RedisServer

@@ -260,7 +260,7 @@ def test_a_hundred_files_of_one_face_by_the_command_line(platform: Platform, tmp
         path.write_bytes(os.urandom(1000))
         os.utime(path, (1_700_000_000, 1_700_000_000))
         paths.append(path)
-    argv = [sys.executable, "-m", "cli.main", "submit", *map(str, paths), "--processor", "checksum", "--json"]
+    argv = [sys.executable, "-m", "headway.cli.main", "submit", *map(str, paths), "--processor", "checksum", "--json"]
     done = subprocess.run([*argv, "--url", platform.url], capture_output=True, text=True, timeout=55, check=True)
     tasks = [json.loads(line) for line in done.stdout.splitlines()]
     sums = {task["result"]["summary"]["sha256"] for task in tasks if task["status"] == "completed"}

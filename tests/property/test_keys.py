@@ -7,9 +7,9 @@ from collections.abc import Callable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.intake import BATCH_ID
-from shared import keys
-from shared.models import OwnerId, TaskId
+from headway.api.uploads.multipart_upload import BATCH_ID
+from headway.shared import keys
+from headway.shared.tasks.models import OwnerId, TaskId
 
 #: What keys are made of, so that names are likely to meet.
 PARTS = st.sampled_from(["run", "tasks", "live", "owner", "batch", "task", "events", "1", "anyone", "."])

@@ -11,13 +11,13 @@ from typing import Any, Final, Literal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import api.listeners
-from api.listeners import Listener
-from api.sse import Comment
-from api.tally import Tally
-from api.task_listener import TaskListener
-from shared.feed import Feed, Snapshot, text_of
-from shared.models import Event, OwnerId, TaskId
+import headway.api.streams.listeners
+from headway.api.serving.tally import Tally
+from headway.api.streams.listeners import Listener
+from headway.api.streams.sse import Comment
+from headway.api.streams.task_listener import TaskListener
+from headway.shared.tasks.models import Event, OwnerId, TaskId
+from headway.shared.tasks.reader import Feed, Snapshot, text_of
 
 Action = Literal["state", "note", "deliver", "lose", "double", "distrust", "read", "give up"]
 ACTIONS: Final = st.lists(
@@ -185,10 +185,10 @@ def test_what_was_trimmed_is_told_as_a_gap_and_a_state_follows(
 @settings(max_examples=100)
 @given(actions=ACTIONS, limit=st.integers(2, 6))
 def test_a_queue_that_overflows_ends_with_the_truth_all_the_same(actions: list[Action], limit: int) -> None:
-    before = api.listeners.QUEUE_EVENTS, api.listeners.QUEUE_NAMED_EVENTS
-    api.listeners.QUEUE_EVENTS, api.listeners.QUEUE_NAMED_EVENTS = limit, limit // 2  # type: ignore[misc]
+    before = headway.api.streams.listeners.QUEUE_EVENTS, headway.api.streams.listeners.QUEUE_NAMED_EVENTS
+    headway.api.streams.listeners.QUEUE_EVENTS, headway.api.streams.listeners.QUEUE_NAMED_EVENTS = limit, limit // 2  # type: ignore[misc]
     try:
         channel, told = asyncio.run(play(actions, 0, history_length=1000))
     finally:
-        api.listeners.QUEUE_EVENTS, api.listeners.QUEUE_NAMED_EVENTS = before  # type: ignore[misc]
+        headway.api.streams.listeners.QUEUE_EVENTS, headway.api.streams.listeners.QUEUE_NAMED_EVENTS = before  # type: ignore[misc]
     assert_each_once_in_order(told, channel, 0)

@@ -11,10 +11,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.feed import text_of
-from shared.processors import Options, Processor
-from worker.meter import MOST_PROGRESS, Meter
-from worker.reporter import Reporter
+from headway.shared.tasks.processors import Options, Processor
+from headway.shared.tasks.reader import text_of
+from headway.worker.meter import MOST_PROGRESS, Meter
+from headway.worker.reporter import Reporter
 
 COUNTS = st.integers(min_value=-(10**6), max_value=10**12)
 MESSAGES = st.fixed_dictionaries(

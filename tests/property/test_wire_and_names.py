@@ -8,13 +8,13 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.intake import FILENAME_CHARACTERS, clean_content_type, clean_filename
-from api.routes.tasks import _cursor, _place
-from api.sse import NDJSON, SSE, Text
-from shared.errors import BadInput, InvalidRequest
-from shared.feed import decode_message, text_of
-from shared.models import Event, TaskId
-from shared.storage import check_result_name
+from headway.api.routes.tasks import _cursor, _place
+from headway.api.streams.sse import NDJSON, SSE, Text
+from headway.api.uploads.multipart_upload import FILENAME_CHARACTERS, clean_content_type, clean_filename
+from headway.shared.errors import BadInput, InvalidRequest
+from headway.shared.files.storage import check_result_name
+from headway.shared.tasks.models import Event, TaskId
+from headway.shared.tasks.reader import decode_message, text_of
 from tests.streams import parse_block
 
 VERSIONS = st.integers(min_value=1, max_value=10**15)

@@ -17,11 +17,11 @@ from typing import Any
 import httpx
 import pytest
 
-from shared import keys
-from shared.feed import decode_message
-from shared.models import TERMINAL, TaskId
-from shared.redis import RedisClient, connect
-from shared.settings import Settings
+from headway.shared import keys
+from headway.shared.redis.client import RedisClient, connect
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import TERMINAL, TaskId
+from headway.shared.tasks.reader import decode_message
 from tests.processes import Platform
 
 #: The scoreboard's figure is of 10,000: CANCEL_TRIALS=10000.

@@ -21,8 +21,8 @@ import httpx
 import pytest
 import redis
 
-from shared import keys
-from shared.models import TaskId
+from headway.shared import keys
+from headway.shared.tasks.models import TaskId
 from tests.processes import Platform
 from tests.resilience.test_redis_trouble import attempts_completed
 from tests.resilience.test_worker_faults import running_step

@@ -22,18 +22,18 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from shared.calls import Calls
-from shared.directory import DirectoryStorage
-from shared.feed import Feed
-from shared.models import Status, Task, TaskId
-from shared.processors import load_registry
-from shared.progress import Publisher
-from shared.redis import RedisClient
-from shared.settings import Settings
+from headway.shared.files.directory import DirectoryStorage
+from headway.shared.redis.client import RedisClient
+from headway.shared.redis.script_pipeline import Calls
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import Status, Task, TaskId
+from headway.shared.tasks.processors import load_registry
+from headway.shared.tasks.progress import Publisher
+from headway.shared.tasks.reader import Feed
+from headway.worker.jobs import Outcome, Runner
+from headway.worker.sandbox import Sandbox
+from headway.worker.worker_metrics import WorkerMetrics
 from tests.contract.test_progress_channel import a_task
-from worker.jobs import Outcome, Runner
-from worker.metrics import WorkerMetrics
-from worker.sandbox import Sandbox
 
 FAULTS = ("lost answer", "time-out", "worker stops", "job is cancelled", "task is cancelled", "task is noted")
 

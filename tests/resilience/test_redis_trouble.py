@@ -13,11 +13,11 @@ import httpx
 import pytest
 import redis
 
-from shared import keys
-from shared.models import TaskId
-from shared.queue import JobTicket, serialize
-from shared.redis import connect, trouble_ahead
-from shared.settings import Settings
+from headway.shared import keys
+from headway.shared.redis.client import connect, trouble_ahead
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import TaskId
+from headway.shared.tasks.queue import JobTicket, serialize
 from tests.processes import Platform, RedisServer
 from tests.resilience.test_worker_faults import running_step
 from tests.streams import assert_true_story, watch

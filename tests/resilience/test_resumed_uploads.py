@@ -20,16 +20,16 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from shared.directory import DirectoryStorage
-from shared.models import TaskId
-from shared.progress import Publisher
-from shared.redis import connect
-from shared.settings import DAY_SECONDS, Settings
+from headway.shared.files.directory import DirectoryStorage
+from headway.shared.redis.client import connect
+from headway.shared.settings import DAY_SECONDS, Settings
+from headway.shared.tasks.models import TaskId
+from headway.shared.tasks.progress import Publisher
+from headway.worker.sweeper import UPLOAD_IDLE_SECONDS, Sweeper
 from tests.integration.test_tus import VERSION, answer_on, line_to, metadata, offset_of, partial, place, send
 from tests.processes import Platform, RedisServer
 from tests.streams import assert_true_story, watch
 from tests.waiting import wait_for, wait_until
-from worker.sweeper import UPLOAD_IDLE_SECONDS, Sweeper
 
 SIZE = 2_000_000
 CUTS = int(os.environ.get("UPLOAD_CUTS", "60"))

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from shared.settings import Settings
+from headway.shared.settings import Settings
 from tests.processes import Platform, RedisServer
 from tests.resilience.test_worker_faults import running_step, worker_of
 from tests.streams import Frame, assert_true_story, watch
@@ -32,7 +32,7 @@ DEFAULT_LEASE_SECONDS = Settings().lease_seconds
 #: A processor that counts rows and writes down which of them it did: proof that none before the checkpoint came twice.
 ROWS = """
 import time
-from shared.processors import Options, processor
+from headway.shared.tasks.processors import Options, processor
 
 class Rows(Options):
     rows: int = 400

@@ -14,17 +14,17 @@ import httpx
 import pytest
 import redis
 
-from shared import keys
-from shared.directory import DirectoryStorage
-from shared.models import TaskId
-from shared.progress import Publisher
-from shared.redis import connect
-from shared.settings import Settings
+from headway.shared import keys
+from headway.shared.files.directory import DirectoryStorage
+from headway.shared.redis.client import connect
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import TaskId
+from headway.shared.tasks.progress import Publisher
+from headway.worker.sweeper import UPLOAD_IDLE_SECONDS, Sweeper
 from tests.processes import Platform, RedisServer
 from tests.resilience.test_worker_faults import running_step
 from tests.streams import assert_true_story, watch
 from tests.waiting import wait_for, wait_until
-from worker.sweeper import UPLOAD_IDLE_SECONDS, Sweeper
 
 SIZE = 4_000_000
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cli.embedded import bundled_binary
+from headway.cli.embedded import bundled_binary
 from tests.processes import RedisServer
 from tests.resilience.up_process import START_SECONDS, Seen, Up, headway
 from tests.waiting import wait_for

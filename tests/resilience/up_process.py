@@ -60,7 +60,7 @@ class Up:
         argv = ["up", "--port", "0", "--data-dir", str(self.data_dir), *arguments]
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "cli.main", *argv], env=environ | env, stdout=out, stderr=err, cwd=folder
+                [sys.executable, "-m", "headway.cli.main", *argv], env=environ | env, stdout=out, stderr=err, cwd=folder
             )
         self._known: set[Seen] = set()
 
@@ -121,5 +121,5 @@ def headway(*arguments: str, url: str = "", **env: str) -> subprocess.CompletedP
     environ = {name: value for name, value in os.environ.items() if not name.startswith("HEADWAY_")}
     environ |= env | ({"HEADWAY_URL": url} if url else {})
     return subprocess.run(
-        [sys.executable, "-m", "cli.main", *arguments], env=environ, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "headway.cli.main", *arguments], env=environ, capture_output=True, text=True, timeout=60
     )

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from shared.processors import Processor
+from headway.shared.tasks.processors import Processor
 
 T = TypeVar("T")
 

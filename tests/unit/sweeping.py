@@ -7,15 +7,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from shared import keys
-from shared.directory import DirectoryStorage
-from shared.feed import Feed
-from shared.models import Status, Task, TaskId
-from shared.progress import Publisher
-from shared.redis import RedisClient
-from shared.settings import Settings
+from headway.shared import keys
+from headway.shared.files.directory import DirectoryStorage
+from headway.shared.redis.client import RedisClient
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import Status, Task, TaskId
+from headway.shared.tasks.progress import Publisher
+from headway.shared.tasks.reader import Feed
+from headway.worker.sweeper import Sweeper
 from tests.contract.test_progress_channel import a_task
-from worker.sweeper import Sweeper
 
 
 class Bench:

@@ -13,14 +13,14 @@ from arq.jobs import serialize_job
 from arq.worker import Retry, func
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from shared import keys
-from shared.cancellation import cancel
-from shared.models import TaskId
-from shared.queue import VERSION, JobTicket, is_newer, serialize
-from shared.redis import RedisClient
+from headway.shared import keys
+from headway.shared.cancellation import cancel
+from headway.shared.redis.client import RedisClient
+from headway.shared.tasks.models import TaskId
+from headway.shared.tasks.queue import VERSION, JobTicket, is_newer, serialize
+from headway.worker.arq_worker import LeasedWorker
+from headway.worker.leases import Leases, Turn
 from tests.waiting import POLL_SECONDS
-from worker.arq_worker import LeasedWorker
-from worker.leases import Leases, Turn
 
 Running = Callable[[Callable[..., Awaitable[None]]], AbstractAsyncContextManager[LeasedWorker]]
 

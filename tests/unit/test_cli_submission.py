@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cli.submit import Submission, batch_of, parse_options
 from headway import WrongUse
+from headway.cli.submit import Submission, batch_of, parse_options
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from cli.bar import duration, on_stderr, pace, phase, size
-from cli.exits import ExitCode, code_of, printable
-from cli.summary import end_lines, summary_lines
 from headway import Declined, Event, ResultFile, Task
+from headway.cli.bar import duration, on_stderr, pace, phase, size
+from headway.cli.exits import ExitCode, code_of, printable
+from headway.cli.summary import end_lines, summary_lines
 
 
 def state(data: dict[str, Any]) -> Event:

@@ -1,4 +1,5 @@
-"""The two Python clients are one: headway/client.py is headway/aio.py without its event loop, word for word.
+"""The two Python clients are one: headway/client/sync.py is headway/client/aio.py without its event loop, word for
+word.
 
 After a change in aio.py: `python -m tests.unit.test_client_twins`.
 """
@@ -11,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOM = Path(__file__).parents[2] / "headway"
+ROOM = Path(__file__).parents[2] / "headway" / "client"
 
 OPENING = '''"""Client: the platform, for programs without an event loop. Made from aio.py, which is where to change it:
 this is the same, word for word but for `await` (tests/unit/test_client_twins.py). Threads may share one."""
@@ -50,10 +51,10 @@ def twin(source: str) -> str:
 
 def test_the_client_without_an_event_loop_is_the_one_with_it() -> None:
     made = twin((ROOM / "aio.py").read_text(encoding="utf-8"))
-    there = (ROOM / "client.py").read_text(encoding="utf-8")
+    there = (ROOM / "sync.py").read_text(encoding="utf-8")
     assert ast.dump(ast.parse(there)) == ast.dump(ast.parse(made))
 
 
 if __name__ == "__main__":
-    (ROOM / "client.py").write_text(twin((ROOM / "aio.py").read_text(encoding="utf-8")), encoding="utf-8")
-    subprocess.run([sys.executable, "-m", "ruff", "format", "--quiet", ROOM / "client.py"], check=True)
+    (ROOM / "sync.py").write_text(twin((ROOM / "aio.py").read_text(encoding="utf-8")), encoding="utf-8")
+    subprocess.run([sys.executable, "-m", "ruff", "format", "--quiet", ROOM / "sync.py"], check=True)

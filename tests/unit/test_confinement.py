@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from worker.sandbox import Sandbox
+from headway.worker.sandbox import Sandbox
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="these walls are Linux's")
 needs_landlock = pytest.mark.skipif(
@@ -21,7 +21,7 @@ needs_landlock = pytest.mark.skipif(
 
 PROCESSORS = """
 import os, pathlib, signal, socket, subprocess, tempfile
-from shared.processors import Options, processor
+from headway.shared.tasks.processors import Options, processor
 
 class Target(Options):
     port: int = 0

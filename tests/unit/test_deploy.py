@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from shared.settings import Settings, load_settings
+from headway.shared.settings import Settings, load_settings
 
 ROOT: Final = Path(__file__).parents[2]
 DEPLOY: Final = ROOT / "deploy"
@@ -123,14 +123,14 @@ def test_the_secrets_of_a_fresh_checkout_are_open_mode_and_a_new_folder_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("shared.settings.SECRETS_DIR", DEPLOY / "secrets")
+    monkeypatch.setattr("headway.shared.settings.SECRETS_DIR", DEPLOY / "secrets")
     assert load_settings().api_keys == {}
     subprocess.run(["sh", DEPLOY / "new-secrets", "made", "alice", "bob"], check=True, cwd=tmp_path)
     made = tmp_path / "made"
     assert {path.name for path in made.iterdir()} == {path.name for path in (DEPLOY / "secrets").iterdir()}
     assert made.stat().st_mode & 0o077 == 0
     shutil.copy(made / "worker-sentinel-url", made / "HEADWAY_REDIS_URL")
-    monkeypatch.setattr("shared.settings.SECRETS_DIR", made)
+    monkeypatch.setattr("headway.shared.settings.SECRETS_DIR", made)
     settings = load_settings()
     assert settings.redis_url.startswith("redis+sentinel://worker:")
     assert settings.api_keys.keys() == {"alice", "bob"}
@@ -161,10 +161,10 @@ def test_what_the_image_leaves_out_is_needed_by_nothing_that_runs_in_it() -> Non
     left_out = re.findall(r"--no-install-package=(\S+?)[ \"]", (ROOT / "Dockerfile").read_text().replace("\\\n", " "))
     modules = [{"pyyaml": "yaml", "markdown-it-py": "markdown_it"}.get(name, name) for name in left_out]
     assert len(modules) > 5
-    running = (
-        "import api.server, worker.main, worker.child, worker.forkserver, worker.alive, cli.main, cli.watch, cli.tasks"
+    running = "import headway.api.serving.server, headway.worker.main, headway.worker.child, headway.worker.forkserver, headway.worker.healthcheck, headway.cli.main, headway.cli.watch, headway.cli.tasks"
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({modules})); {running}, headway.cli.submit, headway.cli.doctor"
     )
-    program = f"import sys; sys.modules.update(dict.fromkeys({modules})); {running}, cli.submit, cli.doctor"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 

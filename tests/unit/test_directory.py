@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from shared.directory import DirectoryStorage, DirectoryUpload
-from shared.errors import BadInput, SettingsError, StorageFull, UnknownFile
-from shared.models import TaskId
-from shared.storage import CHUNK_BYTES, check_result_name
+from headway.shared.errors import BadInput, SettingsError, StorageFull, UnknownFile
+from headway.shared.files.directory import DirectoryStorage, DirectoryUpload
+from headway.shared.files.storage import CHUNK_BYTES, check_result_name
+from headway.shared.tasks.models import TaskId
 
 TASK = TaskId("0" * 32)
 

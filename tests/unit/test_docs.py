@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from api.app import create_app
-from shared.feed import LIVE_FIELDS
-from shared.models import ErrorType
-from shared.settings import Settings
+from headway.api.app import create_app
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import ErrorType
+from headway.shared.tasks.reader import LIVE_FIELDS
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")

@@ -10,12 +10,12 @@ from typing import cast
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from api.lifespan import State
-from api.receiving import abort_unless_queued
-from api.routes.tasks import draft
-from shared.directory import DirectoryStorage
-from shared.errors import QuotaFull, Refused, UnknownTask
-from shared.models import ANYONE, Status, Task, TaskId
+from headway.api.lifespan import State
+from headway.api.routes.tasks import draft
+from headway.api.uploads.receiving import abort_unless_queued
+from headway.shared.errors import QuotaFull, Refused, UnknownTask
+from headway.shared.files.directory import DirectoryStorage
+from headway.shared.tasks.models import ANYONE, Status, Task, TaskId
 
 
 class Asked:

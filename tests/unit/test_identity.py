@@ -18,15 +18,15 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
-from api.app import create_app
-from api.edge import _is_local, is_own_origin
-from api.identity import Gate, Policy, address_of, policies_of
-from api.keyring import Keyring
-from api.limits import Gauge
-from shared.errors import TooMany
-from shared.models import OwnerId
-from shared.redis import RedisClient
-from shared.settings import Settings
+from headway.api.access.identity import Gate, Policy, address_of, policies_of
+from headway.api.access.keyring import Keyring
+from headway.api.access.limits import Gauge
+from headway.api.access.origin_check import _is_local, is_own_origin
+from headway.api.app import create_app
+from headway.shared.errors import TooMany
+from headway.shared.redis.client import RedisClient
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import OwnerId
 from tests.processes import free_port
 from tests.unit.test_problems import assert_problem, served
 

@@ -14,13 +14,13 @@ import pytest
 import redis
 import typer
 
-from api.app import create_app
-from cli.main import app as cli
-from shared.settings import Settings
+from headway.api.app import create_app
+from headway.cli.main import app as cli
+from headway.shared.settings import Settings
+from headway.worker import healthcheck
 from tests.manifests import ALL, BASE, KUSTOMIZATIONS, NAMED, OURS, PODS, ROOT, TEMPLATE, container, pod, read, workload
 from tests.processes import free_port, redis_binary
 from tests.waiting import wait_for
-from worker import alive
 
 #: What is no setting of ours: uvicorn's, and those of every S3 client.
 OTHERS_VARIABLES: Final = {"FORWARDED_ALLOW_IPS", "AWS_REGION"}
@@ -118,7 +118,7 @@ def test_probes_ask_routes_that_there_are_on_ports_that_there_are() -> None:
 
 
 def test_a_worker_is_ended_where_redis_misses_it_and_not_where_redis_is_away(tmp_path: Path) -> None:
-    assert container("headway-worker")["readinessProbe"]["exec"]["command"] == ["python", "-m", alive.__name__]
+    assert container("headway-worker")["readinessProbe"]["exec"]["command"] == ["python", "-m", healthcheck.__name__]
     command = container("headway-worker")["livenessProbe"]["exec"]["command"]
     python = tmp_path / "python"
 
@@ -129,7 +129,7 @@ def test_a_worker_is_ended_where_redis_misses_it_and_not_where_redis_is_away(tmp
 
     assert code_where("", 0) == 0
     assert code_where("Redis cannot be reached", 1) == 0
-    silent = re.search(r'return "(no worker of this host[^"]*)"', Path(alive.__file__).read_text())
+    silent = re.search(r'return "(no worker of this host[^"]*)"', Path(healthcheck.__file__).read_text())
     assert silent is not None
     assert code_where(silent[1], 1) == 1
 

@@ -100,7 +100,7 @@ def test_only_the_redis_module_builds_a_client() -> None:
         }
         for path, tree in TREES.items()
     }
-    assert called.pop(Path("shared/redis.py"))
+    assert called.pop(Path("shared/redis/client.py"))
     assert those(called) == {}
 
 
@@ -114,7 +114,7 @@ def test_settings_are_read_where_a_process_starts_and_nowhere_else() -> None:
     reads = {path: {name for name in imports_of(tree) if "load_settings" in name} for path, tree in TREES.items()}
     starts = {str(path) for path, names in reads.items() if names}
     assert "api/main.py" in starts
-    assert {path for path in starts if not path.startswith("cli/")} == {"api/main.py", "worker/alive.py"}
+    assert {path for path in starts if not path.startswith("cli/")} == {"api/main.py", "worker/healthcheck.py"}
 
 
 def test_no_task_of_the_event_loop_runs_without_an_owner() -> None:

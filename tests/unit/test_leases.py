@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from redis.exceptions import OutOfMemoryError
 
-from shared import keys
-from shared.queue import WAKE
-from shared.redis import RedisClient
-from worker.leases import Leases
+from headway.shared import keys
+from headway.shared.redis.client import RedisClient
+from headway.shared.tasks.queue import WAKE
+from headway.worker.leases import Leases
 
 
 async def queue_up(redis: RedisClient, *jobs: str) -> None:

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import pytest
 import structlog
 
-from shared.logging import configure, current_format, get_logger
-from shared.tracing import tracing_of
+from headway.shared.logging import configure, current_format, get_logger
+from headway.shared.tracing import tracing_of
 
 SECRET = "a-secret-that-nobody-may-read"
 
@@ -51,7 +51,7 @@ def break_with_a_secret_at_hand() -> None:
 def test_what_is_no_terminal_gets_a_json_object_a_line(log_format: Literal["json"] | None) -> None:
     stream = io.StringIO()
     configure(log_format, stream=stream)
-    get_logger("api.relay").info("task claimed", task_id="6f1c", attempt=2)
+    get_logger("headway.api.streams.relay").info("task claimed", task_id="6f1c", attempt=2)
     [line] = logged(stream)
     assert {name: line[name] for name in ("event", "level", "task_id", "attempt")} == {
         "event": "task claimed",
@@ -65,7 +65,7 @@ def test_what_is_no_terminal_gets_a_json_object_a_line(log_format: Literal["json
 def test_a_terminal_gets_lines_for_people() -> None:
     stream = Terminal()
     configure(None, stream=stream)
-    get_logger("api.relay").info("task claimed", task_id="6f1c")
+    get_logger("headway.api.streams.relay").info("task claimed", task_id="6f1c")
     assert stream.getvalue().count("\n") == 1
     assert "task claimed" in stream.getvalue()
     with pytest.raises(ValueError):
@@ -153,7 +153,7 @@ def test_details_are_logged_only_when_they_are_asked_for() -> None:
 def test_what_a_stranger_wrote_does_nothing_to_a_terminal() -> None:
     stream = Terminal()
     configure("console", stream=stream)
-    get_logger("api.sse").info("slow client dropped", path="/\x1b[2J\r\x9b\u202e\u2028é\ninjected")
+    get_logger("headway.api.streams.sse").info("slow client dropped", path="/\x1b[2J\r\x9b\u202e\u2028é\ninjected")
     [line] = stream.getvalue().splitlines()
     assert "\\x1b[2J\\r\\x9b\\u202e\\u2028é\\ninjected" in line
 

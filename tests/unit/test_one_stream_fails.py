@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from api.last_events import LastEvents
-from api.listeners import Listener
-from api.pulse import Pulse
-from api.relay import Registration
-from api.sse import NDJSON, SSE
-from api.wire import Wire
-from shared.models import Event
+from headway.api.streams.last_events import LastEvents
+from headway.api.streams.listeners import Listener
+from headway.api.streams.relay import Registration
+from headway.api.streams.sse import NDJSON, SSE
+from headway.api.streams.timer_wheel import Pulse
+from headway.api.streams.wire import Wire
+from headway.shared.tasks.models import Event
 from tests.unit.test_wire import CHANNEL, LAST_CHUNK, Client, Stage, ids, staged, state
 from tests.waiting import wait_until
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from cli.main import app as cli
-from shared.settings import Settings
+from headway.cli.main import app as cli
+from headway.shared.settings import Settings
 
 ROOT: Final = Path(__file__).parents[2]
 PAGE: Final = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.settings import Settings, load_settings
+from headway.shared.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = {f"HEADWAY_{name.upper()}" for name in Settings.model_fields}

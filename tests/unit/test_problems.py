@@ -14,16 +14,16 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 from starlette.types import Receive, Scope, Send
 
-from api.app import create_app
-from api.problems import PROBLEMS, install
-from api.routes.tasks import draft
-from shared import errors
-from shared.errors import HeadwayError
-from shared.feed import Feed
-from shared.models import ANYONE, OwnerId, Result, Status
-from shared.progress import Publisher
-from shared.redis import RedisClient
-from shared.settings import Settings
+from headway.api.app import create_app
+from headway.api.problems import PROBLEMS, install
+from headway.api.routes.tasks import draft
+from headway.shared import errors
+from headway.shared.errors import HeadwayError
+from headway.shared.redis.client import RedisClient
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import ANYONE, OwnerId, Result, Status
+from headway.shared.tasks.progress import Publisher
+from headway.shared.tasks.reader import Feed
 from tests.processes import free_port
 
 #: Never raised while a request is answered: they end a start, or an attempt in a worker.
@@ -46,7 +46,7 @@ def subclasses(of: type[HeadwayError]) -> Iterator[type[HeadwayError]]:
         yield from subclasses(found)
 
 
-ALL_ERRORS: Final = [found for found in subclasses(HeadwayError) if found.__module__ == "shared.errors"]
+ALL_ERRORS: Final = [found for found in subclasses(HeadwayError) if found.__module__ == "headway.shared.errors"]
 
 
 def an_error(kind: type[HeadwayError]) -> HeadwayError:

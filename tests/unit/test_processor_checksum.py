@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from shared.processors import load_registry
+from headway.shared.tasks.processors import load_registry
+from headway.worker.processors.checksum import BUFFER_BYTES, checksum
 from tests.unit.recording_job import RecordingJob
-from worker.processors.checksum import BUFFER_BYTES, checksum
 
 PROCESSOR = load_registry().get("checksum")
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from shared.errors import BadInput, InvalidRequest
-from shared.processors import load_registry
+from headway.shared.errors import BadInput, InvalidRequest
+from headway.shared.tasks.processors import load_registry
+from headway.worker.processors import csv_profile as module
+from headway.worker.processors.csv_profile import csv_profile
 from tests.unit.recording_job import RecordingJob
-from worker.processors import csv_profile as module
-from worker.processors.csv_profile import csv_profile
 
 PROCESSOR = load_registry().get("csv-profile")
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes(range(256)) * 8

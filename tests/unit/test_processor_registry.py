@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from shared.errors import InvalidRequest
-from shared.processors import Job, Options, Processor, load_registry, processor
+from headway.shared.errors import InvalidRequest
+from headway.shared.tasks.processors import Job, Options, Processor, load_registry, processor
 
 ModuleMaker = Callable[[str], str]
 NAMES = itertools.count()
@@ -24,7 +24,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleMaker:
 
     def write(body: str) -> str:
         name = f"headway_test_module_{next(NAMES)}"
-        (tmp_path / f"{name}.py").write_text(f"from shared.processors import processor\n{body}\n")
+        (tmp_path / f"{name}.py").write_text(f"from headway.processors import processor\n{body}\n")
         return name
 
     return write
@@ -83,7 +83,7 @@ def test_a_module_that_is_not_there_is_named(module: ModuleMaker) -> None:
 
 def test_a_built_in_can_be_replaced(module: ModuleMaker) -> None:
     name = module(declaring("checksum"))
-    assert load_registry().get("checksum").origin == "worker.processors.checksum"
+    assert load_registry().get("checksum").origin == "headway.worker.processors.checksum"
     assert load_registry([name]).get("checksum").origin == name
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from shared.errors import InvalidRequest
-from shared.processors import load_registry
+from headway.shared.errors import InvalidRequest
+from headway.shared.tasks.processors import load_registry
+from headway.worker.processors.rehearsal import rehearsal
 from tests.unit.recording_job import RecordingJob
-from worker.processors.rehearsal import rehearsal
 
 PROCESSOR = load_registry().get("rehearsal")
 
@@ -22,7 +22,7 @@ ALONE = """
 import json, sys
 from pathlib import Path
 from tests.unit.recording_job import RecordingJob
-from worker.processors.rehearsal import rehearsal
+from headway.worker.processors.rehearsal import rehearsal
 
 class Said(RecordingJob):
     def phase(self, name, **more):
@@ -67,13 +67,13 @@ def test_memory_that_is_not_to_be_had_is_a_memory_error(tmp_path: Path, monkeypa
     def refuse(size_bytes: int) -> list[bytearray]:
         raise MemoryError(f"{size_bytes} bytes")
 
-    monkeypatch.setattr("worker.processors.rehearsal._take", refuse)
+    monkeypatch.setattr("headway.worker.processors.rehearsal._take", refuse)
     with pytest.raises(MemoryError, match="1 bytes"):
         rehearsal(job_with(tmp_path, memory_bytes=1))
 
 
 def test_the_memory_taken_is_all_that_was_asked_for(tmp_path: Path) -> None:
-    from worker.processors.rehearsal import PIECE_BYTES, _take
+    from headway.worker.processors.rehearsal import PIECE_BYTES, _take
 
     pieces = _take(PIECE_BYTES + 5000)
     assert [len(piece) for piece in pieces] == [PIECE_BYTES, 5000]

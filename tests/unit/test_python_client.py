@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from headway import AsyncClient, Client, Damaged, Declined, Unreachable, WrongUse
-from headway.wire import ResultFile
+from headway.client.wire import ResultFile
 
 TASK = "6f1c"
 STREAM = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\nretry: 1\n\n"

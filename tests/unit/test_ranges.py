@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from api.attachment import disposition
-from api.preconditions import Verdict, judge, range_counts
-from api.ranges import MAX_RANGES, Piece, framed, parse_ranges
-from shared.errors import RangeNotSatisfiable
+from headway.api.downloads.attachment import disposition
+from headway.api.downloads.preconditions import Verdict, judge, range_counts
+from headway.api.downloads.ranges import MAX_RANGES, Piece, framed, parse_ranges
+from headway.shared.errors import RangeNotSatisfiable
 
 SIZE = 10_000
 ETAG = '"abc"'

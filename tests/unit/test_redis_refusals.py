@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
-from shared.redis import AWAY, RedisClient, WritesStoppedError
+from headway.shared.redis.client import AWAY, RedisClient, WritesStoppedError
 
 IN_A_SCRIPT = "ERR Error running script (call to f_1): @user_script:1: @user_script: 1: "
 

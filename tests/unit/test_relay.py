@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-import api.relay
-from api.listeners import QUEUE_EVENTS, Listener
-from api.relay import Relay
-from api.routes.tasks import draft
-from api.sse import Comment
-from api.tally import Tally
-from shared import keys
-from shared.feed import Feed, Snapshot, decode_message
-from shared.models import ANYONE, ErrorType, Event, OwnerId, Status, Task, TaskId
-from shared.progress import Publisher
-from shared.redis import RedisClient
-from shared.settings import Settings
+import headway.api.streams.relay
+from headway.api.routes.tasks import draft
+from headway.api.serving.tally import Tally
+from headway.api.streams.listeners import QUEUE_EVENTS, Listener
+from headway.api.streams.relay import Relay
+from headway.api.streams.sse import Comment
+from headway.shared import keys
+from headway.shared.redis.client import RedisClient
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import ANYONE, ErrorType, Event, OwnerId, Status, Task, TaskId
+from headway.shared.tasks.progress import Publisher
+from headway.shared.tasks.reader import Feed, Snapshot, decode_message
 from tests.waiting import wait_until
 
 
@@ -330,7 +330,7 @@ async def subscribers(redis: RedisClient, task_id: TaskId) -> int:
 async def test_a_reload_finds_the_channel_still_subscribed(
     stage: Stage, redis_client: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api.relay, "LINGER_SECONDS", 600)
+    monkeypatch.setattr(headway.api.streams.relay, "LINGER_SECONDS", 600)
     async with stage.relay.listen(stage.task.task_id, ANYONE, None) as listener:
         await read(listener)
     assert stage.relay.listener_count == 0
@@ -344,7 +344,7 @@ async def test_a_reload_finds_the_channel_still_subscribed(
 async def test_a_channel_nobody_comes_back_to_is_given_up(
     stage: Stage, redis_client: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api.relay, "LINGER_SECONDS", 0.01)
+    monkeypatch.setattr(headway.api.streams.relay, "LINGER_SECONDS", 0.01)
     async with stage.relay.listen(stage.task.task_id, ANYONE, None) as listener:
         await read(listener)
 
@@ -358,7 +358,7 @@ async def test_a_channel_nobody_comes_back_to_is_given_up(
 async def test_one_who_leaves_takes_nothing_from_the_others(
     stage: Stage, redis_client: RedisClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api.relay, "LINGER_SECONDS", 0)
+    monkeypatch.setattr(headway.api.streams.relay, "LINGER_SECONDS", 0)
     stays = await stage.listen()
     await read(stays)
     async with stage.relay.listen(stage.task.task_id, ANYONE, None) as leaves:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from shared.errors import BadInput
-from shared.processors import Options, Processor
-from worker.reporter import Reporter
+from headway.shared.errors import BadInput
+from headway.shared.tasks.processors import Options, Processor
+from headway.worker.reporter import Reporter
 
 
 class Heard:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.sample import COLUMNS, ROWS_A_DAY, write_sample
+from headway.cli.sample import COLUMNS, ROWS_A_DAY, write_sample
 
 #: More than one day's block, so that what is repeated is seen.
 SIZE_BYTES = 900_000

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from shared.errors import ProcessorFailure
-from shared.models import ErrorType
+from headway.shared.errors import ProcessorFailure
+from headway.shared.tasks.models import ErrorType
+from headway.worker.sandbox import Sandbox
 from tests.waiting import wait_until
-from worker.sandbox import Sandbox
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
 
 #: The module of the tests' own processors, as a user's would be: on PYTHONPATH, named by HEADWAY_PROCESSORS.
 PROCESSORS = '''
 import ctypes, json, os, stat, subprocess, sys, time
-from shared.processors import Options, processor
+from headway.shared.tasks.processors import Options, processor
 
 class Garbage(Options):
     text: str = ""
@@ -258,6 +258,6 @@ async def test_the_fork_server_goes_with_the_sandbox(tmp_path: Path) -> None:
     async with Sandbox([]) as sandbox:
         async with Bench(sandbox, tmp_path).sandbox.attempt(Bench(sandbox, tmp_path).spec("rehearsal")) as child:
             server = int(Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[1])
-            assert b"worker.forkserver" in Path(f"/proc/{server}/cmdline").read_bytes()
+            assert b"headway.worker.forkserver" in Path(f"/proc/{server}/cmdline").read_bytes()
         assert alive(server)
     assert not alive(server)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from headway.worker.sandbox import Sandbox
 from tests.waiting import wait_until
-from worker.sandbox import Sandbox
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
 

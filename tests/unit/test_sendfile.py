@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from api.sendfile import Connection, _bring_to_memory, _in_memory
+from headway.api.downloads.sendfile import Connection, _bring_to_memory, _in_memory
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can be asked what is in memory")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from shared.errors import SettingsError
-from shared.sentinel import Answer, SentinelUrl, named
-from shared.settings import load_settings
+from headway.shared.errors import SettingsError
+from headway.shared.redis.sentinel import Answer, SentinelUrl, named
+from headway.shared.settings import load_settings
 
 SECRET = "s3cret-p@ss"
 

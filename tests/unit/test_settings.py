@@ -14,8 +14,8 @@ from typing import Any, Final, NamedTuple
 import pytest
 from pydantic import SecretStr
 
-from shared.errors import SettingsError
-from shared.settings import DAY_SECONDS, GIB, Settings, load_settings
+from headway.shared.errors import SettingsError
+from headway.shared.settings import DAY_SECONDS, GIB, Settings, load_settings
 
 SECRET: Final = "a-secret-that-nobody-may-read"
 
@@ -236,8 +236,8 @@ def test_a_dotenv_file_that_is_not_text_is_told(tmp_path: Path) -> None:
 
 COMMANDS: Final = {
     "uvicorn": ["-m", "uvicorn", "api.main:app", "--port", "0"],
-    "headway api": ["-m", "cli.main", "api", "--port", "0"],
-    "headway worker": ["-m", "cli.main", "worker"],
+    "headway api": ["-m", "headway.cli.main", "api", "--port", "0"],
+    "headway worker": ["-m", "headway.cli.main", "worker"],
 }
 
 
@@ -270,7 +270,7 @@ def test_a_data_directory_that_cannot_be_written_is_told_without_a_traceback(com
 def test_a_secret_file_is_read_and_the_environment_wins_over_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.settings.SECRETS_DIR", tmp_path)
+    monkeypatch.setattr("headway.shared.settings.SECRETS_DIR", tmp_path)
     (tmp_path / "HEADWAY_API_KEYS").write_text('{"alice": "' + SECRET + '"}\n')
     (tmp_path / "HEADWAY_MAX_ATTEMPTS").write_text("7\n")
     monkeypatch.setenv("HEADWAY_MAX_ATTEMPTS", "5")
@@ -280,7 +280,7 @@ def test_a_secret_file_is_read_and_the_environment_wins_over_it(
 
 
 def test_a_bad_value_in_a_secret_file_is_told_and_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.settings.SECRETS_DIR", tmp_path)
+    monkeypatch.setattr("headway.shared.settings.SECRETS_DIR", tmp_path)
     (tmp_path / "HEADWAY_API_KEYS").write_text(SECRET)
     with pytest.raises(SettingsError, match="HEADWAY_API_KEYS: ") as refused:
         load_settings()

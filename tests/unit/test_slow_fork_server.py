@@ -11,10 +11,10 @@ from pathlib import Path
 #: `headway worker`, with less patience than it takes to import every processor.
 IMPATIENT = """
 import sys
-import worker.sandbox
-worker.sandbox.START_SECONDS = 0.01
-from shared.settings import load_settings
-from worker.main import run
+import headway.worker.sandbox
+headway.worker.sandbox.START_SECONDS = 0.01
+from headway.shared.settings import load_settings
+from headway.worker.main import run
 sys.exit(run(load_settings()))
 """
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from api.sse import NDJSON, RETRY_MS, SSE, Comment, Encoder, EventStreamResponse, Text, choose_encoder
-from shared.models import Event
+from headway.api.streams.sse import NDJSON, RETRY_MS, SSE, Comment, Encoder, EventStreamResponse, Text, choose_encoder
+from headway.shared.tasks.models import Event
 from tests.streams import parse_block
 from tests.waiting import wait_until
 

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from shared.cancellation import cancel
-from shared.settings import Settings
-from shared.subscription import Subscription
+from headway.shared.cancellation import cancel
+from headway.shared.redis.subscription import Subscription
+from headway.shared.settings import Settings
 from tests.waiting import wait_until
 
 

@@ -6,14 +6,14 @@ from datetime import timedelta
 
 import pytest
 
-from shared import keys
-from shared.models import ANYONE, ErrorType, OwnerId, Status, TaskId, utc_now
-from shared.redis import RedisClient
-from shared.settings import DAY_SECONDS, Settings
+from headway.shared import keys
+from headway.shared.redis.client import RedisClient
+from headway.shared.settings import DAY_SECONDS, Settings
+from headway.shared.tasks.models import ANYONE, ErrorType, OwnerId, Status, TaskId, utc_now
+from headway.worker import orphaned_files, sweeper
+from headway.worker.sweeper import LOCK_SECONDS, UPLOAD_IDLE_SECONDS
+from headway.worker.task_scan import look
 from tests.unit.sweeping import Bench
-from worker import leftovers, sweeper
-from worker.seen import look
-from worker.sweeper import LOCK_SECONDS, UPLOAD_IDLE_SECONDS
 
 HOUR = 3600.0
 
@@ -121,7 +121,7 @@ async def test_a_task_that_no_list_names_is_found_all_the_same(bench: Bench) -> 
 
 async def test_each_round_is_a_page_and_every_task_has_its_turn(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweeper, "SCAN_KEYS", 1000)
-    monkeypatch.setattr(leftovers, "PAGE", 7)
+    monkeypatch.setattr(orphaned_files, "PAGE", 7)
     tasks = [await bench.created() for _ in range(30)]
     for task in tasks:
         await bench.taken_off_the_queue(task)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from api.task_streams import TaskStreams
+from headway.api.streams.task_streams import TaskStreams
 
 
 async def asked(method: str, path: str) -> tuple[bool, list[Any]]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from headway.worker.tqdm_hook import hooked
 from tests.unit.test_reporter import Heard
-from worker.tqdm_hook import hooked
 
 tqdm_module: Any = pytest.importorskip("tqdm", reason="tqdm is not installed")
 tqdm: Any = tqdm_module.tqdm

@@ -9,13 +9,13 @@ import sys
 import pytest
 from arq.jobs import deserialize_job_raw
 
-from api.app import create_app
-from shared.errors import SettingsError
-from shared.models import TaskId
-from shared.queue import PROCESS_FILE, JobTicket, deserialize, traceparent_of
-from shared.settings import Settings
-from shared.span_export import plain_path
-from shared.tracing import OFF, tracing_of
+from headway.api.app import create_app
+from headway.shared.errors import SettingsError
+from headway.shared.settings import Settings
+from headway.shared.span_export import plain_path
+from headway.shared.tasks.models import TaskId
+from headway.shared.tasks.queue import PROCESS_FILE, JobTicket, deserialize, traceparent_of
+from headway.shared.tracing import OFF, tracing_of
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 SOMEWHERE = "http://127.0.0.1:4318"
@@ -93,8 +93,8 @@ def test_the_packages_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch
 
 def test_off_it_imports_nothing_and_makes_nothing() -> None:
     asked = """
-import sys, worker.main
-from shared.tracing import tracing_of
+import sys, headway.worker.main
+from headway.shared.tracing import tracing_of
 tracing = tracing_of("headway-worker")
 with tracing.span("process", "consumer", parent="x", task_id="y") as span:
     span.set(outcome="completed"), span.rename("z"), span.link(None), span.fail("no"), span.event("phase", step=1)

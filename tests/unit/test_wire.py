@@ -15,16 +15,16 @@ import uvicorn
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from api.listeners import QUEUE_EVENTS
-from api.protocol import StreamProtocol
-from api.relay import Relay
-from api.sse import SSE, EventStreamResponse, choose_encoder
-from api.topic import is_end
-from shared import keys
-from shared.errors import UnknownTask
-from shared.feed import Snapshot
-from shared.models import TERMINAL, Event, OwnerId, Status, TaskId
-from shared.settings import Settings
+from headway.api.serving.protocol import StreamProtocol
+from headway.api.streams.listeners import QUEUE_EVENTS
+from headway.api.streams.relay import Relay
+from headway.api.streams.sse import SSE, EventStreamResponse, choose_encoder
+from headway.api.streams.topic import is_end
+from headway.shared import keys
+from headway.shared.errors import UnknownTask
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import TERMINAL, Event, OwnerId, Status, TaskId
+from headway.shared.tasks.reader import Snapshot
 from tests.waiting import wait_until
 
 TASK = TaskId("0" * 32)

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from shared.errors import BadInput
-from worker.processors.archive_stream import (
+from headway.shared.errors import BadInput
+from headway.worker.processors.archive_stream import (
     DEFLATE,
     PIECE_BYTES,
     Decoder,
@@ -30,7 +30,7 @@ from worker.processors.archive_stream import (
     plain_errors,
     unpack,
 )
-from worker.processors.archive_stream import zstd as zstd_decoder
+from headway.worker.processors.archive_stream import zstd as zstd_decoder
 
 #: A zip's list of contents is read whole. An entry has 46 bytes and its name; this is a long name.
 ENTRY_BYTES: Final = 512

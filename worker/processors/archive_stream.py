@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO, Final, Protocol
 
-from shared.errors import BadInput
+from headway.shared.errors import BadInput
 
 #: Read, unpacked and handed on at a time.
 PIECE_BYTES: Final = 64 * 1024

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from blake3 import blake3
 
-from shared.processors import Job, processor
+from headway.shared.tasks.processors import Job, processor
 
 #: Large enough that handing a buffer over costs nothing beside hashing it (about a millisecond), small enough that
 #: both stay in a CPU's cache while both threads read them.

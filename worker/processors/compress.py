@@ -12,8 +12,8 @@ from typing import Any, Final, Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 
-from shared.processors import Job, Options, processor
-from worker.processors.result_names import plain_name
+from headway.shared.tasks.processors import Job, Options, processor
+from headway.worker.processors.result_names import plain_name
 
 #: Handed to the compressor at a time: the GIL is free meanwhile, and a child that is told to stop need not listen.
 CHUNK_BYTES: Final = 1024 * 1024

@@ -16,7 +16,7 @@ from typing import Final
 
 import filetype
 
-from shared.errors import BadInput
+from headway.shared.errors import BadInput
 
 #: Enough rows to tell, also of a table with thousands of columns.
 HEAD_BYTES: Final = 1024 * 1024

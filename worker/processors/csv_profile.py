@@ -20,10 +20,10 @@ from typing import Any, Final
 
 from pydantic import Field
 
-from shared.errors import BadInput
-from shared.processors import Job, Options, processor
-from worker.processors.csv_dialect import TEXT_CHARACTERS, cut, find_dialect
-from worker.processors.csv_table import CsvTable, Question
+from headway.shared.errors import BadInput
+from headway.shared.tasks.processors import Job, Options, processor
+from headway.worker.processors.csv_dialect import TEXT_CHARACTERS, cut, find_dialect
+from headway.worker.processors.csv_table import CsvTable, Question
 
 #: The first pass finds so many candidates for the top values by a sketch, the second counts them. Not by `histogram`,
 #: which would find them all: it keeps a copy of every text it is given, and so grows with the rows.

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from shared.errors import BadInput
-from shared.processors import Job
-from worker.processors.csv_dialect import Dialect, not_utf8
+from headway.shared.errors import BadInput
+from headway.shared.tasks.processors import Job
+from headway.worker.processors.csv_dialect import Dialect, not_utf8
 
 #: As often as progress is sampled.
 POLL_SECONDS: Final = 0.05

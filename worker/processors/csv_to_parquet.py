@@ -18,11 +18,11 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
-from shared.errors import BadInput
-from shared.processors import Job, Options, processor
-from worker.processors.csv_dialect import Dialect, find_dialect
-from worker.processors.csv_table import SOURCE, CsvTable, Question, plain_errors
-from worker.processors.result_names import stem
+from headway.shared.errors import BadInput
+from headway.shared.tasks.processors import Job, Options, processor
+from headway.worker.processors.csv_dialect import Dialect, find_dialect
+from headway.worker.processors.csv_table import SOURCE, CsvTable, Question, plain_errors
+from headway.worker.processors.result_names import stem
 
 #: The first rows rule types out, so that the pass over the whole file tries few of them.
 SAMPLE_ROWS: Final = 1000

@@ -18,12 +18,12 @@ from typing import Any, BinaryIO, Final
 
 from pydantic import Field
 
-from shared.errors import BadInput
-from shared.processors import Job, Options, processor
-from worker.processors.archive_members import BLOCK_BYTES, Member, is_tar, tar_members, zip_members
-from worker.processors.archive_stream import PIECE_BYTES, Packing, Stream, packing_of, too_large
-from worker.processors.result_names import plain_name
-from worker.processors.unpacked_files import LISTING, Unpacked, UnpackedFiles
+from headway.shared.errors import BadInput
+from headway.shared.tasks.processors import Job, Options, processor
+from headway.worker.processors.archive_members import BLOCK_BYTES, Member, is_tar, tar_members, zip_members
+from headway.worker.processors.archive_stream import PIECE_BYTES, Packing, Stream, packing_of, too_large
+from headway.worker.processors.result_names import plain_name
+from headway.worker.processors.unpacked_files import LISTING, Unpacked, UnpackedFiles
 
 GIBIBYTE: Final = 1024**3
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import Field, field_validator
 
-from shared.errors import BadInput
-from shared.processors import Job, Options, processor
-from worker.processors.result_names import stem
+from headway.shared.errors import BadInput
+from headway.shared.tasks.processors import Job, Options, processor
+from headway.worker.processors.result_names import stem
 
 if TYPE_CHECKING:
     from PIL.Image import Image

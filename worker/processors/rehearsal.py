@@ -16,7 +16,7 @@ from typing import Any, Final, NoReturn, Self
 
 from pydantic import Field, model_validator
 
-from shared.processors import Job, Options, processor
+from headway.shared.tasks.processors import Job, Options, processor
 
 #: Memory is taken in pieces of this size, so that a limit is met on the way and not in one refused request.
 PIECE_BYTES: Final = 16 * 1024 * 1024

@@ -1,7 +1,7 @@
 """Names for result files, made from names that come from outside: an upload's, or an archive's members'.
 
-Pure. Whatever comes in, what goes out passes `shared.storage.check_result_name`: one plain printable name, no folder,
-no leading dot, short enough for every file system. A name that needs no change is not changed.
+Pure. Whatever comes in, what goes out passes `headway.shared.files.storage.check_result_name`: one plain printable
+name, no folder, no leading dot, short enough for every file system. A name that needs no change is not changed.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from typing import Any, Final
 import filetype
 from pydantic import Field
 
-from shared.errors import BadInput
-from shared.processors import Job, Options, processor
+from headway.shared.errors import BadInput
+from headway.shared.tasks.processors import Job, Options, processor
 
 HEAD_BYTES: Final = 1024 * 1024
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from shared.processors import Job
-from worker.processors.result_names import Names, plain_name
+from headway.shared.tasks.processors import Job
+from headway.worker.processors.result_names import Names, plain_name
 
 #: Of more files than this nobody wants as many links: they are one result, not compressed, with their folders.
 SEPARATE_FILES: Final = 500

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pydantic import Field
 
-from shared.processors import Job, Options, processor
+from headway.shared.tasks.processors import Job, Options, processor
 from tests.processes import Platform, Server
 from tests.waiting import wait_for
 

@@ -1,0 +1,268 @@
+"""Who is asking, and whether they may: decided in front of every route there is, and of every one there will be.
+
+A request is somebody's by a key, a session or a task token, and by nothing in its URL. Without one it gets 401, unless
+its route says that it is public; a token reads its task and nothing else. Each route states its policy by what it
+depends on (`public` here, or one of api/dependencies.py's); one that states none is refused.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, TypeVar
+
+from fastapi import Depends, FastAPI
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from headway.api.access.keyring import Keyring
+from headway.api.access.origin_check import SAFE_METHODS, is_own_origin
+from headway.api.lifespan import State
+from headway.api.problems import answer_to, away_response
+from headway.shared.errors import HeadwayError, NoPolicy, NotAllowed, NotWithToken, UnknownTask
+from headway.shared.logging import get_logger
+from headway.shared.redis.client import AWAY
+from headway.shared.tasks.models import ANYONE, OwnerId, TaskId
+
+log = get_logger(__name__)
+
+COOKIE: Final = "headway_session"
+#: A body over this, or of unknown length, is an upload; less is a few words of JSON.
+UPLOAD_BYTES: Final = 64 * 1024
+
+_TASK: Final = re.compile(r"/(?:tasks|task-progress)/([^/]+)(?:/.*)?")
+#: Streams of what Redis holds, which are held open while it is away.
+_WAITING: Final = re.compile(r"/(?:events|(?:tasks|batches)/[^/]+/events|task-progress/[^/]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Somebody who may ask. With `task_id` it is by a token, for that task; with `session_id` by a cookie."""
+
+    owner: OwnerId
+    task_id: TaskId | None = None
+    session_id: str | None = None
+    #: When the token or the session is over, in seconds of Unix time.
+    expires_at: float | None = None
+    #: Redis was away, so nobody could say whether the session has ended; only what waits for Redis is let in.
+    unasked: bool = False
+
+
+OPEN: Final = Identity(ANYONE)
+
+
+class Policy(StrEnum):
+    """Who may use a route."""
+
+    PUBLIC = "public"  #: everybody
+    READER = "reader"  #: a key, a session, or the token of the task
+    OWNER = "owner"  #: a key or a session
+
+
+_STATEMENTS: Final[dict[Callable[..., Any], Policy]] = {}
+#: What is no route of FastAPI states its policy here.
+MOUNTS: Final = {"/static": Policy.PUBLIC}
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def states(policy: Policy) -> Callable[[F], F]:
+    """For a dependency: whatever route depends on it has stated this policy."""
+
+    def register(dependency: F) -> F:
+        _STATEMENTS[dependency] = policy
+        return dependency
+
+    return register
+
+
+@states(Policy.PUBLIC)
+async def public() -> None:
+    """For a route that asks nobody who they are."""
+
+
+PUBLIC: Final = Depends(public)
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """A route and its policy; None: it states none."""
+
+    path: str
+    #: None: all of them.
+    methods: frozenset[str] | None
+    policy: Policy | None
+    route: BaseRoute
+
+
+def policies_of(app: FastAPI) -> list[Stated]:
+    """Every route of the app, those of routers and mounts included."""
+    return list(_walk(app.routes))
+
+
+def _walk(routes: Iterable[BaseRoute]) -> Iterator[Stated]:
+    for route in routes:
+        if (included := getattr(route, "original_router", None)) is not None:
+            yield from _walk(included.routes)
+            continue
+        path: str = getattr(route, "path", "")
+        methods = getattr(route, "methods", None)
+        policy = _stated(route.dependant) if isinstance(route, APIRoute) else MOUNTS.get(path)
+        yield Stated(path, frozenset(methods) if methods else None, policy, route)
+
+
+def _stated(dependant: Dependant) -> Policy | None:
+    """The strictest of those it depends on."""
+    found = {_stated(needed) for needed in dependant.dependencies} | {_STATEMENTS.get(dependant.call or public)}
+    return next((policy for policy in reversed(Policy) if policy in found), None)
+
+
+def token_of(state: State, owner: OwnerId, task_id: TaskId) -> str | None:
+    """What reads this one task for HEADWAY_TOKEN_SECONDS. None in open mode, where nobody needs it."""
+    if state.keyring.is_empty:
+        return None
+    expires_at = int(time.time()) + state.settings.token_seconds
+    return state.keyring.sign("task", owner, expires_at, task=task_id)
+
+
+def with_token(answer: Response, state: State, owner: OwnerId) -> Response:
+    """The answer to a submission, with the task's token. It is made anew for an answer that is given again, so that it
+    has its whole life before it and is kept nowhere."""
+    if state.keyring.is_empty:
+        return answer
+    body = json.loads(bytes(answer.body))
+    body["token"] = token_of(state, owner, TaskId(body["task_id"]))
+    kept = {name: value for name, value in answer.headers.items() if not name.startswith("content-")}
+    return JSONResponse(body, answer.status_code, kept)
+
+
+class Gate:
+    """The layer in front of the routes. It leaves the Identity in the scope, None where a public route has no need."""
+
+    def __init__(self, app: ASGIApp, keyring: Keyring, routes: Iterable[Stated]) -> None:
+        self._app = app
+        self._keyring = keyring
+        self._public: set[tuple[str, str]] = set()
+        self._public_mounts: tuple[str, ...] = ()
+        self._closed: list[Stated] = []
+        for stated in routes:
+            if stated.policy is None:
+                log.error("route without a policy is refused", path=stated.path)
+                self._closed.append(stated)
+            elif stated.policy is Policy.PUBLIC and stated.methods is None:
+                self._public_mounts += (f"{stated.path}/",)
+            elif stated.policy is Policy.PUBLIC:
+                self._public |= {(method, stated.path) for method in stated.methods or ()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state: State = scope["state"]["headway"]
+        headers = Headers(scope=scope)
+        uploads = scope["method"] in ("POST", "PUT", "PATCH") and _is_upload(headers)
+        refusal = None
+        try:
+            await self._let_in(state, scope, headers)
+            if uploads:
+                state.limits.uploads.check(*names_of(scope))
+        except HeadwayError as error:
+            refusal = answer_to(error)
+        except AWAY as error:
+            refusal = away_response(error)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+        elif uploads:
+            with state.limits.uploads.held(*names_of(scope)):
+                await self._app(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _let_in(self, state: State, scope: Scope, headers: Headers) -> None:
+        """Raises what is to be answered instead."""
+        path, method = scope["path"].removeprefix(scope.get("root_path", "")), scope["method"]
+        is_public = (method, path) in self._public or path.startswith(self._public_mounts)
+        identity = scope["headway.identity"] = await self._identify(state, path, headers)
+        if not (is_public and method in SAFE_METHODS):
+            await state.limits.count_request(names_of(scope)[0])
+        if not is_public:
+            if identity is None:
+                raise NotAllowed
+            self._check(identity, path, method)
+
+    def _check(self, identity: Identity, path: str, method: str) -> None:
+        if identity.task_id is not None:
+            found = _TASK.fullmatch(path)
+            if found is None or method not in ("GET", "HEAD"):
+                raise NotWithToken
+            if found[1] != identity.task_id:
+                raise UnknownTask
+        for stated in self._closed:
+            pattern = getattr(stated.route, "path_regex", None)
+            if (pattern is None or pattern.match(path)) and (stated.methods is None or method in stated.methods):
+                raise NoPolicy
+
+    async def _identify(self, state: State, path: str, headers: Headers) -> Identity | None:
+        """Raises AWAY."""
+        if self._keyring.is_empty:
+            return OPEN
+        scheme, _, credential = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            return self._bearer(credential.strip())
+        # A cookie is sent by the browser, whoever made it ask; so it counts for our own page alone.
+        if "cookie" not in headers or not is_own_origin(headers):
+            return None
+        claims = self._keyring.read("session", cookie_parser(headers["cookie"]).get(COOKIE, ""))
+        if claims is None:
+            return None
+        session_id, owner, expires_at = str(claims["jti"]), OwnerId(claims["sub"]), float(claims["exp"])
+        try:
+            if not await state.sessions.is_alive(session_id):
+                return None
+        except AWAY:
+            if _WAITING.fullmatch(path) is None:
+                raise
+            return Identity(owner, session_id=session_id, expires_at=expires_at, unasked=True)
+        return Identity(owner, session_id=session_id, expires_at=expires_at)
+
+    def _bearer(self, credential: str) -> Identity | None:
+        if (owner := self._keyring.owner_of(credential)) is not None:
+            return Identity(owner)
+        if (claims := self._keyring.read("task", credential)) is not None:
+            return Identity(OwnerId(claims["sub"]), task_id=TaskId(claims["task"]), expires_at=float(claims["exp"]))
+        return None
+
+
+def names_of(scope: Scope) -> tuple[str, ...]:
+    """Whose limits a request that was let in counts against: an owner's, where there are owners, and an address's."""
+    identity: Identity | None = scope["headway.identity"]
+    address = address_of(scope)
+    return (address,) if identity is None or identity is OPEN else (f"owner {identity.owner}", address)
+
+
+def address_of(scope: Scope) -> str:
+    """What counts as one address: of IPv6 the first half, the other being free for everybody to choose."""
+    host = (scope.get("client") or ("",))[0]
+    if ":" in host:
+        with suppress(ValueError):
+            host = str(ipaddress.ip_network(f"{host.partition('%')[0]}/64", strict=False))
+    return f"address {host}"
+
+
+def _is_upload(headers: Headers) -> bool:
+    declared = headers.get("content-length", "")
+    return "transfer-encoding" in headers or (declared.isdigit() and int(declared) > UPLOAD_BYTES)

@@ -1,0 +1,113 @@
+"""How much one owner, and one address, may have at once: streams, uploads, unfinished tasks, requests a second.
+
+Streams and uploads are counted in this process, where they live: what a process has open is what can wear it out.
+Tasks are counted by Redis, which has them anyway. Requests a second and wrong keys are counted over all processes, by
+the `limits` library on Redis. A Redis that is away limits nobody: what needs it is refused as it is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from limits import RateLimitItemPerMinute, RateLimitItemPerSecond
+from limits.aio.storage import RedisStorage
+from limits.aio.strategies import FixedWindowRateLimiter
+
+from headway.shared import keys
+from headway.shared.errors import TooMany
+from headway.shared.redis.client import AWAY, RedisClient
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import OwnerId
+
+#: Wrong keys that an address may try to sign in with.
+WRONG_KEYS: Final = RateLimitItemPerMinute(10)
+#: Streams and uploads end, so it is worth asking again soon; tasks take longer.
+SOON_SECONDS: Final = 5
+LATER_SECONDS: Final = 30
+
+
+class Gauge:
+    """How many of something each name holds open."""
+
+    def __init__(self, most: int, message: str) -> None:
+        self._most = most
+        self._message = message
+        self._held: Counter[str] = Counter()
+
+    def check(self, *names: str) -> None:
+        """Raises TooMany where one of them has as many as it may. 0: nobody ever has."""
+        if self._most and any(self._held[name] >= self._most for name in names):
+            raise TooMany(f"{self._message} {self._most}.", retry_after_seconds=SOON_SECONDS)
+
+    def take(self, *names: str) -> None:
+        """One more for each name, until `give`. Raises as `check`."""
+        self.check(*names)
+        self._held.update(names)
+
+    def give(self, *names: str) -> None:
+        for name in names:
+            if self._held[name] > 1:
+                self._held[name] -= 1
+            else:
+                del self._held[name]
+
+    @contextmanager
+    def held(self, *names: str) -> Iterator[None]:
+        """`take`, for as long as the block lasts."""
+        self.take(*names)
+        try:
+            yield
+        finally:
+            self.give(*names)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
+class Limits:
+    """Raises TooMany, and headway.shared.redis.client.AWAY where it says so."""
+
+    def __init__(self, settings: Settings, redis: RedisClient) -> None:
+        self._redis = redis
+        self.streams = Gauge(settings.max_streams, "The event streams that are open at once are at most")
+        self.uploads = Gauge(settings.max_uploads, "The uploads under way at once are at most")
+        self._most_tasks = settings.max_unfinished_tasks
+        per_second = settings.max_requests_per_second
+        self._requests = RateLimitItemPerSecond(per_second) if per_second else None
+        storage = RedisStorage(
+            "redis://",
+            implementation="redispy",
+            key_prefix=keys.LIMITS,
+            connection_pool=redis.connection_pool,  # type: ignore[arg-type]
+        )
+        self._rates = FixedWindowRateLimiter(storage)
+
+    async def check_tasks(self, owner: OwnerId) -> None:
+        """Whether the owner may have one more. Raises AWAY, and so says it before a file is sent."""
+        unfinished: int = await self._redis.scard(keys.OWNER_ACTIVE % owner)  # type: ignore[misc]
+        if self._most_tasks and unfinished >= self._most_tasks:
+            message = f"{unfinished} tasks have not ended; at most {self._most_tasks} may wait or run at once."
+            raise TooMany(message, retry_after_seconds=LATER_SECONDS)
+
+    async def count_request(self, name: str) -> None:
+        """Without a limit, which is the default, this costs nothing."""
+        if self._requests is None:
+            return
+        try:
+            fits = await self._rates.hit(self._requests, "requests", name)
+        except AWAY:
+            return
+        if not fits:
+            raise TooMany(f"At most {self._requests.amount} requests a second are answered.")
+
+    async def check_wrong_keys(self, address: str) -> None:
+        """Raises TooMany where an address has tried too many; AWAY."""
+        if not await self._rates.test(WRONG_KEYS, "wrong keys", address):
+            message = "Too many wrong keys have come from this address. Wait a minute."
+            raise TooMany(message, retry_after_seconds=WRONG_KEYS.get_expiry())
+
+    async def count_wrong_key(self, address: str) -> None:
+        await self._rates.hit(WRONG_KEYS, "wrong keys", address)

@@ -1,0 +1,1 @@
+"""How the server runs: connections, deadlines, shutdown, and what is counted."""

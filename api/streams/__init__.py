@@ -1,0 +1,1 @@
+"""Event streams: from the relay's subscription to each client's connection."""

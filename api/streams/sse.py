@@ -1,0 +1,291 @@
+"""The wire of Server-Sent Events (WHATWG HTML, section 9.2): encoding, heartbeat, send deadline, end. Knows no Redis.
+
+A stream is sent by `EventStreamResponse`, which owns its source of events from the first byte to the last: it closes it
+whether the stream ended, the client went, the client stopped reading, or the server drains. On the wire: LF only, no
+BOM, one ASCII `data:` line, whole events in a write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import socket
+import struct
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from headway.shared.cancellation import cancel
+from headway.shared.logging import get_logger
+from headway.shared.tasks.models import Event
+
+log = get_logger(__name__)
+
+#: What EventSource waits before it reconnects, when the server says nothing else.
+RETRY_MS: Final = 1000
+#: On a drain every client is sent away at once; they come back spread over this long.
+DRAIN_RETRY_MS: Final = (1000, 7000)
+
+#: A stream that has nothing to say yet (Redis is away, or there is no task) says so this soon: the first bytes leave
+#: at once.
+FIRST_COMMENT_SECONDS: Final = 0.3
+
+Format = Literal["text/event-stream", "application/x-ndjson", "text/plain"]
+
+
+@dataclass(frozen=True, slots=True)
+class Comment:
+    """A line that keeps the connection alive and that no client delivers."""
+
+    text: str
+
+
+NOTHING_YET: Final = Comment("connected; nothing to tell yet")
+STILL_HERE: Final = Comment("still here")
+
+
+class Encoder(Protocol):
+    media_type: Format
+
+    def first(self) -> bytes: ...
+    def event(self, event: Event, event_id: str | None = None) -> bytes: ...
+    def comment(self, text: str) -> bytes: ...
+    def goodbye(self) -> bytes: ...
+
+
+class SSE:
+    """`id`, `event` for a named one, `data`, an empty line."""
+
+    media_type: Format = "text/event-stream"
+
+    @staticmethod
+    def chunk(version: bytes, name: bytes, data: bytes) -> bytes:
+        """`event`, made once for everybody who watches over HTTP/1.1: already a chunk of the answer."""
+        if name:
+            size = len(version) + len(name) + len(data) + 21
+            return b"%x\r\nid: %b\nevent: %b\ndata: %b\n\n\r\n" % (size, version, name, data)
+        return b"%x\r\nid: %b\ndata: %b\n\n\r\n" % (len(version) + len(data) + 13, version, data)
+
+    def first(self) -> bytes:
+        return b"retry: %d\n" % RETRY_MS
+
+    def event(self, event: Event, event_id: str | None = None) -> bytes:
+        name = b"event: %s\n" % event.name.encode() if event.name else b""
+        return b"id: %s\n%sdata: %s\n\n" % ((event_id or str(event.version)).encode(), name, event.data)
+
+    def comment(self, text: str) -> bytes:
+        # One line, no empty line: there httpx-sse and fetch-event-source would hand over a message without data.
+        return b": %s\n" % text.encode()
+
+    def goodbye(self) -> bytes:
+        return b"retry: %d\n: the server is restarting, come back\n" % random.randint(*DRAIN_RETRY_MS)  # noqa: S311
+
+
+class NDJSON:
+    """One object a line: the state as it is, a named event with its name in `event`; both with `version`."""
+
+    media_type: Format = "application/x-ndjson"
+
+    def first(self) -> bytes:
+        return b""
+
+    def event(self, event: Event, event_id: str | None = None) -> bytes:
+        if event.is_state:
+            return event.data + b"\n"
+        head = {"event": event.name, "version": event.version}
+        return json.dumps(head | json.loads(event.data)).encode() + b"\n"
+
+    def comment(self, text: str) -> bytes:
+        return b"\n"  # an empty line is what NDJSON readers skip
+
+    def goodbye(self) -> bytes:
+        return b""
+
+
+class Text:
+    """Lines for people: `14:03:12  42.5 %  processing  Profiling columns (2/3)`."""
+
+    media_type: Format = "text/plain"
+
+    def first(self) -> bytes:
+        return b""
+
+    def event(self, event: Event, event_id: str | None = None) -> bytes:
+        data = json.loads(event.data)
+        if event.is_state:
+            line = _batch_line(data) if "counts" in data else _task_line(data)
+        elif event.name == "gap":
+            line = f"          (events {data['from']} to {data['to']} can no longer be replayed)"
+        else:
+            said = data.get("message", data.get("text")) or event.data.decode()
+            line = f"{str(data.get('at', ''))[11:19]:<8} {event.name}: {said}"
+        # One event is one line: what a stranger wrote may hold control characters.
+        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line).encode() + b"\n"
+
+    def comment(self, text: str) -> bytes:
+        return b"\n"
+
+    def goodbye(self) -> bytes:
+        return b"          (the server is restarting)\n"
+
+
+def _task_line(state: dict[str, Any]) -> str:
+    at = str(state["updated_at"])[11:19]
+    line = f"{at} {state['progress']:5.1f} %  {state['status']:<10}  {state['message']}"
+    if state["status"] == "processing" and state["total_steps"]:
+        line += f" ({state['step']}/{state['total_steps']})"
+    if state["error"]:
+        line += f" [{state['error']['type']}]"
+    return line
+
+
+def _batch_line(state: dict[str, Any]) -> str:
+    counts = ", ".join(f"{count} {status}" for status, count in state["counts"].items() if count)
+    return f"{'':8} {state['progress']:5.1f} %  {state['status']:<10}  {counts} of {state['total']}"
+
+
+ENCODERS: Final[dict[str, Callable[[], Encoder]]] = {e.media_type: e for e in (SSE, NDJSON, Text)}
+
+
+def choose_encoder(accept: str) -> Encoder:
+    """SSE, unless one of the others is asked for by name and SSE is not: `curl` and `EventSource` both get SSE."""
+    asked = {part.split(";")[0].strip().lower() for part in accept.split(",")}
+    for media_type, encoder in ENCODERS.items():
+        if media_type in asked:
+            return encoder()
+    return SSE()
+
+
+class Source(Protocol):
+    """What a stream is made of: `next` waits for what is there to send, None being the end."""
+
+    async def next(self) -> list[tuple[Event, str | None] | Comment] | None:
+        """Everything that is ready, at least one; None: the stream is over. A goodbye is told by `drained`."""
+
+    @property
+    def drained(self) -> bool: ...
+
+
+HEADERS: Final = {
+    "Cache-Control": "no-store, no-transform",
+    "X-Accel-Buffering": "no",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def encoded(encoder: Encoder, items: Iterable[Any]) -> bytes:
+    return b"".join(encoder.comment(item.text) if isinstance(item, Comment) else encoder.event(*item) for item in items)
+
+
+#: (scope, source, encoder, opened) → whether the rest of the answer is somebody else's business now, leaving included.
+Carry = Callable[[Scope, Any, Encoder, AbstractAsyncContextManager[Any]], bool]
+
+
+class EventStreamResponse(Response):
+    """An ASGI application that sends one stream. `enter` opens the source; it is closed before this returns, unless
+    `carry` takes the stream over once the headers are out.
+
+    A client that takes nothing for `send_timeout_seconds` is cut off: its connection is aborted, since a polite close
+    would wait behind the very bytes that it does not take.
+    """
+
+    def __init__(
+        self,
+        enter: AbstractAsyncContextManager[Source],
+        encoder: Encoder,
+        *,
+        heartbeat_seconds: float,
+        send_timeout_seconds: float,
+        carry: Carry | None = None,
+        on_slow: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(headers=dict(HEADERS), media_type=f"{encoder.media_type}; charset=utf-8")
+        del self.headers["content-length"]
+        self._enter = enter
+        self._encoder = encoder
+        self._heartbeat_seconds = heartbeat_seconds
+        self._send_timeout_seconds = send_timeout_seconds
+        self._carry = carry
+        self._on_slow = on_slow
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with AsyncExitStack() as stack:
+            source = await stack.enter_async_context(self._enter)
+            if _came_through_a_proxy(scope):
+                # `no-transform` forbids it, and yet Caddy 2.6 with `encode`, and nginx with `gzip_types *`, compress a
+                # stream, the first until nothing arrives at all. What is encoded already they leave alone.
+                self.headers["Content-Encoding"] = "identity"
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            if scope["method"] == "HEAD":
+                await send({"type": "http.response.body", "body": b""})
+                return
+            if self._carry is not None and self._carry(scope, source, self._encoder, self._enter):
+                stack.pop_all()
+                return
+            sending = asyncio.create_task(self._send_all(source, send), name="stream")
+            leaving = asyncio.create_task(gone(receive), name="client gone")
+            try:
+                await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+                if sending.done():
+                    sending.result()
+            except TimeoutError:
+                log.info("slow client dropped", path=scope["path"])
+                if self._on_slow is not None:
+                    self._on_slow()
+                abort(scope)
+            finally:
+                await asyncio.shield(cancel(sending, leaving))
+
+    async def _send_all(self, source: Source, send: Send) -> None:
+        first = self._encoder.first()
+        patience = min(FIRST_COMMENT_SECONDS, self._heartbeat_seconds)
+        while True:
+            try:
+                async with asyncio.timeout(patience):
+                    items = await source.next()
+            except TimeoutError:
+                items = [NOTHING_YET if first else STILL_HERE]
+            patience = self._heartbeat_seconds
+            if items is None:
+                goodbye = self._encoder.goodbye() if source.drained else b""
+                await self._send(send, goodbye, more=False)
+                return
+            body = first + encoded(self._encoder, items)
+            first = b""
+            await self._send(send, body, more=True)
+
+    async def _send(self, send: Send, body: bytes, *, more: bool) -> None:
+        async with asyncio.timeout(self._send_timeout_seconds):
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+def _came_through_a_proxy(scope: Scope) -> bool:
+    """By what proxies add to a request: a header, or HTTP/1.0, as nginx asks where nobody told it better."""
+    names = {name for name, _ in scope.get("headers", ())}
+    return scope.get("http_version") == "1.0" or not names.isdisjoint((b"x-forwarded-for", b"forwarded", b"via"))
+
+
+async def gone(receive: Receive) -> None:
+    """Returns when the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def abort(scope: Scope) -> None:
+    """Cuts the connection. The transport is uvicorn's; where another server runs us, its own time-outs have to do."""
+    raw_send = scope.get("headway.send")
+    transport = getattr(getattr(raw_send, "__self__", None), "transport", None)
+    if transport is not None:
+        cut(transport)
+
+
+def cut(transport: Any) -> None:
+    if (sock := transport.get_extra_info("socket")) is not None:
+        # A reset: else the kernel goes on offering what is buffered to a window that stays shut.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()

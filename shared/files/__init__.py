@@ -1,0 +1,1 @@
+"""Inputs and results: on a shared disk or in a bucket, whole or absent."""

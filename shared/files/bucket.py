@@ -1,0 +1,274 @@
+"""A bucket of an S3-compatible object storage: shared/files/storage.py's place of files for machines that share no
+disk.
+
+    PREFIX/tasks/{task_id}/input-{random}             what was uploaded; the task's state names the one that counts
+    PREFIX/tasks/{task_id}/result-{attempt}/…         what the attempt made
+    PREFIX/partial/{task_id}-input/{from}-{to}        the bytes of an upload that comes in pieces, until it is whole
+    DATA/partial/{task_id}-{attempt}-…                on the worker's own disk: an attempt's output, and its input
+
+An object appears when its upload is completed, so there is nothing to rename. What works on a disk is the directory's
+(shared/files/directory.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from headway.shared.errors import BadInput, StorageAway, UnknownFile
+from headway.shared.files.bucket_uploads import BucketUpload, PiecesUpload, chain, part_bytes_for
+from headway.shared.files.directory import DirectoryStorage, outputs_of
+from headway.shared.files.own_disk import OwnDisk
+from headway.shared.files.s3 import Bucket, check_endpoint
+from headway.shared.files.storage import (
+    CHUNK_BYTES,
+    Partial,
+    StoredResult,
+    TaskFolder,
+    check_result_name,
+    full_disk_is_said,
+)
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import TaskId
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+
+#: A request is answered after this long, with a word of what is wrong.
+REQUEST_PATIENCE_SECONDS: Final = 3
+#: An attempt waits for a bucket that restarts: its work is worth more than the wait.
+ATTEMPT_PATIENCE_SECONDS: Final = 60
+#: The start says what is wrong after two or three of these.
+CHECK_SECONDS: Final = 5
+#: What an attempt that failed may take to remove what it had kept.
+TIDY_SECONDS: Final = 2
+
+#: Results are many small files or few large ones: the small ones go several at once.
+SMALL_BYTES: Final = CHUNK_BYTES
+SMALL_AT_ONCE: Final = 8
+
+_TASK = re.compile(r"tasks/([0-9a-f]{32})/.+")
+_PIECE = re.compile(r"partial/([0-9a-f]{32})-input/[0-9]+-[0-9]+")
+
+
+class BucketStorage:
+    """A headway.shared.files.storage.Storage."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = settings.storage_url
+        self._part_bytes = part_bytes_for(settings.max_upload_bytes)
+        self._local = DirectoryStorage(settings.data_dir, settings.disk_reserve_bytes)
+        self._disk = OwnDisk(settings.data_dir.absolute() / "partial")
+
+    @cached_property
+    def _bucket(self) -> Bucket:
+        return Bucket(self._url, patience_seconds=REQUEST_PATIENCE_SECONDS)
+
+    @cached_property
+    def _patient(self) -> Bucket:
+        return Bucket(self._url, patience_seconds=ATTEMPT_PATIENCE_SECONDS)
+
+    def prepare(self) -> None:
+        check_endpoint()
+        self._local.prepare()
+        self._disk.remove_what_is_nobodys()
+        probe = Bucket(self._url, patience_seconds=0, call_seconds=CHECK_SECONDS)
+        probe.check(f"partial/probe-{secrets.token_hex(4)}")
+
+    async def check_room(self, size_bytes: int) -> None:
+        """A bucket does not say how much fits; it says StorageFull when something does not."""
+
+    # Inputs.
+
+    def upload(self, task_id: TaskId) -> BucketUpload:
+        return BucketUpload(self._bucket, f"tasks/{task_id}/input-{secrets.token_hex(8)}", self._part_bytes)
+
+    async def resume(self, task_id: TaskId) -> PiecesUpload:
+        received = await self.received(task_id)
+        return PiecesUpload(self._bucket, _pieces_folder(task_id), self.upload(task_id), received)
+
+    async def received(self, task_id: TaskId) -> int:
+        pieces = await chain(self._bucket, _pieces_folder(task_id))
+        return pieces[-1].end if pieces else 0
+
+    async def stored(self, task_id: TaskId, start: int, end: int) -> AsyncIterator[bytes]:
+        position = start
+        for piece in await chain(self._bucket, _pieces_folder(task_id)):
+            first, last = max(piece.start, position), min(piece.end, end)
+            if first < last:
+                async for data in self._bucket.read(piece.key, first - piece.origin, last - piece.origin):
+                    yield data
+                position = last
+        if position < end:
+            raise UnknownFile("What came before is gone. Send the file again.")
+
+    async def discard_upload(self, task_id: TaskId) -> None:
+        await self._bucket.delete_folder(_pieces_folder(task_id))
+
+    async def input(self, task_id: TaskId, name: str | None) -> BucketFile:
+        return await BucketFile.at(self._bucket, _input_key(task_id, name))
+
+    @asynccontextmanager
+    async def local_input(self, task_id: TaskId, name: str | None) -> AsyncIterator[Path]:
+        file = await BucketFile.at(self._patient, _input_key(task_id, name))
+        # Beside the attempt's scratch folder and named like it, so that what is left of both is removed alike.
+        attempt = await asyncio.to_thread(self._disk.newest_attempt, task_id)
+        folder = await self.scratch(task_id, attempt)
+        try:
+            await self._local.check_room(file.size_bytes)
+            path = folder / "input"
+            with full_disk_is_said():
+                await asyncio.to_thread(path.touch)
+                await self._patient.download(file.key, file.size_bytes, path)
+            yield path
+        finally:
+            await asyncio.shield(self._local.discard(folder))
+
+    # Results.
+
+    async def scratch(self, task_id: TaskId, attempt: int) -> Path:
+        await asyncio.to_thread(self._disk.occupy)
+        return await self._local.scratch(task_id, attempt)
+
+    async def discard(self, scratch: Path) -> None:
+        await self._local.discard(scratch)
+
+    async def keep_results(
+        self, task_id: TaskId, attempt: int, scratch: Path, names: Mapping[str, str | None]
+    ) -> list[StoredResult]:
+        with full_disk_is_said():
+            found = await asyncio.to_thread(outputs_of, scratch, names)
+        small = asyncio.Semaphore(SMALL_AT_ONCE)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for file in found:
+                    await small.acquire()
+                    keeping = group.create_task(self._keep(task_id, attempt, scratch, file))
+                    keeping.add_done_callback(lambda _: small.release())
+                    if file.size_bytes > SMALL_BYTES:
+                        await asyncio.wait([keeping])
+        except BaseException as error:
+            await asyncio.shield(self._forget_results(task_id, attempt))
+            if isinstance(error, BaseExceptionGroup):
+                raise error.exceptions[0] from None
+            raise
+        await self._local.discard(scratch)
+        return found
+
+    async def _keep(self, task_id: TaskId, attempt: int, scratch: Path, result: StoredResult) -> None:
+        key, path = _result_key(task_id, attempt, result.name), scratch / result.name
+        content_type = result.content_type if re.fullmatch(r"[\x20-\x7e]{1,200}", result.content_type) else None
+        if result.size_bytes <= SMALL_BYTES:
+            await self._patient.put(key, await asyncio.to_thread(path.read_bytes), content_type)
+            return
+        parts = self._patient.begin(key, part_bytes_for(result.size_bytes), content_type)
+        try:
+            # Opened here, not in a thread: what a thread opens for somebody who was cancelled is closed by nobody.
+            with path.open("rb", buffering=0) as file:
+                while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
+                    await parts.write(data)
+            await parts.finish()
+        except BaseException:
+            await asyncio.shield(parts.abort())
+            raise
+
+    async def _forget_results(self, task_id: TaskId, attempt: int) -> None:
+        """Where the bucket is away they stay, unseen, until the task goes."""
+        with suppress(StorageAway, TimeoutError):
+            async with asyncio.timeout(TIDY_SECONDS):
+                await self.discard_results(task_id, attempt)
+
+    async def discard_results(self, task_id: TaskId, attempt: int) -> None:
+        await self._bucket.delete_folder(f"tasks/{task_id}/result-{attempt}")
+
+    async def result(self, task_id: TaskId, attempt: int, name: str) -> BucketFile:
+        try:
+            key = _result_key(task_id, attempt, check_result_name(name))
+        except BadInput:
+            raise UnknownFile from None
+        return await BucketFile.at(self._bucket, key)
+
+    # Removing.
+
+    async def delete(self, task_id: TaskId) -> None:
+        await self._bucket.delete_folder(f"tasks/{task_id}")
+        await self.discard_upload(task_id)
+
+    async def partials(self) -> AsyncIterator[Partial]:
+        """Those in the bucket, and those on the disk of this machine."""
+        async for name, task_id, pieces in self._folders("partial", _PIECE):
+            received = max(int(piece["path"].rpartition("-")[2]) for piece in pieces)
+            yield Partial(name, task_id, None, received, _idle_seconds(pieces))
+        async for partial in self._local.partials():
+            yield partial
+
+    async def task_folders(self) -> AsyncIterator[TaskFolder]:
+        async for _, task_id, files in self._folders("tasks", _TASK):
+            yield TaskFolder(task_id, _idle_seconds(files))
+
+    async def _folders(self, place: str, ours: re.Pattern[str]) -> AsyncIterator[tuple[str, TaskId, list[ObjectMeta]]]:
+        """The folders of a place with what is in each: a listing has one after the other."""
+        name, task_id = "", TaskId("")
+        files: list[ObjectMeta] = []
+        async for page in self._bucket.pages(place):
+            for meta in page:
+                if (found := ours.fullmatch(meta["path"])) is None:
+                    continue
+                folder = "/".join(meta["path"].split("/")[:2])
+                if folder != name:
+                    if files:
+                        yield name, task_id, files
+                    name, task_id, files = folder, TaskId(found[1]), []
+                files.append(meta)
+        if files:
+            yield name, task_id, files
+
+    async def remove(self, partial: Partial) -> None:
+        if Path(partial.name).is_absolute():
+            await self._local.remove(partial)
+        else:
+            await self._bucket.delete_folder(partial.name)
+
+
+@dataclass(frozen=True, slots=True)
+class BucketFile:
+    """A headway.shared.files.storage.StoredObject."""
+
+    bucket: Bucket
+    key: str
+    size_bytes: int
+    modified_at: float
+    path: None = None
+
+    @classmethod
+    async def at(cls, bucket: Bucket, key: str) -> BucketFile:
+        """Raises UnknownFile."""
+        meta = await bucket.head(key)
+        return cls(bucket, key, meta["size"], meta["last_modified"].timestamp())
+
+    def read(self, start: int, end: int) -> AsyncIterator[bytes]:
+        return self.bucket.read(self.key, start, end)
+
+
+def _input_key(task_id: TaskId, name: str | None) -> str:
+    return f"tasks/{task_id}/{name or 'input'}"
+
+
+def _result_key(task_id: TaskId, attempt: int, name: str) -> str:
+    return f"tasks/{task_id}/result-{attempt}/{name}"
+
+
+def _pieces_folder(task_id: TaskId) -> str:
+    return f"partial/{task_id}-input"
+
+
+def _idle_seconds(files: list[ObjectMeta]) -> float:
+    return time.time() - max(meta["last_modified"].timestamp() for meta in files)

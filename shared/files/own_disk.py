@@ -1,0 +1,54 @@
+"""The scratch folders of the attempts on a worker's own disk, where the files are in a bucket (shared/files/bucket.py).
+
+No sweeper of another machine sees what a worker that was killed left there. So whoever makes scratch folders holds the
+place they are in, by a lock that goes with the process, and who starts and finds it free removes what lies there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import weakref
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from headway.shared.tasks.models import TaskId
+
+_SCRATCH: Final = re.compile(r"([0-9a-f]{32})-([0-9]+)-[0-9a-f]+")
+
+
+class OwnDisk:
+    """All of it is blocking. A file system without locks is left as it is."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._occupied = False
+
+    def remove_what_is_nobodys(self) -> None:
+        with suppress(OSError):
+            held = os.open(self._place, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for path in self._place.iterdir():
+                    if _SCRATCH.fullmatch(path.name):
+                        shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(held)
+
+    def occupy(self) -> None:
+        """From here on it is somebody's, until this object or its process ends."""
+        if self._occupied:
+            return
+        with suppress(OSError):
+            held = os.open(self._place, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, held)
+            fcntl.flock(held, fcntl.LOCK_SH)
+            self._occupied = True
+
+    def newest_attempt(self, task_id: TaskId) -> int:
+        """Of those of a task that have a scratch folder here; 0 without one."""
+        found = (_SCRATCH.fullmatch(path.name) for path in self._place.glob(f"{task_id}-*"))
+        return max((int(name[2]) for name in found if name is not None), default=0)

@@ -1,0 +1,199 @@
+"""Inputs and results, shared by the API and the workers: whole or absent, never half. What a place of files offers.
+
+Two places exist, under one suite of tests (tests/contract/test_storage.py): a directory (shared/files/directory.py) and
+an S3-compatible bucket (shared/files/bucket.py). An input has a name of its own, which the task's state holds, so that
+two uploads of one task never write over each other; a result belongs to the attempt that made it. No name from outside
+is ever part of a path but a result's, which is checked. The event loop never waits for a disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from headway.shared.errors import BadInput, StorageFull
+from headway.shared.settings import Settings
+from headway.shared.tasks.models import TaskId
+
+#: Read, written and hashed this much at a time: large enough that the hop to a thread costs nothing beside the disk.
+CHUNK_BYTES = 1024 * 1024
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """An input that is whole."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResult:
+    name: str
+    size_bytes: int
+    content_type: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """What is not whole yet: an upload on its way in, or the scratch folder of an attempt."""
+
+    #: Where it is, in the words of the place that keeps it.
+    name: str
+    task_id: TaskId
+    #: None for an upload.
+    attempt: int | None
+    size_bytes: int
+    #: Since it was last written to, by the clock of where it lies.
+    idle_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFolder:
+    task_id: TaskId
+    #: Since a file was put into it.
+    idle_seconds: float
+
+
+class StoredObject(Protocol):
+    """A whole file that can be read, from any place in it, by many at once."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def modified_at(self) -> float:
+        """Seconds since the epoch."""
+
+    @property
+    def path(self) -> Path | None:
+        """Where it lies on this machine, for whoever sends it without reading it; None where it does not."""
+
+    def read(self, start: int, end: int) -> AsyncIterator[bytes]:
+        """The bytes from `start` to before `end`. Raises UnknownFile where they are gone."""
+
+
+class Upload(Protocol):
+    """One file on its way in. Left by `commit`, by `pause` (if it is to be resumed) or by `abort`."""
+
+    @property
+    def size_bytes(self) -> int:
+        """What was written, by this and, of a resumed one, by those before it."""
+
+    async def write(self, data: bytes) -> None:
+        """Takes the bytes; they are written behind while the next ones arrive. Raises StorageFull."""
+
+    async def rewind(self, size_bytes: int) -> None:
+        """Forgets what was written after this many bytes."""
+
+    async def pause(self) -> None:
+        """Keeps what was written, for `Storage.resume`. Nothing is open afterwards."""
+
+    async def commit(self) -> StoredFile:
+        """Makes the file whole and safe. From here on it is there, whatever dies. Raises StorageFull."""
+
+    async def abort(self) -> None:
+        """Removes what was written, the committed file too: nobody was told of it."""
+
+
+class Storage(Protocol):
+    """A place of files. Not a service: it holds nothing open between calls."""
+
+    def prepare(self) -> None:
+        """Makes sure that it can be written to. Raises SettingsError. Blocking."""
+
+    async def check_room(self, size_bytes: int) -> None:
+        """Raises StorageFull where so much more would not leave free what HEADWAY_DISK_RESERVE_BYTES keeps."""
+
+    def upload(self, task_id: TaskId) -> Upload:
+        """A file that comes in one piece."""
+
+    async def resume(self, task_id: TaskId) -> Upload:
+        """A file that comes in pieces: what earlier ones brought is there. One at a time writes; whoever calls sees to
+        that. Two that are not kept apart do no harm as long as they write the same file."""
+
+    async def received(self, task_id: TaskId) -> int:
+        """The bytes that `resume` would go on from."""
+
+    def stored(self, task_id: TaskId, start: int, end: int) -> AsyncIterator[bytes]:
+        """Of what `resume` would go on from, the bytes from `start` to before `end`. Raises UnknownFile."""
+
+    async def discard_upload(self, task_id: TaskId) -> None:
+        """Removes what `resume` would go on from, if anything."""
+
+    async def input(self, task_id: TaskId, name: str | None) -> StoredObject:
+        """Raises UnknownFile."""
+
+    async def result(self, task_id: TaskId, attempt: int, name: str) -> StoredObject:
+        """Raises UnknownFile."""
+
+    def local_input(self, task_id: TaskId, name: str | None) -> AbstractAsyncContextManager[Path]:
+        """The input as a file on this machine for as long as the block lasts. Raises UnknownFile, StorageFull."""
+
+    async def scratch(self, task_id: TaskId, attempt: int) -> Path:
+        """An empty folder on this machine for one attempt's output. Raises StorageFull."""
+
+    async def discard(self, scratch: Path) -> None:
+        """Removes a scratch folder, if it is still there."""
+
+    async def keep_results(
+        self, task_id: TaskId, attempt: int, scratch: Path, names: Mapping[str, str | None]
+    ) -> list[StoredResult]:
+        """Moves an attempt's outputs, name to content type, from its scratch folder into their place.
+
+        Raises BadInput for a name that is not one plain file in the folder, StorageFull.
+        """
+
+    async def discard_results(self, task_id: TaskId, attempt: int) -> None:
+        """Removes an attempt's results: it was not the one that counts."""
+
+    async def delete(self, task_id: TaskId) -> None:
+        """Removes everything of a task."""
+
+    # What the sweeper asks for: every entry, in pages, so that a large place is not read at once.
+
+    def partials(self) -> AsyncIterator[Partial]:
+        """What is not named as ours is not ours to judge, so it is left out."""
+
+    def task_folders(self) -> AsyncIterator[TaskFolder]: ...
+
+    async def remove(self, partial: Partial) -> None: ...
+
+
+def open_storage(settings: Settings) -> Storage:
+    """The place that the settings name."""
+    if settings.storage_url:
+        from headway.shared.files.bucket import BucketStorage  # brings obstore along, which nobody else needs
+
+        return BucketStorage(settings)
+    from headway.shared.files.directory import DirectoryStorage
+
+    return DirectoryStorage(settings.data_dir, settings.disk_reserve_bytes)
+
+
+@contextmanager
+def full_disk_is_said() -> Iterator[None]:
+    """Turns the operating system's "no space left" into StorageFull."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageFull from error
+        raise
+
+
+def check_result_name(name: str) -> str:
+    """One plain file name, printable, at most 200 characters: no separator, no leading dot. Raises BadInput."""
+    if not re.fullmatch(r"[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,199}", name) or len(os.fsencode(name)) > 255:
+        raise BadInput(f"{name[:80]!r} is not a name for a result file: use one plain name without folders.")
+    return name

@@ -1,0 +1,274 @@
+"""The only place that builds a Redis client.
+
+Two kinds: `connect` for commands, `connect_link` for one subscription connection. Both are closed by whoever enters
+them. Timeouts are set by hand because redis-py's default is to wait for ever on a server that has stopped. Where the
+server is one that sentinels name (shared/redis/sentinel.py), both follow them to the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import cache
+from typing import Any, ClassVar, Final, TypeAlias, TypeVar, cast
+
+from arq.connections import ArqRedis
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
+from redis.asyncio.connection import Connection, DefaultParser, SSLConnection, parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.connection import HiredisRespSerializer
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import (
+    ConnectionError as RedisConnectionError,
+)
+from redis.exceptions import (
+    TimeoutError as RedisTimeoutError,
+)
+
+from headway.shared.redis.epoch import enter_era
+from headway.shared.redis.sentinel import (
+    ANSWER_SECONDS,
+    NoPrimary,
+    PrimaryConnection,
+    PrimaryTLSConnection,
+    Sentinels,
+    SentinelUrl,
+)
+from headway.shared.settings import MEMORY_URL, Settings
+
+RedisClient: TypeAlias = ArqRedis
+
+
+class WritesStoppedError(ResponseError):
+    """Redis takes no writes until somebody sees to it: it has too few replicas, or cannot write its own file."""
+
+
+#: Redis cannot be reached, does not answer, is loading, or takes no writes: worth trying again later.
+#: OSError is there because redis-py lets a refused connection through as one.
+AWAY = (
+    *(RedisConnectionError, RedisTimeoutError, BusyLoadingError, OSError),
+    *(OutOfMemoryError, ReadOnlyError, WritesStoppedError),
+)
+
+_RETRIED: tuple[Any, ...] = (RedisConnectionError, RedisTimeoutError, OSError)
+
+#: A command that takes longer than this finds a stopped or half-open server: local Redis answers in under 1 ms, and
+#: the answer to a user ("503, try again") should not take longer than this.
+COMMAND_TIMEOUT_SECONDS = 2.0
+
+#: More connections than tasks a process runs at once would only queue inside Redis, which has one thread.
+POOL_SIZE = 64
+
+
+def why_away(error: BaseException) -> str:
+    """One line for an operator, without the arguments of the command (redis-py puts them in some messages)."""
+    match error:
+        case OutOfMemoryError():
+            return "Redis is full (maxmemory reached); raise maxmemory or let finished tasks expire sooner"
+        case BusyLoadingError():
+            return "Redis is loading its data"
+        case ReadOnlyError():
+            return "Redis is a read-only replica; point HEADWAY_REDIS_URL at the primary"
+        case WritesStoppedError():
+            return "Redis takes no writes: it has too few replicas (min-replicas-to-write) or cannot write its own file"
+        case RedisTimeoutError() | TimeoutError():
+            return f"Redis did not answer within {COMMAND_TIMEOUT_SECONDS:g} s"
+        case ResponseError():
+            return f"Redis refused a command: {str(error).split(' ')[0]}"
+        case RedisConnectionError() if isinstance(error.__cause__, NoPrimary):
+            return "The sentinels of HEADWAY_REDIS_URL name no primary: start them, correct it, or wait for a promotion"
+        case AuthenticationError():
+            return "Redis refused the user or password of HEADWAY_REDIS_URL"
+        case _:
+            return "Redis cannot be reached: start it, or correct HEADWAY_REDIS_URL"
+
+
+async def trouble_ahead(redis: RedisClient) -> str | None:
+    """What is wrong with a Redis that answers, and what to do: it evicts, or has no room. Raises AWAY.
+
+    None where it cannot be asked: a fake one, or a managed one without INFO.
+    """
+    try:
+        memory = await redis.info("memory")
+    except ResponseError:
+        return None
+    most = int(memory.get("maxmemory", 0))
+    used = int(memory.get("used_memory", 0)) - int(memory.get("mem_not_counted_for_evict", 0))
+    policy = str(memory.get("maxmemory_policy", "noeviction"))
+    if policy != "noeviction":
+        return f"Redis may throw tasks away (maxmemory-policy {policy}); run CONFIG SET maxmemory-policy noeviction"
+    if most and used >= most:
+        return why_away(OutOfMemoryError())
+    return None
+
+
+async def durability(redis: RedisClient) -> str | None:
+    """What of Redis survives its end: `append-only, fsync always|everysec|no`, `snapshots` or `nothing`. Raises AWAY.
+
+    None where it cannot be asked: a fake one, or a managed one without CONFIG.
+    """
+    try:
+        config = await redis.config_get("append*")
+    except ResponseError:
+        return None
+    if config.get("appendonly") == "yes":
+        return f"append-only, fsync {config.get('appendfsync')}"
+    return "snapshots" if (await redis.config_get("save")).get("save") else "nothing"
+
+
+_memory_lock = threading.Lock()
+
+
+def _memory_server() -> Any:
+    """The one fake server of this process; API and worker may come for it from two threads at once."""
+    with _memory_lock:
+        return _the_memory_server()
+
+
+@cache
+def _the_memory_server() -> Any:
+    import fakeredis  # only here: a third of a second that no other start should pay
+
+    return fakeredis.FakeServer()
+
+
+_REFUSED_WITHIN: Final = re.compile(r"-((?:OOM|READONLY|MISCONF|NOREPLICAS) )")
+
+
+class _Parser(DefaultParser):  # type: ignore[misc,valid-type] # hiredis's, or redis-py's own
+    EXCEPTION_CLASSES: ClassVar[dict[str, Any]] = DefaultParser.EXCEPTION_CLASSES | {
+        "NOREPLICAS": WritesStoppedError,
+        "MISCONF": WritesStoppedError,
+    }
+
+    @classmethod
+    def parse_error(cls, response: str) -> Any:
+        # Redis 6.2 wraps what a call within a script was refused with in an error of its own.
+        if response.startswith("ERR Error running script") and (found := _REFUSED_WITHIN.search(response)):
+            response = response[found.start(1) :]
+        return super().parse_error(response)
+
+
+_PACKER = HiredisRespSerializer()
+
+
+class _Pool(BlockingConnectionPool):
+    """Tells of connections that are made again."""
+
+    def __init__(self, on_reconnect: Callable[[], None], **options: Any) -> None:
+        super().__init__(**options)
+        self._on_reconnect = on_reconnect
+
+    def make_connection(self) -> Any:
+        connection = super().make_connection()  # type: ignore[no-untyped-call]
+        connection.register_connect_callback(self._connected)
+        connection.made = False
+        # redis-py packs with hiredis in its blocking client only; a third of what an event costs its publisher.
+        connection.pack_command = _PACKER.pack
+        return connection
+
+    def _connected(self, connection: Any) -> None:
+        if connection.made:
+            self._on_reconnect()
+        connection.made = True
+
+
+@asynccontextmanager
+async def connect(
+    settings: Settings, *, retries: int = 1, on_reconnect: Callable[[], None] = lambda: None
+) -> AsyncIterator[RedisClient]:
+    """A client for commands. It is arq's class, which is redis-py's with arq's methods, so that arq can use it too.
+
+    `retries` times a command is sent again after a lost connection or a timeout; 1 for the API, which tells the user
+    to try again, more for a worker, which has nobody to tell. `on_reconnect` is told of each connection that was lost
+    and has been made again.
+    """
+    if settings.redis_url.startswith(MEMORY_URL):
+        from fakeredis import FakeAsyncRedis
+
+        fake = FakeAsyncRedis(server=_memory_server())
+        try:
+            yield cast(ArqRedis, fake)
+        finally:
+            await fake.aclose()
+        return
+    async with _server(settings) as options:
+        pool = _Pool(
+            on_reconnect,
+            max_connections=POOL_SIZE,
+            timeout=COMMAND_TIMEOUT_SECONDS,
+            **options,
+            redis_connect_func=enter_era,
+            parser_class=_Parser,
+            retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries, supported_errors=_RETRIED),
+            # Without this list redis-py reconnects but does not send the command again after a timeout.
+            retry_on_error=list(_RETRIED),
+        )
+        client = ArqRedis(connection_pool=pool)
+        try:
+            yield client
+        finally:
+            await client.aclose(close_connection_pool=False)
+            await pool.aclose()
+
+
+L = TypeVar("L", bound=asyncio.Protocol)
+
+
+@asynccontextmanager
+async def connect_link(settings: Settings, link: L) -> AsyncIterator[L]:
+    """A connection for a subscription, handed over to `link` once redis-py has made it: address, TLS, user and password
+    are redis-py's business, what comes over it from here on is the link's. No retries, so that a break is seen at once
+    by who must act on it."""
+    async with _server(settings) as options:
+        pool: ConnectionPool = ConnectionPool(**options, retry=Retry(_NO_WAIT, 0))
+        connection = pool.make_connection()  # type: ignore[no-untyped-call]
+        await connection.connect()
+        transport = connection._writer.transport
+        try:
+            transport.set_protocol(link)
+            link.connection_made(transport)
+            yield link
+        finally:
+            transport.abort()
+            await connection.disconnect(nowait=True)
+
+
+_NO_WAIT = ExponentialBackoff(cap=0, base=0)
+
+#: No name of the library at each connection: it is one more command, and one that a careful server does not permit.
+_EVERYWHERE: dict[str, Any] = {"socket_timeout": COMMAND_TIMEOUT_SECONDS, "lib_name": None, "lib_version": None}
+_BY_TCP = _EVERYWHERE | {"socket_connect_timeout": COMMAND_TIMEOUT_SECONDS, "socket_keepalive": True}
+
+
+@asynccontextmanager
+async def _server(settings: Settings) -> AsyncIterator[dict[str, Any]]:
+    """A pool's options for the server of the settings, which may be another one at each connection."""
+    if not SentinelUrl.fits(settings.redis_url):
+        options = _EVERYWHERE if settings.redis_url.startswith("unix://") else _BY_TCP
+        yield options | cast(dict[str, Any], parse_url(settings.redis_url))
+        return
+    url = SentinelUrl.parse(settings.redis_url)
+    wait = {"socket_timeout": ANSWER_SECONDS, "socket_connect_timeout": ANSWER_SECONDS}
+    kind: type[Connection] = SSLConnection if url.tls else Connection
+    clients: list[Any] = []
+    for host, port in url.hosts:
+        pool = ConnectionPool(kind, host=host, port=port, **_BY_TCP | url.sentinel | wait)
+        clients.append(Redis.from_pool(pool))
+    async with Sentinels(url.service, clients) as sentinels:
+        asking = {"connection_class": PrimaryTLSConnection if url.tls else PrimaryConnection, "sentinels": sentinels}
+        yield _BY_TCP | url.node | asking
+
+
+__all__ = ["AWAY", "RedisClient", "RedisError", "connect", "connect_link", "durability", "trouble_ahead", "why_away"]

@@ -1,0 +1,204 @@
+"""The words of the domain: a task, its states, its events, its result. Pure data, no I/O.
+
+A task is kept in Redis as a hash whose values are JSON texts (see shared/tasks/progress.py); `Task.from_fields` reads
+one.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, NewType
+
+from pydantic import BaseModel, Field, PlainSerializer
+
+TaskId = NewType("TaskId", str)
+OwnerId = NewType("OwnerId", str)
+
+#: The owner of every task in open mode, where no keys are set.
+ANYONE = OwnerId("anyone")
+
+
+def new_task_id() -> TaskId:
+    """An id of 128 random bits in hex: nobody guesses another's."""
+    return TaskId(secrets.token_hex(16))
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def rfc3339(at: datetime) -> str:
+    """RFC 3339 in UTC with milliseconds and a Z: `2026-11-22T13:40:25.123Z`."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+Time = Annotated[datetime, PlainSerializer(rfc3339, return_type=str)]
+
+
+class Status(StrEnum):
+    """Where a task is. It moves down this list only; a retry starts it again at `queued`."""
+
+    UPLOADING = "uploading"  #: announced; bytes are awaited or arriving
+    QUEUED = "queued"  #: whole on disk, waiting for a worker
+    PROCESSING = "processing"  #: a worker has it
+    COMPLETED = "completed"  #: terminal: the result is safe on disk
+    FAILED = "failed"  #: terminal: `error` says why
+    CANCELLED = "cancelled"  #: terminal: somebody asked for it
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in TERMINAL
+
+
+TERMINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.CANCELLED})
+ACTIVE = frozenset(Status) - TERMINAL
+
+
+class ErrorType(StrEnum):
+    """Why a task failed: a closed set, documented in docs/reference.md."""
+
+    BAD_INPUT = "bad_input"  #: the file or its options are not what the processor takes
+    TIMEOUT = "timeout"  #: one attempt ran longer than HEADWAY_TASK_TIMEOUT_SECONDS
+    MEMORY = "memory"  #: it needed more than HEADWAY_TASK_MEMORY_BYTES
+    WORKER_LOST = "worker_lost"  #: its workers kept dying, HEADWAY_MAX_ATTEMPTS times
+    PROCESSOR_ERROR = "processor_error"  #: the processor raised or crashed
+    STORAGE_FULL = "storage_full"  #: the disk had no room for the result
+    LOST = "lost"  #: Redis came back without the task
+
+
+#: The message of a resumable upload of which nothing more comes at present.
+UPLOAD_CUT = "The upload was cut off; waiting for the rest"
+
+
+class TaskError(BaseModel):
+    type: ErrorType
+    message: str
+    retryable: bool
+
+
+class FieldError(BaseModel):
+    """One thing wrong in a request: `field` is where, `message` what to do."""
+
+    field: str
+    message: str
+
+
+class ResultFile(BaseModel):
+    name: str
+    size_bytes: int
+    content_type: str
+    sha256: str
+    url: str
+
+
+class Result(BaseModel):
+    summary: dict[str, Any]
+    files: list[ResultFile]
+    truncated: bool = Field(
+        default=False, description="true in an event too large for the wire; `GET /tasks/{id}` has the whole of it"
+    )
+
+
+class Checkpoint(BaseModel):
+    """Where the next attempt goes on, should this one be lost: what the processor gave, and the bar at that moment."""
+
+    state: Any
+    progress: float
+
+
+class Task(BaseModel):
+    """A task as everybody sees it, without the links, which the API adds.
+
+    Sizes in bytes, durations in seconds, times RFC 3339 in UTC. `progress` is 0 to 100 and covers the whole of the
+    work; `done` of `total` `unit`s is the count inside the phase `step` of `total_steps`.
+    """
+
+    task_id: TaskId
+    processor: str
+    filename: str | None
+    size_bytes: int | None
+    content_type: str | None
+    options: dict[str, Any]
+    batch_id: str | None
+    status: Status
+    progress: float
+    step: int
+    total_steps: int
+    message: str
+    done: int
+    total: int | None
+    unit: str | None
+    rate: float | None
+    eta_seconds: float | None
+    attempt: int
+    version: int
+    created_at: Time
+    started_at: Time | None
+    updated_at: Time
+    finished_at: Time | None
+    result: Result | None
+    error: TaskError | None
+
+    # What only the inside needs: never sent to a client.
+    owner: OwnerId = Field(default=ANYONE, exclude=True)
+    progress_base: float = Field(default=0.0, exclude=True)
+    losses: int = Field(default=0, exclude=True)
+    input_name: str | None = Field(default=None, exclude=True)
+    input_sha256: str | None = Field(default=None, exclude=True)
+    #: What whoever announced the file says its SHA-256 is, in hex.
+    declared_sha256: str | None = Field(default=None, exclude=True)
+    #: Of a resumable upload alone: when it is given up, and what its client said about it, word for word.
+    upload_expires_at: Time | None = Field(default=None, exclude=True)
+    upload_metadata: str | None = Field(default=None, exclude=True)
+    checkpoint: Checkpoint | None = Field(default=None, exclude=True)
+    #: The version of the terminal event; transfers may follow it.
+    ended_version: int | None = Field(default=None, exclude=True)
+    #: The span of its last attempt, or that of its queueing; None where nobody traces.
+    traceparent: str | None = Field(default=None, exclude=True)
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[bytes, bytes]) -> Task:
+        """Reads the hash of shared/tasks/progress.py; `whole_result` stands in where the live one was truncated."""
+        values = {name.decode(): json.loads(text) for name, text in fields.items() if name != b"write"}
+        if (whole := values.pop("whole_result", None)) is not None:
+            values["result"] = whole
+        return cls.model_validate(values)
+
+
+BatchId = NewType("BatchId", str)
+
+
+#: The named event of a task's end for good, on the feeds of its owner.
+DELETED = "deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event of a task: `version` is its SSE id, `name` is empty for a state, `data` one line of ASCII JSON."""
+
+    version: int
+    name: str
+    data: bytes
+
+    @property
+    def is_state(self) -> bool:
+        return not self.name
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether this event ends the stream. The live state puts `status` third, so a look at the head is enough."""
+        return not self.name and any(b'"status":"%s"' % s.encode() in self.data[:160] for s in TERMINAL)
+
+
+@dataclass(frozen=True, slots=True)
+class FeedEvent(Event):
+    """An event on the feed of its task's owner: `version` is its number there, `task_version` that in the task."""
+
+    task_id: TaskId
+    task_version: int
+    batch_id: str

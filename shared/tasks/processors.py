@@ -1,0 +1,210 @@
+"""The plug-in contract: what a processor is, what it is handed, and how it is found.
+
+A processor is a function in a module of anybody's:
+
+    from headway.processors import Job, processor
+
+    @processor("line-count", description="Counts lines", accepts=("text/*",))
+    def line_count(job: Job) -> dict[str, int]:
+        with job.open_input() as file:
+            return {"lines": sum(1 for _ in job.track(file, unit="lines"))}
+
+It is found by the entry-point group `headway.processors` (each entry names a module) or by HEADWAY_PROCESSORS. It runs
+in a process of its own, so it may block, crash, or be killed; what it returns is the result's `summary`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import Any, BinaryIO, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from headway.shared.errors import InvalidRequest
+from headway.shared.tasks.models import FieldError
+
+ENTRY_POINT_GROUP = "headway.processors"
+
+T = TypeVar("T")
+
+
+class Options(BaseModel):
+    """The base of a processor's options: a field of another name is an error, not ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Job(Protocol):
+    """What a processor is handed. All of it is cheap: progress is sampled, not sent, at most 20 times a second."""
+
+    #: The validated options: an instance of the class the processor was declared with.
+    options: Any
+    #: The name the file had at its sender; never a path on this machine. None for a task without a file.
+    filename: str | None
+    content_type: str | None
+    size_bytes: int
+    #: This process's limit, so that a library with a memory setting of its own can be told.
+    memory_bytes: int
+    attempt: int
+    #: What the attempt before this one gave to `checkpoint`, else None.
+    restored: Any
+
+    @property
+    def input_path(self) -> str:
+        """The input as a file on this machine, to hand to a library that wants a path. Read only."""
+
+    def open_input(self) -> BinaryIO:
+        """The input, opened for reading from its start. What is read counts as `done` bytes of the phase by itself,
+        unless the phase was given a total of its own."""
+
+    def create_output(self, name: str, content_type: str | None = None) -> BinaryIO:
+        """A new result file, opened for writing. It can be downloaded once the task has completed."""
+
+    def output_path(self, name: str, content_type: str | None = None) -> str:
+        """As `create_output`, for a library that writes to a path itself."""
+
+    def plan(self, phases: Mapping[str, float]) -> None:
+        """Declares the phases of this run and their weights, where they depend on the options."""
+
+    def phase(
+        self,
+        name: str,
+        *,
+        weight: float | None = None,
+        total: int | None = None,
+        unit: str | None = None,
+        done: int = 0,
+    ) -> AbstractContextManager[None]:
+        """Starts the next phase; used plainly or in a `with`. It takes the weight it was declared with in `processor`
+        or `plan`, and those declared before it that were left out count as done; an undeclared one takes
+        `weight / (weight + 1)` of what is left (weight 1, if none is given). `done` units of it were done before, by an
+        attempt that was lost."""
+
+    def advance(self, n: int = 1) -> None:
+        """`n` more units are done in this phase."""
+
+    def progress_to(self, done: int, total: int | None = None) -> None:
+        """`done` units are done in this phase: for a library that counts by itself."""
+
+    def track(
+        self, iterable: Iterable[T], *, total: int | None = None, unit: str | None = None, done: int = 0
+    ) -> Iterator[T]:
+        """Counts what it passes on. The total is `len(iterable)` where it has one. `done` more were done before, by an
+        attempt that was lost."""
+
+    def tqdm_hook(self) -> AbstractContextManager[None]:
+        """Inside it the bars that tqdm draws, in a library too, count for this job: the outermost is a phase."""
+
+    def log(self, text: str, level: str = "info") -> None:
+        """A line for the people who watch: a `log` event. Level `info`, `warning` or `error`."""
+
+    def checkpoint(self, state: Any) -> None:
+        """Keeps `state` (JSON, at most 64 KiB) for the next attempt's `restored`, should this one be lost or given back
+        by a worker that stops. It is sent at most 4 times a second, the newest only. Output files are not kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """A processor as it was declared. `phases` maps a phase's name to its weight; weights are relative."""
+
+    name: str
+    run: Callable[[Job], Mapping[str, Any] | None]
+    description: str
+    accepts: tuple[str, ...] = ("*/*",)
+    options: type[Options] = Options
+    phases: Mapping[str, float] = field(default_factory=dict)
+    needs_file: bool = True
+    #: Modules that are slow to import: the fork server imports them once, ahead of every child.
+    preload: tuple[str, ...] = ()
+    #: Without a network, and writing only to its output folder, where the kernel can see to that.
+    confined: bool = True
+    #: Where it was found, for a message about it.
+    origin: str = ""
+
+    def parse_options(self, options: Mapping[str, Any]) -> Options:
+        """Raises InvalidRequest with a line for each option that is wrong."""
+        try:
+            return self.options.model_validate(options)
+        except ValidationError as error:
+            fields = [
+                FieldError(field=".".join(("options", *map(str, e["loc"]))), message=e["msg"])
+                for e in error.errors(include_url=False, include_input=False, include_context=False)
+            ]
+            raise InvalidRequest(
+                f"The options are not those of the processor {self.name!r}; GET /processors lists them.", fields
+            ) from None
+
+
+def processor(
+    name: str,
+    *,
+    description: str = "",
+    accepts: Iterable[str] = ("*/*",),
+    options: type[Options] = Options,
+    phases: Mapping[str, float] | None = None,
+    needs_file: bool = True,
+    preload: Iterable[str] = (),
+    confined: bool = True,
+) -> Callable[[Callable[[Job], Mapping[str, Any] | None]], Callable[[Job], Mapping[str, Any] | None]]:
+    """Declares a function as the processor `name`. `accepts` are media types, `text/*` included; content decides, not
+    the name. `confined=False` lets it use the network and write where its user may (worker/confinement.py). The
+    function stays a plain function."""
+
+    def declare(run: Callable[[Job], Mapping[str, Any] | None]) -> Callable[[Job], Mapping[str, Any] | None]:
+        text = description or inspect.cleandoc(run.__doc__ or "").partition("\n")[0]
+        run.__headway_processor__ = Processor(  # type: ignore[attr-defined]
+            *(name, run, text, tuple(accepts), options, dict(phases or {}), needs_file, tuple(preload)),
+            *(confined, run.__module__),
+        )
+        return run
+
+    return declare
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """The processors of this installation by name, and what could not be loaded, module to reason."""
+
+    processors: Mapping[str, Processor]
+    broken: Mapping[str, str]
+
+    def get(self, name: str) -> Processor:
+        """Raises InvalidRequest naming those there are."""
+        if (found := self.processors.get(name)) is None:
+            known = ", ".join(self.processors)
+            message = f"Choose one of: {known}."
+            raise InvalidRequest(
+                f"There is no processor {name[:80]!r}. {message}", [FieldError(field="processor", message=message)]
+            )
+        return found
+
+
+def load_registry(modules: Iterable[str] = ()) -> Registry:
+    """Imports every entry point and every module of HEADWAY_PROCESSORS. A broken one is reported, never raised, and
+    stops no other. Of two with the same name the setting's wins, so that a built-in can be replaced."""
+    found: dict[str, Processor] = {}
+    broken: dict[str, str] = {}
+    named = [entry.module for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name)]
+    for module_name in dict.fromkeys((*named, *modules)):
+        try:
+            declared = list(_declared_in(importlib.import_module(module_name)))
+        except (Exception, SystemExit) as error:
+            broken[module_name] = f"{type(error).__name__}: {error}"
+            continue
+        if not declared:
+            broken[module_name] = "no function in it is decorated with @processor"
+        found |= {one.name: one for one in declared}
+    return Registry(dict(sorted(found.items())), broken)
+
+
+def _declared_in(module: ModuleType) -> Iterator[Processor]:
+    for value in vars(module).values():
+        declared = getattr(value, "__headway_processor__", None)
+        if isinstance(declared, Processor):
+            yield declared

@@ -1,0 +1,278 @@
+-- One step in the life of one task: the guard, the state, the version, the history, the live channel, the feeds of its
+-- owner and its batch, the queue and the expiry change together or not at all. Everything that changes a task goes here,
+-- its deletion too. Redis rolls nothing back, so all that can fail is done first: every key is read by a command of its
+-- type, every refusal is given, and then comes the first write.
+--
+-- KEYS  1 state hash   2 event stream   3 live channel   4 arq's queue   5 arq's job
+-- ARGV  1 statuses the write is allowed from, `,a,b,`; empty: the task must not exist yet
+--       2 attempt the writer holds; empty: not a worker's write
+--       3 id of this write, so that one sent again after a lost answer counts once
+--       4 event name, empty for a state    5 its data, empty for a state (made here from the hash)
+--       6 history length   7 time to live of the task in ms   8 of what belongs to its owner, and of the job
+--       9 queue action: add, remove or empty   10 arq job id   11 its payload   12 its score
+--      13 control channel   14 control message, empty for none   15 creation time in ms, empty for an existing task
+--      16 task id   17 `ends` if this is the terminal event, `deletes` if the task is no more after it, else empty
+--      18 bytes that the owner may hold, where this write is refused for more; else empty
+--      19 token of the claim that the writer holds, a JSON text; empty: none
+--      20… field, JSON text, field, JSON text, …
+-- Returns {'ok', version} or {reason, status}; reason: unknown, exists, stale, status, quota (with the bytes held).
+-- Words in capitals that are no argument are filled in by shared/tasks/progress.py: LIVE_FIELDS; LIVE_STATE, the event of them,
+-- joined from `given` and `values`; and the keys of shared/keys.py.
+local state, stream, live = KEYS[1], KEYS[2], KEYS[3]
+local name, data, task_id = ARGV[4], ARGV[5], ARGV[16]
+local ends, deletes = ARGV[17] == 'ends', ARGV[17] == 'deletes'
+local values = redis.call('HMGET', state, 'version', 'status', 'attempt', 'progress', 'write', 'ended_version', 'era',
+  'claim', 'owner', 'batch_id', LIVE_FIELDS)
+local version, status, attempt, progress, write = values[1], values[2], values[3], values[4], values[5]
+local given, fields = {}, {'write', ARGV[3]}
+for i = 20, #ARGV, 2 do given[ARGV[i]] = ARGV[i + 1] end
+
+-- Each change of status and each named event is remembered beside the last write: a retry of it counts once, whatever
+-- others wrote in between.
+local ledger = given.status and 'status_writes' or name ~= '' and not deletes and 'named_writes'
+local written = version and ledger and redis.call('HGET', state, ledger) or ''
+if version then
+  local before = write == ARGV[3] and version or string.match(written, ARGV[3] .. '=(%d+)')
+  if before then return {'ok', tonumber(before)} end
+end
+if ARGV[1] == '' then
+  if version then return {'exists', status} end
+else
+  if not version then return {'unknown', ''} end
+  if ARGV[2] ~= '' and ARGV[2] ~= attempt then return {'stale', status} end
+  if ARGV[19] ~= '' and ARGV[19] ~= values[8] then return {'stale', status} end
+  -- status is a JSON text, so it wears quotes; the list does not
+  if not string.find(ARGV[1], ',' .. string.sub(status, 2, -2) .. ',', 1, true) then return {'status', status} end
+end
+
+local function is_end(one) return one == '"completed"' or one == '"failed"' or one == '"cancelled"' end
+local was_ended = is_end(status)
+local new_status = given.status or status
+-- owner and batch id are of a charset that needs no escape, so between the quotes of the JSON text they are plain
+local owner = string.sub(given.owner or values[9], 2, -2)
+local batch = given.batch_id or values[10]
+batch = batch and batch ~= 'null' and string.sub(batch, 2, -2) or ''
+local function owned(pattern) return string.format(pattern, owner) end
+local function whole(number) return string.format('%d', number) end
+
+-- Of numbers that were given in an era that is over, some may be lost and seen: the next is above all of them.
+local era = tonumber(redis.call('HGET', 'ERA', 'number') or 0)
+local least = era * 1000000 + 1
+local begins_era = era ~= tonumber(values[7] or 0)
+-- And above what the stream holds, which takes no other: a number may be gone, and its stream there.
+local function next_number(last, floor, key)
+  local number = math.max((tonumber(last) or 0) + 1, floor)
+  local above = key and redis.call('XRANGE', key, whole(number) .. '-0', '+')
+  if above and above[1] then number = string.match(above[#above][1], '%d+') + 1 end
+  return number
+end
+
+local is_new = not version
+local new_version = next_number(version, begins_era and not is_new and least or 1, stream)
+local owner_version = redis.call('GET', owned('OWNER_VERSION'))
+local number = next_number(owner_version, least, owned('OWNER_EVENTS'))
+
+-- The bytes of an owner: a task holds its input, announced or there, and its result. They move with its status only.
+local total, held, bytes
+if given.status or deletes then
+  local kept = redis.call('HMGET', state, 'size_bytes', 'input_name', 'result_bytes')
+  local function of(field, i) return given[field] or kept[i] or 'null' end
+  bytes = deletes and 0 or tonumber(of('result_bytes', 3)) or 0
+  if not deletes and (given.status == '"uploading"' or of('input_name', 2) ~= 'null') then
+    bytes = bytes + (tonumber(of('size_bytes', 1)) or 0)
+  end
+  local stored = redis.call('HMGET', owned('OWNER_STORED'), 'total', task_id)
+  total, held = tonumber(stored[1]) or 0, tonumber(stored[2]) or 0
+  if ARGV[18] ~= '' and bytes > held and total + bytes - held > tonumber(ARGV[18]) then return {'quota', whole(total)} end
+end
+
+-- What operators see: how many tasks are in each state, and how many have ended. A change of status moves it, no other
+-- event. Never below zero: a task may be older than the counting.
+local counts = {}
+if given.status and given.status ~= status then
+  local processor = ',' .. (given.processor or redis.call('HGET', state, 'processor') or 'null')
+  local to, from = given.status .. processor, (status or '') .. processor
+  local counted = redis.call('HMGET', 'COUNTS', to, from)
+  counts = {to, whole((tonumber(counted[1]) or 0) + 1)}
+  if status and not was_ended then
+    counts[3], counts[4] = from, whole(math.max(0, (tonumber(counted[2]) or 0) - 1))
+  end
+end
+
+-- The keys that are not read, by a command of their type. (OWNER_ACTIVE is the first that is written.)
+redis.call('ZSCORE', owned('OWNER_CHANGED'), task_id)
+local begins = name == '' and not ends and (is_new or values[6]) -- an ended task that changes its state was retried
+if ARGV[15] ~= '' or deletes then redis.call('ZSCORE', owned('OWNER_TASKS'), task_id) end
+if deletes then redis.call('ZSCORE', 'DELETED', task_id) end
+if ARGV[9] ~= '' then redis.call('ZSCORE', KEYS[4], ARGV[10]) end
+
+-- The batch's roll-up: counts and a sum that move by this task's difference, so the cost does not grow with the batch.
+-- An event is sent when a count changes or the whole has moved by a tenth of a percent. A roll-up that is gone while a
+-- task of it lives begins anew with the tasks that change.
+local rollup, batch_index, batch_fields, batch_event
+if batch ~= '' and (name == '' or deletes) then
+  local named = string.gsub(batch, 'BATCH_ENDING$', 'BATCH_ESCAPED') -- as keys.of_batch
+  rollup, batch_index = string.format('BATCH_STATE', owner, named), string.format('BATCH_TASKS', owner, named)
+  if is_new or deletes then redis.call('ZSCORE', batch_index, task_id) end
+  local statuses = {'uploading', 'queued', 'processing', 'completed', 'failed', 'cancelled'}
+  local was = redis.call('HMGET', rollup, 'total', 'sum', 'shown', 'began_ms', 'began_at_progress', 'version',
+    unpack(statuses))
+  local function share(of_status, of_progress) return is_end(of_status) and 100 or tonumber(of_progress) or 0 end
+  local known = was[1] and not is_new -- the task is counted in it
+  local tasks, sum = tonumber(was[1] or 0) + (known and 0 or 1), tonumber(was[2] or 0)
+  if known then sum = sum - share(status, progress) end
+  if deletes then tasks = math.max(0, tasks - 1) else sum = sum + share(new_status, given.progress or progress) end
+  local counted = deletes or not known or status ~= new_status
+  local parts, ended, all = {}, 0, 0
+  batch_fields = {}
+  for i, one in ipairs(statuses) do
+    local count, quoted = tonumber(was[i + 6] or 0), '"' .. one .. '"'
+    if counted then
+      if known and quoted == status then count = count - 1 end
+      if not deletes and quoted == new_status then count = count + 1 end
+      count = math.max(0, count)
+      batch_fields[#batch_fields + 1] = one
+      batch_fields[#batch_fields + 1] = whole(count)
+    end
+    all = all + count
+    if i > 3 then ended = ended + count end
+    parts[i] = quoted .. ':' .. count
+  end
+  tasks = math.max(tasks, all)
+  local done = ended == tasks and 100 or math.max(0, math.min(99.99, sum / tasks))
+  local time = redis.call('TIME')
+  local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+  local began_ms, began_at = tonumber(was[4]), tonumber(was[5] or 0)
+  local function set(field, value)
+    batch_fields[#batch_fields + 1] = field
+    batch_fields[#batch_fields + 1] = value
+  end
+  set('total', whole(tasks))
+  set('sum', string.format('%.17g', sum))
+  if not began_ms and not deletes and new_status == '"processing"' then
+    began_ms, began_at = now_ms, done
+    set('began_ms', whole(now_ms))
+    set('began_at_progress', tostring(done))
+  end
+  local tenth = tostring(math.floor(done * 10))
+  if counted or tenth ~= was[3] then
+    local eta = 'null'
+    if done == 100 then
+      eta = '0'
+    elseif began_ms and done - began_at > 0.5 and now_ms > began_ms then
+      eta = string.format('%.1f', (100 - done) * (now_ms - began_ms) / 1000 / (done - began_at))
+    end
+    local batch_version = whole(next_number(was[6], least))
+    local text = '{"batch_id":"' .. batch .. '","version":' .. batch_version
+      .. ',"status":"' .. (ended == tasks and 'ended' or 'active') .. '","progress":' .. string.format('%.2f', done)
+      .. ',"eta_seconds":' .. eta .. ',"total":' .. tasks .. ',"counts":{' .. table.concat(parts, ',') .. '}}'
+    set('version', batch_version)
+    set('shown', tenth)
+    set('json', text)
+    batch_event = batch_version .. '  ' .. text
+  end
+end
+
+-- A deleted task's events, which its owner's feed would replay.
+local forgotten = {}
+if deletes then
+  local from = '-'
+  while from do
+    local page = redis.call('XRANGE', owned('OWNER_EVENTS'), from, '+', 'COUNT', 100)
+    for _, entry in ipairs(page) do
+      if entry[2][2] == task_id then forgotten[#forgotten + 1] = entry[1] end
+    end
+    from = page[100] and '(' .. page[100][1]
+  end
+end
+
+-- Progress is most of what comes here, and a fifth of its cost was to say each time anew when all its keys expire: that
+-- is said where the status changes, and else once an hour. A task that has ended is kept no longer for what is said of it.
+local lives_ms = redis.call('PTTL', state)
+local renewed = given.status or lives_ms < 0 or (not was_ended and (begins_era or lives_ms < ARGV[7] - 3600000))
+
+-- From here on nothing is refused and nothing fails, but for the first write: where that is SADD or HSET, a full Redis
+-- refuses it, and after it none. A deletion gives room, so it begins with what is never refused.
+version = whole(new_version)
+if deletes then
+  redis.call('SREM', owned('OWNER_ACTIVE'), task_id)
+elseif begins or ends then
+  redis.call('SADD', owned('OWNER_ACTIVE'), task_id)
+end
+if deletes then
+  redis.call('DEL', state, stream)
+  redis.call('ZADD', 'DELETED', redis.call('TIME')[1], task_id)
+  redis.call('PEXPIRE', 'DELETED', ARGV[8])
+  -- A file of Redis users from before there was XDEL in it leaves them to be trimmed.
+  for i = 1, #forgotten do redis.pcall('XDEL', owned('OWNER_EVENTS'), forgotten[i]) end
+else
+  given.version = version
+  for i = 20, #ARGV do fields[#fields + 1] = ARGV[i] end
+  local function set(field, value)
+    fields[#fields + 1] = field
+    fields[#fields + 1] = value
+  end
+  set('version', version)
+  if begins_era then set('era', whole(era)) end
+  if ends then set('ended_version', version) end
+  if ledger then -- this one, and of those before as many as fit
+    local before = string.match(string.sub(string.gsub(written, '"', ','), 1, 400), '^(.*),') or ''
+    set(ledger, '"' .. ARGV[3] .. '=' .. version .. before .. '"')
+  end
+  redis.call('HSET', state, unpack(fields))
+  if begins and not is_new then redis.call('HDEL', state, 'ended_version') end
+  if name == '' then data = LIVE_STATE end
+  redis.call('XADD', stream, 'MAXLEN', '=', ARGV[6], version .. '-0', 'n', name, 'd', data)
+  if renewed then redis.call('PEXPIRE', state, ARGV[7]) end
+  if renewed or was_ended then redis.call('PEXPIRE', stream, renewed and ARGV[7] or lives_ms) end
+  redis.call('PUBLISH', live, version .. ' ' .. name .. ' ' .. data)
+end
+if bytes and bytes ~= held then
+  redis.call('HSET', owned('OWNER_STORED'), 'total', whole(total + bytes - held), task_id, whole(bytes))
+  if bytes == 0 then redis.call('HDEL', owned('OWNER_STORED'), task_id) end
+end
+if counts[1] then
+  redis.call('HSET', 'COUNTS', unpack(counts))
+  redis.call('PEXPIRE', 'COUNTS', ARGV[8])
+end
+
+-- The owner's feed: every event of every task once more, under a number of its own, and which task changed when.
+number = whole(number)
+redis.call('SET', owned('OWNER_VERSION'), number, 'KEEPTTL')
+redis.call('XADD', owned('OWNER_EVENTS'), 'MAXLEN', '=', ARGV[6], number .. '-0', 't', task_id, 'v', version, 'b', batch,
+  'n', name, 'd', data)
+if deletes then
+  redis.call('ZREM', owned('OWNER_CHANGED'), task_id)
+  redis.call('ZREM', owned('OWNER_TASKS'), task_id)
+else
+  redis.call('ZADD', owned('OWNER_CHANGED'), number, task_id)
+  if ARGV[15] ~= '' then redis.call('ZADD', owned('OWNER_TASKS'), ARGV[15], task_id) end
+end
+if ends then redis.call('SREM', owned('OWNER_ACTIVE'), task_id) end
+if renewed or was_ended or not owner_version then
+  for _, pattern in ipairs({'OWNER_VERSION', 'OWNER_EVENTS', 'OWNER_CHANGED', 'OWNER_ACTIVE', 'OWNER_TASKS',
+    'OWNER_STORED'}) do
+    redis.call('PEXPIRE', owned(pattern), ARGV[8])
+  end
+  redis.call('PEXPIRE', 'ERA', ARGV[8])
+end
+redis.call('PUBLISH', owned('OWNER_LIVE'), number .. ' ' .. task_id .. ' ' .. version .. ' ' .. batch .. ' ' .. name .. ' ' .. data)
+
+if rollup then
+  redis.call('HSET', rollup, unpack(batch_fields))
+  if is_new then redis.call('ZADD', batch_index, ARGV[15], task_id) end
+  if deletes then redis.call('ZREM', batch_index, task_id) end
+  redis.call('PEXPIRE', rollup, ARGV[8])
+  redis.call('PEXPIRE', batch_index, ARGV[8])
+  if batch_event then redis.call('PUBLISH', string.format('BATCH_LIVE', owner, batch), batch_event) end
+end
+
+if ARGV[9] == 'add' then
+  redis.call('SET', KEYS[5], ARGV[11], 'PX', ARGV[8])
+  redis.call('ZADD', KEYS[4], ARGV[12], ARGV[10])
+elseif ARGV[9] == 'remove' then
+  redis.call('ZREM', KEYS[4], ARGV[10])
+  redis.call('DEL', KEYS[5])
+end
+if ARGV[14] ~= '' then redis.call('PUBLISH', ARGV[13], ARGV[14]) end
+return {'ok', new_version}

@@ -1,0 +1,482 @@
+"""The progress channel: the publisher, which changes a task. Who reads it is shared/tasks/reader.py's.
+
+Redis holds one truth per task (shared/keys.py): a hash with the state, a bounded stream of events, a live channel. One
+Lua script, progress.lua, changes them together: it checks the attempt and the status, adds one to `version`, writes,
+appends, publishes and sets the expiry, or refuses and changes nothing. So there is no event without its state, no
+state without its event, and after a terminal event no other, whoever writes late.
+
+The hash's values are JSON texts, so that the script builds an event by joining them and never does arithmetic on them.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.resources import files
+from typing import Any, Final
+
+from headway.shared import keys
+from headway.shared.errors import Conflict, QuotaFull, Refused, UnknownTask
+from headway.shared.redis.client import RedisClient
+from headway.shared.redis.script_pipeline import Calls
+from headway.shared.settings import DAY_SECONDS, Settings
+from headway.shared.tasks.models import (
+    ACTIVE,
+    DELETED,
+    TERMINAL,
+    Checkpoint,
+    ErrorType,
+    OwnerId,
+    Result,
+    Status,
+    Task,
+    TaskError,
+    TaskId,
+    rfc3339,
+    utc_now,
+)
+from headway.shared.tasks.queue import WAKE, JobTicket, stop_message
+from headway.shared.tasks.reader import LIVE_FIELDS, Feed, patiently, text_of
+from headway.shared.tracing import OFF, TRACEPARENT, Tracing
+
+#: CONTRACT section 4: one event is at most this on the wire. 512 bytes are left for the `id:` line and the rest of the
+#: state beside the result.
+EVENT_BYTES: Final = 16 * 1024
+RESULT_EVENT_BYTES: Final = EVENT_BYTES - 6 * 1024
+
+#: A message or a log line longer than this is cut: with every character escaped it still fits an event.
+TEXT_CHARACTERS: Final = 500
+
+#: A task that has not ended is kept at least this long, even where HEADWAY_TASK_TTL_SECONDS is short: a queue without
+#: workers over a holiday must not lose anything.
+ACTIVE_TTL_SECONDS: Final = 30 * DAY_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A worker's right to write: the task as it was claimed, `attempt` with `token` being the fence of every write."""
+
+    task: Task
+    attempt: int
+    #: The fence beside the attempt: where Redis lost a claim, another worker's may have the same number.
+    token: str
+    #: The attempt before this one died with its worker.
+    took_over: bool
+
+    @property
+    def fence(self) -> dict[str, Any]:
+        return {"attempt": self.attempt, "claim": self.token}
+
+
+@cache
+def _lua() -> str:
+    lua = (files("headway.shared.tasks") / "progress.lua").read_text(encoding="utf-8")
+    lua = lua.replace("LIVE_FIELDS", ",".join(f"'{name}'" for name in LIVE_FIELDS))
+    # One expression, so that Lua makes one string of it; a table of its parts took a tenth of what an event costs.
+    state = "..','..".join(
+        f"'\"{name}\":'..(given.{name} or values[{place}] or 'null')"
+        for place, name in enumerate(LIVE_FIELDS, start=11)
+    )
+    lua = lua.replace("LIVE_STATE", f"'{{'..{state}..'}}'")
+    for pattern in keys.FILLED_IN:
+        lua = re.sub(rf"(?<=')\b{pattern}\b(?=\$?')", getattr(keys, pattern), lua)
+    return lua
+
+
+class Publisher:
+    """Every change of a task. Each method is one call of the script: done whole, or Refused with nothing changed.
+
+    Errors: Refused, and headway.shared.redis.client.AWAY where Redis is not there. A write sent twice because its
+    answer was lost counts once, whatever others wrote in between (the script remembers the ids of the last ones).
+    """
+
+    def __init__(
+        self,
+        redis: RedisClient,
+        settings: Settings,
+        *,
+        patient: bool = False,
+        tracing: Tracing = OFF,
+        on_event: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`patient`: wait for a Redis that is away, for ever, instead of raising: for a worker, whose work goes on.
+        `on_event` is told of each event that was written."""
+        self._patient = patient
+        self._tracing = tracing
+        self._on_event = on_event
+        self._redis = redis
+        self._calls = Calls(redis)
+        self._script = redis.register_script(_lua())
+        self._keep_checkpoint = redis.register_script(self._CHECKPOINT)
+        self._let_go = redis.register_script(self._LET_GO)
+        self._settings = settings
+        self._ttl_seconds = settings.task_ttl_seconds
+        self._active_ttl_seconds = max(settings.task_ttl_seconds, ACTIVE_TTL_SECONDS)
+
+    async def create(self, task: Task) -> int:
+        """Makes the task known with its first event, and queues it if it is `queued`. Returns the version.
+
+        Raises QuotaFull where its file is more than its owner may still hold."""
+        fields = task.model_dump(mode="json") | {
+            "owner": task.owner,
+            "progress_base": task.progress_base,
+            "losses": task.losses,
+            "input_name": task.input_name,
+            "input_sha256": task.input_sha256,
+            "upload_expires_at": rfc3339(task.upload_expires_at) if task.upload_expires_at else None,
+            "upload_metadata": task.upload_metadata,
+            "declared_sha256": task.declared_sha256,
+        }
+        del fields["version"]
+        write: dict[str, Any] = {"created_ms": task.created_at.timestamp() * 1000, "within_quota": True}
+        if task.status is Status.QUEUED:
+            return await self._queue(task, task.attempt, fields, allowed=(), **write)
+        fields |= self._traced()
+        return await self._write(task.task_id, fields, allowed=(), **write)
+
+    async def change(
+        self, task_id: TaskId, fields: Mapping[str, Any], *, allowed: Collection[Status], **fence: Any
+    ) -> int:
+        """Writes `fields` and sends a state event. `attempt` and `claim` are the fence of a worker's write."""
+        return await self._write(task_id, {**fields, "updated_at": _now()}, allowed=allowed, **fence)
+
+    async def emit(
+        self,
+        task_id: TaskId,
+        name: str,
+        data: Mapping[str, Any],
+        *,
+        allowed: Collection[Status] = tuple(Status),
+        **fence: Any,
+    ) -> int:
+        """Sends a named event (`log`, `note`, `transfer`); the state stays as it is but for its version."""
+        return await self._write(task_id, {}, allowed=allowed, event=(name, {"task_id": task_id, **data}), **fence)
+
+    async def enqueue(self, task: Task, fields: Mapping[str, Any]) -> int:
+        """`uploading` → `queued`: the file is whole on disk. Raises QuotaFull."""
+        fields = {**fields, "status": Status.QUEUED, "message": "Waiting for a worker", "updated_at": _now()}
+        fields |= {"rate": None, "eta_seconds": None}
+        fence: dict[str, Any] = {"allowed": (Status.UPLOADING,), "attempt": task.attempt}
+        return await self._queue(task, task.attempt, fields, link=task.traceparent, **fence, within_quota=True)
+
+    async def _queue(
+        self,
+        task: Task,
+        queued: int,
+        fields: Mapping[str, Any],
+        *,
+        parent: str | None = None,
+        link: str | None = None,
+        **write: Any,
+    ) -> int:
+        """A write that puts the job of attempt `queued` on the queue. `parent` and `link`: of its span."""
+        about: dict[str, Any] = {"task_id": task.task_id, "attempt": queued}
+        with self._tracing.span("enqueue", "producer", parent=parent, link=link, **about):
+            traced = self._traced()
+            ticket = JobTicket.new(task.task_id, queued, traced.get(TRACEPARENT))
+            return await self._write(task.task_id, {**fields, **traced}, ticket=ticket, **write)
+
+    def _traced(self) -> dict[str, str]:
+        """What joins whatever happens next to the task to the span of this moment."""
+        here = self._tracing.here()
+        return {} if here is None else {TRACEPARENT: here}
+
+    async def claim(self, task_id: TaskId, feed: Feed) -> Claim | None:
+        """Takes a task for this worker: `queued` as it is, `processing` (its worker is gone) as the next attempt.
+
+        None: there is nothing to do, because the task has ended, is unknown, or was taken by somebody quicker; or
+        because its workers died HEADWAY_MAX_ATTEMPTS times, in which case this call has failed it (`worker_lost`).
+        """
+        with suppress(UnknownTask, Refused):
+            task = await feed.task(task_id)
+            attempt, losses = task.attempt, task.losses
+            if task.status is Status.PROCESSING:
+                attempt, losses = attempt + 1, losses + 1
+                if losses >= self._settings.max_attempts:
+                    message = f"The worker was lost {losses} times while it ran this task. Retry it to try again."
+                    await self.fail(task_id, ErrorType.WORKER_LOST, message, retryable=True, attempt=task.attempt)
+                    return None
+            elif task.status is not Status.QUEUED:
+                return None
+            took_over = task.status is Status.PROCESSING
+            message = "Starting" if task.checkpoint is None else "Resuming from the last checkpoint"
+            if took_over:
+                message = f"The worker was lost, {message.lower()} as attempt {attempt}"
+            token = secrets.token_hex(8)
+            fields = self._start_of(task, task.checkpoint) | {
+                "status": Status.PROCESSING,
+                "attempt": attempt,
+                "claim": token,
+                "losses": losses,
+                "message": message,
+                "started_at": _now(),
+            }
+            await self.change(task_id, fields | self._traced(), allowed=(task.status,), attempt=task.attempt)
+            return Claim(task, attempt, token, took_over)
+        return None
+
+    #: A checkpoint is private and no event, so the version stays; the fence is that of every other write.
+    _CHECKPOINT: Final = """
+    local known = redis.call('HMGET', KEYS[1], 'attempt', 'status', 'claim')
+    if known[1] ~= ARGV[1] or known[2] ~= '"processing"' or (ARGV[2] ~= '' and known[3] ~= ARGV[2]) then return 0 end
+    if ARGV[3] then redis.call('HSET', KEYS[1], 'checkpoint', ARGV[3]) end
+    return 1
+    """
+
+    async def checkpoint(
+        self, task_id: TaskId, checkpoint: Checkpoint | None, *, attempt: int, claim: str | None = None
+    ) -> None:
+        """Keeps where the next attempt goes on, should this one be lost. Nobody is told. With None nothing is kept, and
+        only the fence is asked."""
+        args: list[Any] = [attempt, text_of(claim) if claim else ""]
+        args += [text_of(checkpoint.model_dump())] if checkpoint else []
+        keep = partial(self._calls.call, self._keep_checkpoint, [keys.state(task_id)], args)
+        if not await patiently(keep, self._patient):
+            raise Refused("stale")
+
+    @staticmethod
+    def _start_of(task: Task, checkpoint: Checkpoint | None) -> dict[str, Any]:
+        fields = _fresh_attempt(task)
+        if checkpoint is not None:
+            fields["progress"] = checkpoint.progress
+        return fields
+
+    async def give_back(self, claim: Claim, message: str, checkpoint: Checkpoint | None = None) -> int:
+        """`processing` → `queued` as the next attempt, for a worker that is told to stop. The arq job stays."""
+        fields = self._start_of(claim.task, checkpoint) | {
+            "checkpoint": checkpoint.model_dump() if checkpoint else None,
+            "status": Status.QUEUED,
+            "attempt": claim.attempt + 1,
+            "message": message,
+        }
+        return await self.change(claim.task.task_id, fields, allowed=(Status.PROCESSING,), **claim.fence)
+
+    async def complete(self, task_id: TaskId, result: Result, **fence: Any) -> int:
+        """`processing` → `completed`. The files are in their place already. A large result is cut in the event only."""
+        whole = result.model_dump(mode="json", exclude_defaults=False)
+        live = whole
+        fields: dict[str, Any] = {}
+        if len(text_of(whole)) > RESULT_EVENT_BYTES:
+            fields["whole_result"] = whole
+            live = {"summary": {}, "files": [], "truncated": True}
+            for file in whole["files"]:
+                live["files"].append(file)
+                if len(text_of(live)) > RESULT_EVENT_BYTES:
+                    live["files"].pop()
+                    break
+        fields |= {"progress": 100, "message": "Done", "eta_seconds": 0, "result": live}
+        fields["result_bytes"] = sum(file.size_bytes for file in result.files)
+        return await self._end(task_id, Status.COMPLETED, fields, allowed=(Status.PROCESSING,), **fence)
+
+    async def fail(
+        self,
+        task_id: TaskId,
+        error_type: ErrorType,
+        message: str,
+        *,
+        retryable: bool = False,
+        allowed: Collection[Status] = ACTIVE,
+        **fence: Any,
+    ) -> int:
+        """Any active state → `failed`. The checkpoint is kept for a retry where the work itself was not to blame."""
+        error = TaskError(type=error_type, message=message[:TEXT_CHARACTERS], retryable=retryable)
+        fields = {"message": error.message, "error": error.model_dump(mode="json"), "eta_seconds": None}
+        return await self._end(task_id, Status.FAILED, fields, allowed=allowed, keep_checkpoint=retryable, **fence)
+
+    async def cancel(self, task: Task) -> int:
+        """Any active state → `cancelled`, at once: what still runs is told to stop and can write nothing any more."""
+        fields = {"message": "Cancelled", "eta_seconds": None}
+        try:
+            return await self._end(
+                task.task_id,
+                Status.CANCELLED,
+                fields,
+                allowed=ACTIVE,
+                control=stop_message(task.task_id),
+                dequeue=keys.job_id(task.task_id, task.attempt),
+            )
+        except Refused as refused:
+            raise _conflict(refused, "It has ended, so there is nothing to cancel.") from None
+
+    async def retry(self, task: Task) -> int:
+        """`failed` or `cancelled` → `queued`, as the next attempt of the same task: from its checkpoint after an error
+        that was `retryable`, which is not the work's own; else from the start."""
+        attempt = task.attempt + 1
+        fields = self._start_of(task, task.checkpoint) | {
+            "status": Status.QUEUED,
+            "attempt": attempt,
+            "losses": 0,
+            "message": "Waiting for a worker",
+            "started_at": None,
+            "finished_at": None,
+            "updated_at": _now(),
+            "result": None,
+            "error": None,
+        }
+        try:
+            fence: dict[str, Any] = {"allowed": (Status.FAILED, Status.CANCELLED), "attempt": task.attempt}
+            # In the trace that it has, whoever asks for it again.
+            again = {"parent": task.traceparent, "link": self._tracing.here()} if task.traceparent else {}
+            return await self._queue(task, attempt, fields, **again, **fence)
+        except Refused as refused:
+            raise _conflict(refused, "Only a failed or cancelled task can be retried.") from None
+
+    async def delete(self, task: Task) -> None:
+        """An ended task is forgotten, with its history, and whoever watches the feeds of its owner is told. Raises
+        Conflict while it is active. Its files are to be removed next, which `files_removed` is told of."""
+        event = (DELETED, {"task_id": task.task_id, "batch_id": task.batch_id, "at": _now()})
+        try:
+            await self._write(task.task_id, {}, allowed=TERMINAL, event=event, deleted=True)
+        except Refused as refused:
+            if refused.reason != "unknown":  # else it is gone: by this, whose answer was lost, or by somebody quicker
+                raise Conflict(f"The task is {refused.status}. Cancel it first.") from None
+
+    async def files_removed(self, task_ids: Collection[TaskId]) -> None:
+        """Of deleted tasks: nobody else needs to see to them."""
+        await self._redis.zrem(keys.DELETED, *task_ids)
+
+    #: Tasks that are no more are in no index of their owner, hold none of its bytes and are not replayed. KEYS: the
+    #: owner's bytes, events, and the indexes. ARGV: how a state's key begins, then the tasks.
+    _LET_GO: Final = """
+    local gone, count, total = {}, 0, tonumber(redis.call('HGET', KEYS[1], 'total')) or 0
+    for i = 2, #ARGV do
+      if redis.call('EXISTS', ARGV[1] .. ARGV[i]) == 0 then
+        gone[ARGV[i]] = true
+        count = count + 1
+        total = total - (tonumber(redis.call('HGET', KEYS[1], ARGV[i])) or 0)
+      end
+    end
+    if count == 0 then return 0 end
+    local events, from = {}, '-'
+    while from do
+      local page = redis.call('XRANGE', KEYS[2], from, '+', 'COUNT', 100)
+      for _, entry in ipairs(page) do
+        if gone[entry[2][2]] and entry[2][8] ~= 'deleted' then events[#events + 1] = entry[1] end
+      end
+      from = page[100] and '(' .. page[100][1]
+    end
+    redis.call('ZCARD', KEYS[3])
+    redis.call('ZCARD', KEYS[4])
+    for task_id in pairs(gone) do
+      redis.call('SREM', KEYS[5], task_id)
+      if redis.call('HDEL', KEYS[1], task_id) == 1 then
+        redis.call('HSET', KEYS[1], 'total', string.format('%d', math.max(0, total)))
+      end
+      redis.call('ZREM', KEYS[3], task_id)
+      redis.call('ZREM', KEYS[4], task_id)
+    end
+    for _, id in ipairs(events) do redis.pcall('XDEL', KEYS[2], id) end
+    return count
+    """
+
+    async def let_go(self, owner: OwnerId, task_ids: Collection[TaskId]) -> None:
+        """Those of the tasks that Redis no longer knows, because they expired, are no longer their owner's."""
+        patterns = (keys.OWNER_STORED, keys.OWNER_EVENTS, keys.OWNER_CHANGED, keys.OWNER_TASKS, keys.OWNER_ACTIVE)
+        if task_ids:
+            args = [keys.state(TaskId("")), *task_ids]
+            await self._let_go(keys=[pattern % owner for pattern in patterns], args=args)
+
+    async def _end(
+        self, task_id: TaskId, status: Status, fields: Mapping[str, Any], *, keep_checkpoint: bool = False, **write: Any
+    ) -> int:
+        now = _now()
+        ended = {**fields, "status": status, "rate": None, "finished_at": now, "updated_at": now}
+        if not keep_checkpoint:
+            ended["checkpoint"] = None
+        return await self._write(task_id, ended, ttl_seconds=self._ttl_seconds, ended=True, **write)
+
+    async def _write(
+        self,
+        task_id: TaskId,
+        fields: Mapping[str, Any],
+        *,
+        allowed: Collection[Status],
+        attempt: int | None = None,
+        claim: str | None = None,
+        event: tuple[str, Mapping[str, Any]] | None = None,
+        ticket: JobTicket | None = None,
+        dequeue: str = "",
+        control: str = "",
+        created_ms: float | None = None,
+        ttl_seconds: int | None = None,
+        ended: bool = False,
+        deleted: bool = False,
+        within_quota: bool = False,
+    ) -> int:
+        ttl_seconds = self._active_ttl_seconds if ttl_seconds is None else ttl_seconds
+        job = ticket.job_id if ticket else dequeue
+        queue_action = "add" if ticket else "remove" if dequeue else ""
+        name, data = event or ("", None)
+        write = partial(
+            self._calls.call,
+            self._script,
+            keys=[
+                keys.state(task_id),
+                keys.events(task_id),
+                keys.channel(task_id),
+                keys.QUEUE,
+                keys.job(job),
+            ],
+            args=[
+                f",{','.join(allowed)}," if allowed else "",
+                "" if attempt is None else attempt,
+                secrets.token_hex(8),
+                name,
+                "" if data is None else text_of(data),
+                self._settings.history_length,
+                ttl_seconds * 1000,
+                self._active_ttl_seconds * 1000,
+                queue_action,
+                job,
+                ticket.payload if ticket else "",
+                ticket.score_ms if ticket else "",
+                keys.CONTROL,
+                WAKE if ticket else control,
+                "" if created_ms is None else int(created_ms),
+                task_id,
+                "deletes" if deleted else "ends" if ended else "",
+                int(quota_bytes) if within_quota and (quota_bytes := self._settings.owner_quota_bytes) else "",
+                text_of(claim) if claim else "",
+                *_flat(fields),
+            ],
+        )
+        reason, detail = await patiently(write, self._patient)
+        if reason == b"ok":
+            self._on_event()
+            return int(detail)
+        if reason == b"quota":
+            raise QuotaFull.of(int(detail), int(self._settings.owner_quota_bytes))
+        raise Refused(reason.decode(), (detail or b"").decode().strip('"') or None)
+
+
+def _flat(fields: Mapping[str, Any]) -> Iterable[str]:
+    for name, value in fields.items():
+        yield name
+        yield text_of(value)
+
+
+def _fresh_attempt(task: Task) -> dict[str, Any]:
+    """What an attempt starts from. The bytes of the upload stay counted: they do not come again."""
+    return {
+        "progress": task.progress_base,
+        "step": 0,
+        "done": 0,
+        "total": None,
+        "unit": None,
+        "rate": None,
+        "eta_seconds": None,
+    }
+
+
+def _conflict(refused: Refused, why: str) -> Exception:
+    if refused.reason == "unknown":
+        return UnknownTask()
+    return Conflict(f"The task is {refused.status}. {why}")
+
+
+def _now() -> str:
+    return rfc3339(utc_now())

@@ -1,0 +1,92 @@
+"""The job contract: what the API puts on arq's queue and the worker takes off it.
+
+The payload is JSON, never pickle, which would be code execution for whoever can write to Redis. It holds the task's id
+and, where traces are on, the span that queued it, and nothing else: what the task is stands in its hash, the one truth.
+A job is enqueued by the script of shared/tasks/progress.py, in the same step that makes the task `queued`, so a task is
+never queued without its job; the keys and the payload are arq's own, made by arq's own functions.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from arq.jobs import serialize_job
+
+from headway.shared import keys
+from headway.shared.tasks.models import TaskId
+from headway.shared.tracing import TRACEPARENT
+
+#: The name arq finds the worker's function by.
+PROCESS_FILE = "process_file"
+
+CLOCK_SKEW_MS = 3_600_000
+
+#: Of the payload. Names may come without a new version where a worker that takes no notice of them does no harm. A
+#: worker leaves a job of a newer version than its own to those that know it.
+VERSION = 1
+_OUR_VERSION = b'{"v":%d,' % VERSION
+
+#: A message on keys.CONTROL: there is work.
+WAKE = "wake"
+
+
+def stop_message(task_id: TaskId) -> str:
+    """A message on keys.CONTROL: whoever runs this task stops it now."""
+    return f"stop {task_id}"
+
+
+def serialize(value: dict[str, Any]) -> bytes:
+    """arq's job_serializer. Exceptions, which arq would put in a result, are not kept: results are ours."""
+    return json.dumps(value, default=repr, separators=(",", ":")).encode()
+
+
+def deserialize(data: bytes) -> dict[str, Any]:
+    """arq's job_deserializer."""
+    value = json.loads(data)
+    if not isinstance(value, dict):
+        raise TypeError("a job's payload is a JSON object")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class JobTicket:
+    """What the script needs to put one attempt of a task on the queue."""
+
+    job_id: str
+    payload: bytes
+    score_ms: int
+
+    @classmethod
+    def new(cls, task_id: TaskId, attempt: int, traceparent: str | None = None) -> JobTicket:
+        # arq takes jobs whose score has passed by the worker's clock. An hour back, the order stays, and an API whose
+        # clock is ahead of the worker's does not delay a job.
+        now_ms = time.time_ns() // 1_000_000 - CLOCK_SKEW_MS
+        # Beside arq's own names, so that a worker of before there were traces takes no notice.
+        traced = {} if traceparent is None else {TRACEPARENT: traceparent}
+        payload = serialize_job(
+            *(PROCESS_FILE, (task_id,), {}, None, now_ms),
+            serializer=lambda job: serialize({"v": VERSION, **job, **traced}),
+        )
+        return cls(keys.job_id(task_id, attempt), payload, now_ms)
+
+
+def traceparent_of(payload: bytes) -> str | None:
+    """Of a job's payload; None where there is none, as in those of before there were traces."""
+    if TRACEPARENT.encode() not in payload:
+        return None
+    value = deserialize(payload).get(TRACEPARENT)
+    return value if isinstance(value, str) else None
+
+
+def is_newer(payload: bytes) -> bool:
+    """A job of a later Headway, which this one might get wrong. What cannot be read at all is not."""
+    if payload.startswith(_OUR_VERSION):
+        return False
+    try:
+        version = deserialize(payload).get("v", VERSION)
+    except (ValueError, TypeError, RecursionError):
+        return False
+    return not isinstance(version, int) or version > VERSION
