@@ -18,7 +18,7 @@ from structlog.contextvars import bind_contextvars
 from headway.api import problems
 from headway.api.access.identity import PUBLIC, Gate, policies_of
 from headway.api.access.keyring import Keyring
-from headway.api.access.origin_check import Edge
+from headway.api.access.origin_check import OriginCheck
 from headway.api.lifespan import lifespan_of
 from headway.api.routes import (
     batches,
@@ -169,6 +169,6 @@ def create_app(settings: Settings) -> FastAPI:
             expose_headers=["Location", "Retry-After", "Idempotency-Replayed", *TUS_ANSWERED],
         )
     local_only = keyring.is_empty and not settings.insecure
-    app.add_middleware(Edge, allowed_origins=settings.cors_origins, local_only=local_only)
+    app.add_middleware(OriginCheck, allowed_origins=settings.cors_origins, local_only=local_only)
     app.add_middleware(Lingering)
     return app

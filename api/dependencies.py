@@ -18,7 +18,7 @@ from headway.api.access.identity import Identity, Policy, names_of, states
 from headway.api.lifespan import State
 from headway.api.streams.listeners import Listener
 from headway.api.streams.sse import EventStreamResponse, choose_encoder
-from headway.api.streams.stream_slot import Permit
+from headway.api.streams.stream_slot import StreamSlot
 from headway.shared.errors import NotWithToken, UnknownTask
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.models import OwnerId, Task, TaskId
@@ -86,14 +86,14 @@ TaskIdDep = Annotated[TaskId, Depends(_get_task_id)]
 
 
 async def get_task(state: StateDep, task_id: TaskIdDep, owner: OwnerDep) -> Task:
-    return await state.feed.task(task_id, owner)
+    return await state.reader.task(task_id, owner)
 
 
 TaskDep = Annotated[Task, Depends(get_task)]
 
 
 async def get_read_task(state: StateDep, task_id: TaskIdDep, owner: ReaderDep) -> Task:
-    return await state.feed.task(task_id, owner)
+    return await state.reader.task(task_id, owner)
 
 
 ReadTaskDep = Annotated[Task, Depends(get_read_task)]
@@ -122,14 +122,14 @@ LastEventIdDep = Annotated[int | None, Depends(get_last_event_id)]
 
 def stream_of(scope: Scope, state: State, listener: AbstractAsyncContextManager[Listener]) -> EventStreamResponse:
     """The listener's stream, in the format the client asks for."""
-    permit = Permit(listener, state, scope["headway.identity"], names_of(scope))
+    stream_slot = StreamSlot(listener, state, scope["headway.identity"], names_of(scope))
     return EventStreamResponse(
-        permit,
+        stream_slot,
         choose_encoder(Headers(scope=scope).get("accept", "")),
         heartbeat_seconds=state.settings.heartbeat_seconds,
         send_timeout_seconds=state.settings.send_timeout_seconds,
         carry=state.relay.carry,
-        on_slow=permit.slow,
+        on_slow=stream_slot.slow,
     )
 
 
@@ -144,7 +144,7 @@ async def open_task_stream(scope: Scope, state: State, task_id: TaskId, after: i
     can be decided, so the stream is opened and told the truth when it is back (EventSource gives up on a 503)."""
     owner = scope["headway.identity"].owner
     try:
-        ended_version = await state.feed.ended_version(task_id, owner)
+        ended_version = await state.reader.ended_version(task_id, owner)
     except AWAY:
         pass
     else:

@@ -19,9 +19,9 @@ from typing import Any
 from headway.api.access.keyring import Keyring
 from headway.api.access.limits import Limits
 from headway.api.access.sessions import Sessions
-from headway.api.downloads.file_digests import Digests
+from headway.api.downloads.file_digests import FileDigests
 from headway.api.serving.api_metrics import ApiMetrics
-from headway.api.serving.shutdown import Stop
+from headway.api.serving.shutdown import Shutdown
 from headway.api.streams.relay import Relay
 from headway.api.uploads.idempotency import Idempotency
 from headway.api.uploads.upload_digests import UploadDigests
@@ -32,7 +32,7 @@ from headway.shared.settings import Settings
 from headway.shared.tasks.idempotency import Answers
 from headway.shared.tasks.processors import Registry, load_registry
 from headway.shared.tasks.progress import Publisher
-from headway.shared.tasks.reader import Feed
+from headway.shared.tasks.reader import Reader
 from headway.shared.tracing import Tracing
 
 log = get_logger(__name__)
@@ -47,12 +47,12 @@ class State:
     publisher: Publisher
     #: Waits for a Redis that is away, for what must not be lost; the caller sets the deadline.
     patient_publisher: Publisher
-    feed: Feed
+    reader: Reader
     relay: Relay
-    stop: Stop
+    stop: Shutdown
     storage: Storage
     #: Of the files in HEADWAY_FILES_DIR.
-    digests: Digests
+    digests: FileDigests
     upload_digests: UploadDigests
     registry: Registry
     idempotency: Idempotency
@@ -74,12 +74,12 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing) -> Calla
             metrics = ApiMetrics()
             await stack.enter_async_context(metrics.shown())
             redis = await stack.enter_async_context(connect(settings, on_reconnect=metrics.commands_reconnected))
-            feed = Feed(redis)
-            relay = await stack.enter_async_context(Relay(feed, settings, metrics, tracing))
-            digests = await stack.enter_async_context(Digests())
+            reader = Reader(redis)
+            relay = await stack.enter_async_context(Relay(reader, settings, metrics, tracing))
+            digests = await stack.enter_async_context(FileDigests())
             sessions = await stack.enter_async_context(Sessions(redis))
             stack.enter_context(before_stopping(relay.drain))
-            stop = Stop()
+            stop = Shutdown()
             stack.enter_context(before_stopping(stop.begin))
             yield {
                 "headway": State(
@@ -87,14 +87,14 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing) -> Calla
                     redis=redis,
                     publisher=Publisher(redis, settings, tracing=tracing),
                     patient_publisher=Publisher(redis, settings, patient=True, tracing=tracing),
-                    feed=feed,
+                    reader=reader,
                     relay=relay,
                     stop=stop,
                     storage=storage,
                     digests=digests,
                     upload_digests=UploadDigests(storage),
                     registry=registry,
-                    idempotency=Idempotency(Answers(redis), feed),
+                    idempotency=Idempotency(Answers(redis), reader),
                     keyring=keyring,
                     sessions=sessions,
                     limits=Limits(settings, redis),

@@ -43,7 +43,7 @@ from headway.shared.redis.client import POOL_SIZE, RedisClient, connect
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import ANYONE, Status, TaskId
 from headway.shared.tasks.progress import Publisher
-from headway.shared.tasks.reader import Feed, text_of
+from headway.shared.tasks.reader import Reader, text_of
 from tests.processes import Platform, RedisServer
 from tests.waiting import wait_for
 
@@ -78,7 +78,7 @@ class Ways:
     def __init__(self, redis: RedisClient, settings: Settings) -> None:
         self._redis = redis
         self.publisher = Publisher(redis, settings)
-        self._feed = Feed(redis)
+        self._feed = Reader(redis)
         self._history_length = settings.history_length
         self._version = 0
         self.message = b""

@@ -27,8 +27,8 @@ SINCE = "headway:since"
 COUNTS = "headway:counts"
 #: Sorted set: tasks that were deleted and whose files may still be there, by the time of it in seconds.
 DELETED = "headway:deleted"
-#: Hash: `replid` of the server and `number` of the era (shared/redis/epoch.py).
-ERA = "headway:era"
+#: Hash: `replid` of the server and `number` of the epoch (shared/redis/epoch.py).
+EPOCH = "headway:era"
 #: What SCAN finds the tasks by, among others; those others are no hashes.
 ANY_TASK = "headway:task:*"
 
@@ -75,7 +75,7 @@ BATCH_LIVE = "headway:batch:%s:%s:live"
 
 FILLED_IN = (
     *("OWNER_VERSION", "OWNER_EVENTS", "OWNER_CHANGED", "OWNER_ACTIVE", "OWNER_TASKS", "OWNER_LIVE"),
-    *("OWNER_STORED", "BATCH_STATE", "BATCH_TASKS", "BATCH_LIVE", "BATCH_ENDING", "BATCH_ESCAPED", "COUNTS", "ERA"),
+    *("OWNER_STORED", "BATCH_STATE", "BATCH_TASKS", "BATCH_LIVE", "BATCH_ENDING", "BATCH_ESCAPED", "COUNTS", "EPOCH"),
     "DELETED",
 )
 

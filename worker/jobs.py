@@ -29,7 +29,7 @@ from headway.shared.settings import Settings
 from headway.shared.tasks.models import ErrorType, Status, TaskId
 from headway.shared.tasks.processors import Registry
 from headway.shared.tasks.progress import Claim, Publisher
-from headway.shared.tasks.reader import Feed
+from headway.shared.tasks.reader import Reader
 from headway.shared.tracing import OFF, TRACEPARENT, Span, Tracing
 from headway.worker.attempt import Attempt, Workplace
 from headway.worker.sandbox import Sandbox
@@ -69,7 +69,7 @@ class Runner:
         settings: Settings,
         *,
         publisher: Publisher,
-        feed: Feed,
+        reader: Reader,
         storage: Storage,
         registry: Registry,
         sandbox: Sandbox,
@@ -78,7 +78,7 @@ class Runner:
     ) -> None:
         self._settings = settings
         self._publisher = publisher
-        self._feed = feed
+        self._reader = reader
         self._place = Workplace(settings, publisher, storage, registry, sandbox, tracing)
         self._tracing = tracing
         self._metrics = metrics
@@ -109,7 +109,7 @@ class Runner:
         if self._stopping.is_set():
             raise Retry
         with self._tracing.span("process", "consumer", parent=traceparent, task_id=task_id) as span:
-            claim = await self._publisher.claim(task_id, self._feed)
+            claim = await self._publisher.claim(task_id, self._reader)
             if claim is None:
                 log.info("attempt not started", task_id=task_id)
                 span.set(outcome="not_started")
@@ -169,7 +169,7 @@ class Runner:
         task_id = claim.task.task_id
         try:
             async with asyncio.timeout(SETTLE_SECONDS):
-                standing = await self._feed.standing(task_id)
+                standing = await self._reader.standing(task_id)
                 if standing is not None and standing.attempt == claim.attempt:
                     if standing.claim != claim.token or standing.status is Status.PROCESSING:
                         return None

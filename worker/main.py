@@ -26,7 +26,7 @@ from headway.shared.tasks.models import TaskId
 from headway.shared.tasks.processors import load_registry
 from headway.shared.tasks.progress import Publisher
 from headway.shared.tasks.queue import PROCESS_FILE, WAKE
-from headway.shared.tasks.reader import Feed
+from headway.shared.tasks.reader import Reader
 from headway.shared.tracing import tracing_of
 from headway.worker.arq_worker import LeasedWorker
 from headway.worker.confinement import hide_from_children
@@ -66,7 +66,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         runner = Runner(
             settings,
             publisher=Publisher(redis, settings, patient=True, tracing=tracing, on_event=metrics.event_published),
-            feed=Feed(redis, patient=True),
+            reader=Reader(redis, patient=True),
             storage=storage,
             registry=registry,
             sandbox=sandbox,

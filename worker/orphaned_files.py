@@ -16,7 +16,7 @@ from headway.shared.redis.client import RedisClient
 from headway.shared.settings import DAY_SECONDS, Settings
 from headway.shared.tasks.models import TaskId
 from headway.shared.tasks.progress import ACTIVE_TTL_SECONDS, Publisher
-from headway.worker.task_scan import Seen, look
+from headway.worker.task_scan import ScannedTask, look
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Pages(Generic[T]):
         return page
 
 
-class Leftovers:
+class OrphanedFiles:
     """`clock` is monotonic, in seconds. Errors: headway.shared.redis.client.AWAY."""
 
     def __init__(
@@ -81,11 +81,11 @@ class Leftovers:
         seen = await look(self._redis, {partial.task_id for partial in partials})
         tasks = {task.task_id: task for task in seen}
         for partial in partials:
-            if is_left_behind(partial, tasks.get(partial.task_id)):
+            if is_orphaned(partial, tasks.get(partial.task_id)):
                 await self._storage.remove(partial)
                 log.info("partial file removed", task_id=partial.task_id, name=partial.name)
 
-    async def remove_expired(self, ended: Iterable[Seen]) -> None:
+    async def remove_expired(self, ended: Iterable[ScannedTask]) -> None:
         """`ended` are tasks that were looked at just now. Those that will expire soon are remembered, and looked for
         when they have: that they are gone then is no loss of Redis's."""
         now = self._clock()
@@ -141,7 +141,7 @@ class Leftovers:
         log.info("files removed", task_id=task_id, why=why)
 
 
-def is_left_behind(partial: Partial, task: Seen | None) -> bool:
+def is_orphaned(partial: Partial, task: ScannedTask | None) -> bool:
     """Whether nobody writes it any more."""
     if task is None:
         return partial.idle_seconds > UNKNOWN_PARTIAL_SECONDS

@@ -29,8 +29,8 @@ from headway.shared.settings import DAY_SECONDS, Settings
 from headway.shared.tasks.models import ANYONE, UPLOAD_CUT, ErrorType, OwnerId, Status, TaskId
 from headway.shared.tasks.progress import ACTIVE_TTL_SECONDS, Publisher
 from headway.shared.tasks.queue import WAKE, JobTicket
-from headway.worker.orphaned_files import Leftovers
-from headway.worker.task_scan import Seen, look
+from headway.worker.orphaned_files import OrphanedFiles
+from headway.worker.task_scan import ScannedTask, look
 
 log = get_logger(__name__)
 
@@ -88,7 +88,7 @@ class Sweeper:
         self._redis = redis
         self._put_back_script = redis.register_script(_PUT_BACK)
         self._publisher = publisher
-        self._leftovers = Leftovers(redis, settings, storage, clock)
+        self._leftovers = OrphanedFiles(redis, settings, storage, clock)
         self._worker_id = worker_id
         self._clock = clock
         # A body that is still within its time-out must not be taken for one that was cut off.
@@ -157,7 +157,7 @@ class Sweeper:
                 break
         return found
 
-    def _learn_owners(self, tasks: Iterable[Seen]) -> None:
+    def _learn_owners(self, tasks: Iterable[ScannedTask]) -> None:
         for task in tasks:
             if len(self._owners) < OWNERS:
                 self._owners.setdefault(task.owner, 0)
@@ -184,7 +184,7 @@ class Sweeper:
         for owner, task_ids in held.items():
             await self._publisher.let_go(owner, task_ids)
 
-    async def _put_back(self, tasks: Collection[Seen]) -> None:
+    async def _put_back(self, tasks: Collection[ScannedTask]) -> None:
         if not tasks:
             return
         async with self._redis.pipeline(transaction=False) as pipe:
@@ -201,18 +201,18 @@ class Sweeper:
             if put_back:
                 log.warning("task put back on the queue", task_id=task.task_id, status=task.status)
 
-    async def _tell_again(self, tasks: Iterable[Seen]) -> None:
+    async def _tell_again(self, tasks: Iterable[ScannedTask]) -> None:
         """Who watches may have seen what Redis has lost, and learns of it by the next event, for which nobody may see
         to: the task waits, or says nothing for long."""
-        era = int(await self._redis.hget(keys.ERA, "number") or 0)  # type: ignore[misc]
+        epoch = int(await self._redis.hget(keys.EPOCH, "number") or 0)  # type: ignore[misc]
         for task in tasks:
             unbegun = task.status is Status.UPLOADING and task.version == 1
-            if task.era == era or task.status.is_terminal or unbegun:
+            if task.epoch == epoch or task.status.is_terminal or unbegun:
                 continue
             with suppress(Refused):
                 await self._publisher.change(task.task_id, {}, allowed=(task.status,), attempt=task.attempt)
 
-    async def _give_up_uploads(self, tasks: Iterable[Seen], partials: Iterable[Partial]) -> None:
+    async def _give_up_uploads(self, tasks: Iterable[ScannedTask], partials: Iterable[Partial]) -> None:
         arriving = {partial.task_id: partial for partial in partials if partial.attempt is None}
         now = self._clock()
         for task in tasks:
@@ -237,20 +237,20 @@ class Sweeper:
             if overdue and not _is_being_made_safe(task, arriving.get(task.task_id)):
                 await self._give_up(task, message)
 
-    async def _say_that_it_waits(self, task: Seen) -> None:
+    async def _say_that_it_waits(self, task: ScannedTask) -> None:
         """Whoever received it died, or receives nothing more."""
         fields = {"message": UPLOAD_CUT, "rate": None}
         with suppress(Refused):
             await self._publisher.change(task.task_id, fields, allowed=(Status.UPLOADING,), attempt=task.attempt)
 
-    async def _give_up(self, task: Seen, message: str) -> None:
+    async def _give_up(self, task: ScannedTask, message: str) -> None:
         fence: Any = {"attempt": task.attempt, "allowed": (Status.UPLOADING,)}
         with suppress(Refused):  # it has arrived after all, or was cancelled
             await self._publisher.fail(task.task_id, ErrorType.BAD_INPUT, message, **fence)
             log.info("upload given up", task_id=task.task_id, version=task.version)
 
 
-def _is_being_made_safe(task: Seen, partial: Partial | None) -> bool:
+def _is_being_made_safe(task: ScannedTask, partial: Partial | None) -> bool:
     if partial is None or task.size_bytes is None:
         return False
     return partial.size_bytes >= task.size_bytes and partial.idle_seconds < UPLOAD_COMMIT_SECONDS

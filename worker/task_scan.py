@@ -20,7 +20,7 @@ _FIELDS = [
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class ScannedTask:
     task_id: TaskId
     status: Status
     version: int
@@ -35,10 +35,10 @@ class Seen:
     message: str = ""
     traceparent: str | None = None
     #: That of the last write of it (shared/redis/epoch.py).
-    era: int = 0
+    epoch: int = 0
 
 
-async def look(redis: RedisClient, task_ids: Collection[TaskId]) -> list[Seen]:
+async def look(redis: RedisClient, task_ids: Collection[TaskId]) -> list[ScannedTask]:
     """Those of the tasks that Redis knows. Errors: headway.shared.redis.client.AWAY."""
     if not task_ids:
         return []
@@ -50,11 +50,11 @@ async def look(redis: RedisClient, task_ids: Collection[TaskId]) -> list[Seen]:
     seen = []
     for task_id, values, ttl_ms in zip(task_ids, answers[::2], answers[1::2], strict=True):
         if values[0] is not None:
-            status, version, attempt, owner, size_bytes, created_at, expires_at, message, traceparent, era = (
+            status, version, attempt, owner, size_bytes, created_at, expires_at, message, traceparent, epoch = (
                 json.loads(value or "null") for value in values
             )
             at = datetime.fromisoformat(created_at)
             expires = datetime.fromisoformat(expires_at) if expires_at else None
             state = (Status(status), version, attempt, owner, size_bytes, at, ttl_ms, expires, message, traceparent)
-            seen.append(Seen(task_id, *state, era or 0))
+            seen.append(ScannedTask(task_id, *state, epoch or 0))
     return seen

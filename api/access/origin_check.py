@@ -33,7 +33,7 @@ _HEADERS: Final = (
 )
 
 
-class Edge:
+class OriginCheck:
     """`local_only`: in open mode, which is for this machine alone, also by its name."""
 
     def __init__(self, app: ASGIApp, allowed_origins: Iterable[str], *, local_only: bool) -> None:

@@ -32,14 +32,14 @@ _CHUNK_BYTES: Final = 1024 * 1024
 Identity = tuple[int, int, int, int]
 
 
-class Digests:
+class FileDigests:
     def __init__(self) -> None:
         self._known: OrderedDict[tuple[Path, Identity], str] = OrderedDict()
         self._reading: dict[tuple[Path, Identity], asyncio.Task[str | None]] = {}
         self._readers = asyncio.Semaphore(READERS)
         self._closed = False
 
-    async def __aenter__(self) -> Digests:
+    async def __aenter__(self) -> FileDigests:
         return self
 
     async def __aexit__(

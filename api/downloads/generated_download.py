@@ -48,7 +48,7 @@ def accepts_gzip(accept_encoding: str) -> bool:
     return asked.get("gzip", asked.get("x-gzip", asked.get("*", 0.0))) > 0
 
 
-class MadeResponse(Response):
+class GeneratedDownload(Response):
     """Sends `pages`, each as soon as it is made; they raise ExportCut where the rest cannot be had. A page is some tens
     of KiB: worth a write, and small beside memory and beside what the event loop can be kept from others."""
 

@@ -41,7 +41,7 @@ BatchIdDep = Annotated[str, Depends(get_batch_id)]
 async def get_batch(state: StateDep, owner: OwnerDep, batch_id: BatchIdDep) -> dict[str, Any]:
     """`total`, `counts` by status, `progress` (an ended task counts as 100, however it ended), `eta_seconds`, and
     `status`: `active`, or `ended` when every task has."""
-    rollup: dict[str, Any] = json.loads((await state.feed.batch(owner, batch_id)).data)
+    rollup: dict[str, Any] = json.loads((await state.reader.batch(owner, batch_id)).data)
     here = f"/batches/{batch_id}"
     return rollup | {"links": {"self": here, "events": f"{here}/events", "tasks": f"/tasks?batch_id={batch_id}"}}
 
@@ -52,7 +52,7 @@ async def batch_events(
 ) -> Any:
     """The roll-up whenever a count changes or the whole moves by a tenth of a percent; ends when every task has."""
     try:
-        rollup = await state.feed.batch(owner, batch_id)
+        rollup = await state.reader.batch(owner, batch_id)
     except AWAY:
         pass
     else:
@@ -65,10 +65,10 @@ async def batch_events(
 async def cancel_batch(state: StateDep, owner: OwnerDep, batch_id: BatchIdDep) -> dict[str, Any]:
     """`tasks` of the batch, of them `cancelled` by this request, and `ended` before it came to them. A task that is
     added to the batch meanwhile is not looked at. Where Redis goes away in the middle, ask again."""
-    await state.feed.batch(owner, batch_id)  # or it is unknown
+    await state.reader.batch(owner, batch_id)  # or it is unknown
     cancelled = ended = 0
     place: tuple[int, TaskId] | None = None
-    while page := await state.feed.tasks(owner, limit=AT_ONCE, before=place, batch_id=batch_id):
+    while page := await state.reader.tasks(owner, limit=AT_ONCE, before=place, batch_id=batch_id):
         outcomes = await _cancel_all(state, [task for task, _ in page])
         cancelled += outcomes.count(True)
         ended += outcomes.count(False)

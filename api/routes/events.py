@@ -53,7 +53,7 @@ async def many_events(
     scope = Scope(named or None, batch_id)
     if named:
         try:
-            truth = await state.feed.owner(owner, scope, after=after, known=named)
+            truth = await state.reader.owner(owner, scope, after=after, known=named)
         except AWAY:
             pass  # told when it is back, as the stream of one task
         else:

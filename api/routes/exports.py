@@ -19,11 +19,11 @@ from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from headway.api.dependencies import OwnerDep, StateDep
-from headway.api.downloads.generated_download import MadeResponse
+from headway.api.downloads.generated_download import GeneratedDownload
 from headway.api.uploads.multipart_upload import BATCH_ID
 from headway.shared.errors import ExportCut
 from headway.shared.tasks.models import OwnerId, Status
-from headway.shared.tasks.reader import Feed, Rows, patiently
+from headway.shared.tasks.reader import Reader, Rows, patiently
 
 router = APIRouter()
 
@@ -87,7 +87,7 @@ def csv_of(rows: Sequence[Sequence[bytes | None]], wanted: Filter) -> bytes:
 
 
 async def task_pages(
-    feed: Feed, owner: OwnerId, wanted: Filter, first: Rows, *, patience_seconds: float = PATIENCE_SECONDS
+    reader: Reader, owner: OwnerId, wanted: Filter, first: Rows, *, patience_seconds: float = PATIENCE_SECONDS
 ) -> AsyncGenerator[bytes, None]:
     """The table from its head on, `first` being its first page. Raises ExportCut where Redis stays away, or comes back
     without what it had: its index then ends early."""
@@ -99,7 +99,7 @@ async def task_pages(
         if rows.place is None:
             return
         number = rows.number
-        read = partial(feed.rows, owner, FIELDS, limit=PAGE_ROWS, before=rows.place, batch_id=wanted.batch_id)
+        read = partial(reader.rows, owner, FIELDS, limit=PAGE_ROWS, before=rows.place, batch_id=wanted.batch_id)
         try:
             async with asyncio.timeout(patience_seconds):
                 rows = await patiently(read, True)
@@ -122,9 +122,9 @@ async def tasks_csv(
     """Streamed in pages that are read behind the scenes; gzip where it is accepted. A task that comes meanwhile is not
     in it. A body that ends well is whole: where the rest cannot be had, the connection is cut."""
     wanted = Filter(status, processor, batch_id)
-    first = await state.feed.rows(owner, FIELDS, limit=PAGE_ROWS, batch_id=batch_id)
-    return MadeResponse(
-        task_pages(state.feed, owner, wanted, first),
+    first = await state.reader.rows(owner, FIELDS, limit=PAGE_ROWS, batch_id=batch_id)
+    return GeneratedDownload(
+        task_pages(state.reader, owner, wanted, first),
         filename="tasks.csv",
         media_type=MEDIA_TYPE,
         send_timeout_seconds=state.settings.send_timeout_seconds,
@@ -145,7 +145,7 @@ async def download_large_csv(
     state: StateDep, _: OwnerDep, rows: Annotated[int, Query(ge=0, le=100_000_000)] = 100_000
 ) -> Any:
     """`id,name,value`, made while it is sent; gzip where it is accepted."""
-    return MadeResponse(
+    return GeneratedDownload(
         numbered_pages(rows),
         filename="large_data.csv",
         media_type=MEDIA_TYPE,

@@ -35,7 +35,7 @@ class Note(BaseModel):
 @router.get("/tasks/{task_id}/notes", summary="What was said")
 async def get_notes(state: StateDep, task: ReadTaskDep) -> dict[str, Any]:
     """The notes that the task's history still holds, oldest first, those after its end included."""
-    notes = await state.feed.named(task.task_id, "note")
+    notes = await state.reader.named(task.task_id, "note")
     return {"notes": [json.loads(note.data) | {"version": note.version} for note in notes]}
 
 

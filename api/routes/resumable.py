@@ -18,7 +18,7 @@ from headway.api.dependencies import OwnerDep, StateDep, TaskDep
 from headway.api.lifespan import State
 from headway.api.problems import wrong_method
 from headway.api.routes.tasks import draft
-from headway.api.uploads.capacity_check import check_room
+from headway.api.uploads.capacity_check import check_capacity
 from headway.api.uploads.multipart_upload import (
     clean_batch_id,
     clean_content_type,
@@ -72,7 +72,7 @@ async def create(request: Request, state: StateDep, owner: OwnerDep) -> Response
     if declared_bytes(request) > size_bytes:
         raise too_large(size_bytes)
     await state.limits.check_tasks(owner)
-    await check_room(state, owner, size_bytes)
+    await check_capacity(state, owner, size_bytes)
     await state.publisher.create(task)
     offset = 0
     if first_piece or size_bytes == 0:

@@ -17,7 +17,7 @@ from structlog.contextvars import bind_contextvars
 from headway.api.access.identity import with_token
 from headway.api.dependencies import OwnerDep, ReadTaskDep, StateDep, TaskDep, TaskIdDep
 from headway.api.lifespan import State
-from headway.api.uploads.capacity_check import check_room
+from headway.api.uploads.capacity_check import check_capacity
 from headway.api.uploads.idempotency import HEADER, Claim
 from headway.api.uploads.multipart_upload import (
     BATCH_ID,
@@ -194,7 +194,7 @@ async def submit_form(
         await state.redis.ping()  # a Redis that is away is said before the file is sent, not after
     else:
         await state.limits.check_tasks(owner)  # as above
-        await check_room(state, owner, certain_length(request))
+        await check_capacity(state, owner, certain_length(request))
     upload = claim.upload(state.storage)
     settled = False
     try:
@@ -275,7 +275,7 @@ async def _announce(request: Request, state: State, owner: OwnerId, claim: Claim
     await claim.settle(task)
     await state.limits.check_tasks(owner)
     if has_file:
-        await state.storage.check_room(announcement.size_bytes or 0)
+        await state.storage.check_capacity(announcement.size_bytes or 0)
     await state.publisher.create(task)
     return task
 
@@ -313,7 +313,7 @@ async def list_tasks(
     found: list[Task] = []
     looked_at = 0
     while len(found) < limit and looked_at < SCAN_ROWS:
-        page = await state.feed.tasks(owner, limit=min(limit, 100), before=place, batch_id=batch_id)
+        page = await state.reader.tasks(owner, limit=min(limit, 100), before=place, batch_id=batch_id)
         if not page:
             return TaskPage(tasks=[represent(task) for task in found], next_cursor=None)
         for task, at in page:
@@ -352,7 +352,7 @@ async def get_one(task: ReadTaskDep) -> dict[str, Any]:
 async def cancel(state: StateDep, task: TaskDep) -> dict[str, Any]:
     """From this answer on the task is `cancelled`, whatever was running."""
     await cancel_task(state, task)
-    return represent(await state.feed.task(task.task_id))
+    return represent(await state.reader.task(task.task_id))
 
 
 async def cancel_task(state: State, task: Task) -> None:
@@ -368,12 +368,12 @@ async def retry(state: StateDep, task: TaskDep) -> dict[str, Any]:
     if task.status.is_terminal and task.filename is not None and task.input_name is None:
         raise Conflict("The file of this task never arrived whole, so there is nothing to run. Submit it again.")
     await state.publisher.retry(task)
-    return represent(await state.feed.task(task.task_id))
+    return represent(await state.reader.task(task.task_id))
 
 
 @router.delete("/tasks/{task_id}", status_code=204, summary="Delete an ended task, its files and its history")
 async def delete(state: StateDep, task_id: TaskIdDep, owner: OwnerDep) -> None:
-    task = await state.feed.task(task_id, owner)
+    task = await state.reader.task(task_id, owner)
     await state.publisher.delete(task)
     await asyncio.shield(state.storage.delete(task_id))
     with suppress(*AWAY):  # the sweeper finds nothing to remove

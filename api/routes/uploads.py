@@ -42,11 +42,11 @@ async def put_upload(request: Request, state: StateDep, task: TaskDep) -> dict[s
         if task.declared_sha256 not in (None, declared_digest):
             raise BadHeader("The SHA-256 in the header is not the one that the task was announced with.")
         task = task.model_copy(update={"declared_sha256": declared_digest})
-    await state.storage.check_room(int(declared) if declared.isdigit() else 0)
+    await state.storage.check_capacity(int(declared) if declared.isdigit() else 0)
 
     async def guard() -> None:
         with suppress(*AWAY):
-            now = await state.feed.task(task.task_id)
+            now = await state.reader.task(task.task_id)
             if now.status is not Status.UPLOADING:
                 raise Refused("status", now.status)
 
@@ -67,7 +67,7 @@ async def put_upload(request: Request, state: StateDep, task: TaskDep) -> dict[s
             await asyncio.shield(abort_unless_queued(state, task.task_id, upload, stored, error))
         await _tell(state, task, error)
         raise
-    return represent(await state.feed.task(task.task_id))
+    return represent(await state.reader.task(task.task_id))
 
 
 async def _tell(state: State, task: Task, error: BaseException) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from headway.api.serving.shutdown import LOOK_UP_SECONDS, Stop
+from headway.api.serving.shutdown import LOOK_UP_SECONDS, Shutdown
 
 #: Long enough for a client to look up from sending, short for one that sends nothing.
 LINGER_SECONDS: Final = 5.0
@@ -50,7 +50,7 @@ class Lingering:
                 return
             await send({**message, "more_body": True})
             with suppress(TimeoutError):
-                async with Stop.of(scope).limit(LINGER_SECONDS, at_a_stop=LOOK_UP_SECONDS):
+                async with Shutdown.of(scope).limit(LINGER_SECONDS, at_a_stop=LOOK_UP_SECONDS):
                     while unread:
                         await receive_until_read()
             await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -20,7 +20,7 @@ BODY_SECONDS: Final = 0.4
 LOOK_UP_SECONDS: Final = 0.7
 
 
-class Stop:
+class Shutdown:
     """`begin` is called from the stop signal, on the event loop."""
 
     def __init__(self) -> None:
@@ -28,10 +28,10 @@ class Stop:
         self._waits: dict[asyncio.Timeout, float] = {}
 
     @classmethod
-    def of(cls, scope: Scope) -> Stop:
+    def of(cls, scope: Scope) -> Shutdown:
         """The server's own; where nobody runs a lifespan, one that never comes."""
         state = scope.get("state", {}).get("headway")
-        stop: Stop = cls() if state is None else state.stop
+        stop: Shutdown = cls() if state is None else state.stop
         return stop
 
     def begin(self) -> None:

@@ -15,7 +15,7 @@ import { ShownTask } from "./shown-task.js";
 import { SignIn } from "./sign-in.js";
 import { SystemLine } from "./system-line.js";
 import { TaskList } from "./task-list.js";
-import { twice } from "./task-row.js";
+import { confirmButton } from "./task-row.js";
 import { fillComplaint } from "./task-view.js";
 import { Tasks } from "./tasks.js";
 import { ANOTHER_FILE, isBeingSent } from "./tus.js";
@@ -39,7 +39,7 @@ const { view } = shown;
 const form = new NewTask(begin);
 const system = new SystemLine(byId("system", HTMLElement), tasks);
 const signIn = new SignIn(() => {
-  feed.say({ type: "signed" });
+  feed.tellTabs({ type: "signed" });
   restart();
 });
 const feed = new Feed({
@@ -57,7 +57,7 @@ let round = 0;
 /** Asks who is here, then shows what the address says. A file may be dropped meanwhile. */
 async function start() {
   const mine = ++round;
-  if (!taskInAddress()) form.room.hidden = list.room.hidden = false;
+  if (!taskInAddress()) form.root.hidden = list.root.hidden = false;
   const ready = await patiently(mine, () => signIn.check());
   if (!ready) return;
   feed.start();
@@ -101,7 +101,7 @@ function askForKey() {
   feed.stop();
   shown.leave();
   view.reset("Task");
-  form.room.hidden = list.room.hidden = true;
+  form.root.hidden = list.root.hidden = true;
   announcer.textContent = "";
   signIn.ask();
 }
@@ -151,19 +151,19 @@ const taskInAddress = () => new URLSearchParams(location.hash.slice(1)).get("tas
 
 /** @param {string} id */
 function show(id) {
-  form.room.hidden = list.room.hidden = true;
+  form.root.hidden = list.root.hidden = true;
   byId("new-link", HTMLElement).hidden = false;
   shown.show(id);
 }
 
 /** Follows the address. */
 function route() {
-  if (!signIn.room.hidden) return;
+  if (!signIn.root.hidden) return;
   const id = taskInAddress();
   if (id && id === shown.id) return;
   if (id) return show(id);
   shown.leave();
-  form.room.hidden = list.room.hidden = false;
+  form.root.hidden = list.root.hidden = false;
   byId("new-link", HTMLElement).hidden = true;
   document.title = "Headway";
   void form.load();
@@ -246,7 +246,7 @@ async function resend(file) {
 
 for (const what of /** @type {const} */ (["cancel", "retry"]))
   view[what].addEventListener("click", () => void act(what, shown.id, view[what]));
-const remove = twice("Delete", "Delete for good?", (button) => void act("delete", shown.id, button));
+const remove = confirmButton("Delete", "Delete for good?", (button) => void act("delete", shown.id, button));
 remove.className = "";
 view.delete.append(remove);
 byId("resend-button", HTMLButtonElement).addEventListener("click", async () => {

@@ -1,10 +1,10 @@
 // @ts-check
 /** A batch in the list: its roll-up, as the server counts it, over its tasks, which can be folded away. */
 
-import { element, say } from "./dom.js";
+import { element, setText } from "./dom.js";
 import { request } from "./headway.js";
 import { STATUS } from "./task-words.js";
-import { Meter, twice } from "./task-row.js";
+import { Meter, confirmButton } from "./task-row.js";
 import * as units from "./units.js";
 
 const AGAIN_MS = 1000;
@@ -33,15 +33,15 @@ export class BatchRow {
     });
     /** What came of cancelling all. */
     this.answer = "";
-    this.cancel = twice("Cancel all", "Cancel all of them?", async (button) => {
+    this.cancel = confirmButton("Cancel all", "Cancel all of them?", async (button) => {
       this.answer = await cancelAll(button);
       this.touch();
     });
     const kind = element("span", { className: "quiet about", textContent: "batch" });
     const head = element("div", { className: "row-head" }, [element("div", { className: "who" }, [this.name, kind]), this.status]);
     const buttons = element("div", { className: "row-actions" }, [this.cancel, this.fold]);
-    const rollup = element("div", { className: "rollup" }, [head, this.meter.room, element("div", { className: "row-foot" }, [this.now, buttons])]);
-    this.room = element("li", { className: "batch" }, [rollup, this.list]);
+    const rollup = element("div", { className: "rollup" }, [head, this.meter.root, element("div", { className: "row-foot" }, [this.now, buttons])]);
+    this.root = element("li", { className: "batch" }, [rollup, this.list]);
     this.cancel.hidden = true;
   }
 
@@ -60,13 +60,13 @@ export class BatchRow {
   /** @param {{status: string, progress: number, eta_seconds: number | null, total: number, counts: Record<string, number>}} rollup */
   draw({ status, progress, eta_seconds, total, counts }) {
     const words = Object.entries(counts).filter(([, number]) => number).map(([name, number]) => `${units.number(number)} ${(STATUS[name] ?? name).toLowerCase()}`);
-    this.room.dataset.status = status !== "ended" ? "processing" : counts.completed ? "completed" : counts.failed ? "failed" : "cancelled";
+    this.root.dataset.status = status !== "ended" ? "processing" : counts.completed ? "completed" : counts.failed ? "failed" : "cancelled";
     // What failed is the bar's end, so that one bad file of a hundred looks like that.
     this.meter.fill.style.setProperty("--failed", `${total && progress ? (10_000 * (counts.failed ?? 0)) / (total * progress) : 0}%`);
-    say(this.status, status === "ended" ? "Ended" : "Processing");
+    setText(this.status, status === "ended" ? "Ended" : "Processing");
     this.meter.draw(progress, words.join(", "));
     const left = status !== "ended" && eta_seconds !== null ? `${units.timeLeft(eta_seconds)} left` : "";
-    say(this.now, [`${units.number(total)} tasks`, ...words, left, this.answer].filter(Boolean).join(" · "));
+    setText(this.now, [`${units.number(total)} tasks`, ...words, left, this.answer].filter(Boolean).join(" · "));
     this.cancel.hidden = status === "ended";
   }
 
@@ -80,6 +80,6 @@ export class BatchRow {
     const open = this.open ?? this.count <= OPEN_TASKS;
     this.list.hidden = !open;
     this.fold.setAttribute("aria-expanded", String(open));
-    say(this.fold, open ? "Fold" : `Show ${units.number(this.count)}`);
+    setText(this.fold, open ? "Fold" : `Show ${units.number(this.count)}`);
   }
 }

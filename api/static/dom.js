@@ -33,7 +33,7 @@ export function byId(id, kind) {
 }
 
 /** Sets a text only where it differs: a screen reader hears no change that is none. @param {HTMLElement} where @param {string} text */
-export function say(where, text) {
+export function setText(where, text) {
   if (where.textContent !== text) where.textContent = text;
 }
 

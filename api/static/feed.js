@@ -49,7 +49,7 @@ export class Feed {
   start() {
     if (this.running) return;
     const running = (this.running = new AbortController());
-    this.say({ type: "hello" });
+    this.tellTabs({ type: "hello" });
     if (!navigator.locks) return void this.lead(running.signal);
     navigator.locks.request(NAME, { signal: running.signal }, () => this.lead(running.signal)).catch(() => {}); // stopped
   }
@@ -85,12 +85,12 @@ export class Feed {
 
   /** To this tab and to the others. @param {Message} message */
   pass(message) {
-    if (navigator.locks) this.say(message);
+    if (navigator.locks) this.tellTabs(message);
     this.take(message);
   }
 
   /** To the other tabs. @param {Message} message */
-  say(message) {
+  tellTabs(message) {
     this.channel.postMessage(message);
   }
 
@@ -113,7 +113,7 @@ export class Feed {
       case "signed":
         return this.told.onsigned();
       case "hello":
-        if (this.watching) this.say({ type: "connection", connection: this.connection });
+        if (this.watching) this.tellTabs({ type: "connection", connection: this.connection });
     }
   }
 }

@@ -1,7 +1,7 @@
 // @ts-check
 /** The form for new tasks: files, a processor, its options. What to do with them is its caller's. */
 
-import { byId, say } from "./dom.js";
+import { byId, setText } from "./dom.js";
 import { droppedFiles } from "./dropped.js";
 import { fetchProcessors } from "./headway.js";
 import { OptionsForm } from "./options-form.js";
@@ -20,7 +20,7 @@ export class NewTask {
   /** @param {(files: File[], processor: string, options: Record<string, unknown>) => Promise<void>} begin raises Problem */
   constructor(begin) {
     this.begin = begin;
-    this.room = byId("new", HTMLElement);
+    this.root = byId("new", HTMLElement);
     this.form = byId("new-form", HTMLFormElement);
     this.drop = byId("drop", HTMLElement);
     this.input = byId("file", HTMLInputElement);
@@ -54,7 +54,7 @@ export class NewTask {
     window.addEventListener("dragover", (event) => {
       if (!event.dataTransfer?.types.includes("Files")) return;
       event.preventDefault();
-      event.dataTransfer.dropEffect = this.room.hidden ? "none" : "copy";
+      event.dataTransfer.dropEffect = this.root.hidden ? "none" : "copy";
       this.drop.classList.add("over");
     });
     window.addEventListener("dragleave", (event) => {
@@ -64,7 +64,7 @@ export class NewTask {
       if (!event.dataTransfer?.types.includes("Files")) return;
       event.preventDefault();
       this.drop.classList.remove("over");
-      if (this.room.hidden) return;
+      if (this.root.hidden) return;
       void droppedFiles(event.dataTransfer).then((files) => this.take(files));
     });
   }
@@ -118,7 +118,7 @@ export class NewTask {
     if (!chosen) return;
     const doubtful = this.files.length > 0 && chosen.needs_file && !this.fitAll(chosen);
     const doubt = doubtful ? ` It takes ${chosen.accepts.join(", ")}, and ${this.files.length > 1 ? "some of these look" : "this file looks"} like something else.` : "";
-    say(this.selectHint, `${chosen.description.replace(/\.$/, "")}.${doubt}`);
+    setText(this.selectHint, `${chosen.description.replace(/\.$/, "")}.${doubt}`);
     this.selectComplaint.hidden = true;
     this.options.draw(chosen.options);
     this.fieldset.hidden = this.options.fields.length === 0;
@@ -131,16 +131,16 @@ export class NewTask {
     this.drop.classList.toggle("chosen", chosen.needs_file && this.files.length > 0);
     this.input.disabled = !chosen.needs_file;
     if (!chosen.needs_file) {
-      say(this.name, "No file needed");
-      say(this.hint, `${chosen.name} makes its own work.`);
+      setText(this.name, "No file needed");
+      setText(this.hint, `${chosen.name} makes its own work.`);
     } else if (this.files.length) {
       const size = this.files.reduce((sum, file) => sum + file.size, 0);
       const many = this.files.length > 1;
-      say(this.name, many ? `${units.number(this.files.length)} files` : this.files[0].name);
-      say(this.hint, `${units.bytes(size)} · choose or drop ${many ? "others to replace them" : "another to replace it"}`);
+      setText(this.name, many ? `${units.number(this.files.length)} files` : this.files[0].name);
+      setText(this.hint, `${units.bytes(size)} · choose or drop ${many ? "others to replace them" : "another to replace it"}`);
     } else {
       this.name.replaceChildren(...this.invitation.map((node) => node.cloneNode(true)));
-      say(this.hint, this.advice);
+      setText(this.hint, this.advice);
     }
   }
 
@@ -156,7 +156,7 @@ export class NewTask {
     this.selectComplaint.hidden = true;
     this.options.forgive();
     this.start.disabled = true;
-    say(this.start, "Starting…");
+    setText(this.start, "Starting…");
     try {
       await this.begin(chosen.needs_file ? this.files : [], chosen.name, this.options.values());
       this.clear();
@@ -164,7 +164,7 @@ export class NewTask {
       this.complain(/** @type {import("./headway.js").Problem} */ (error));
     } finally {
       this.start.disabled = false;
-      say(this.start, "Start");
+      setText(this.start, "Start");
     }
   }
 
@@ -181,7 +181,7 @@ export class NewTask {
   complain(problem) {
     const rest = this.options.complain(problem.errors ?? []);
     const about = rest.find(({ field }) => field === "processor");
-    if (about) say(this.selectComplaint, about.message);
+    if (about) setText(this.selectComplaint, about.message);
     this.selectComplaint.hidden = !about;
     fillComplaint(this.problem, problem.title ?? "It did not work", problem.detail ?? problem.message, rest.filter((one) => one !== about));
     this.form.querySelector("[aria-invalid]")?.scrollIntoView({ block: "nearest" });

@@ -11,7 +11,7 @@ const KEY = "headway.author";
 
 export class Notes {
   constructor() {
-    this.room = byId("notes", HTMLElement);
+    this.root = byId("notes", HTMLElement);
     this.list = byId("note-list", HTMLElement);
     this.form = byId("note-form", HTMLFormElement);
     this.author = byId("note-author", HTMLInputElement);
@@ -35,7 +35,7 @@ export class Notes {
     this.list.replaceChildren();
     this.text.value = "";
     this.problem.hidden = true;
-    this.room.hidden = false;
+    this.root.hidden = false;
     void this.load(taskId);
   }
 

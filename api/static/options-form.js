@@ -15,7 +15,7 @@ import { label } from "./units.js";
 export class OptionsForm {
   /** @param {HTMLElement} room where the fields go */
   constructor(room) {
-    this.room = room;
+    this.root = room;
     /** @type {Field[]} */
     this.fields = [];
   }
@@ -24,7 +24,7 @@ export class OptionsForm {
   draw(schema) {
     const required = new Set(schema.required ?? []);
     this.fields = [];
-    this.room.replaceChildren();
+    this.root.replaceChildren();
     for (const [name, raw] of Object.entries(schema.properties ?? {})) {
       const resolved = resolve(raw, schema.$defs ?? {});
       const id = `option-${name}`;
@@ -39,10 +39,10 @@ export class OptionsForm {
       const check = control instanceof HTMLInputElement && control.type === "checkbox";
       const row = element("div", { className: check ? "field check" : "field" });
       row.append(...(check ? [control, caption] : [caption, control]), about, complaint);
-      this.room.append(row);
+      this.root.append(row);
       this.fields.push({ name, schema: resolved, required: required.has(name), control, complaint });
     }
-    this.room.hidden = this.fields.length === 0;
+    this.root.hidden = this.fields.length === 0;
   }
 
   /** What differs from the defaults. @returns {Record<string, unknown>} */

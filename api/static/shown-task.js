@@ -23,7 +23,7 @@ export class ShownTask {
   constructor(tasks, uploads) {
     this.tasks = tasks;
     this.uploads = uploads;
-    this.room = byId("task", HTMLElement);
+    this.root = byId("task", HTMLElement);
     this.view = new TaskView();
     this.notes = new Notes();
     /** Empty: none is shown. */
@@ -44,7 +44,7 @@ export class ShownTask {
     this.left = new AbortController();
     this.view.reset(this.task?.filename || "Task");
     this.notes.reset(id);
-    this.room.hidden = false;
+    this.root.hidden = false;
     this.redraw();
     void this.load(this.left.signal);
   }
@@ -52,7 +52,7 @@ export class ShownTask {
   leave() {
     clearTimeout(this.timer);
     this.left.abort();
-    this.room.hidden = true;
+    this.root.hidden = true;
     this.quiet = false;
     this.id = "";
   }
@@ -127,6 +127,6 @@ export class ShownTask {
     this.tasks.drop(id);
     if (id !== this.id) return;
     this.view.gone(why || "The server does not know it, or no longer keeps it.");
-    this.notes.room.hidden = true;
+    this.notes.root.hidden = true;
   }
 }

@@ -1,7 +1,7 @@
 // @ts-check
 /** Signing in, where the server has keys: a key goes there once, a cookie stays that no script can read. */
 
-import { byId, say } from "./dom.js";
+import { byId, setText } from "./dom.js";
 import { request } from "./headway.js";
 import { fillComplaint } from "./task-view.js";
 
@@ -9,7 +9,7 @@ export class SignIn {
   /** @param {() => void} onchange somebody has signed in, or out */
   constructor(onchange) {
     this.onchange = onchange;
-    this.room = byId("sign-in", HTMLElement);
+    this.root = byId("sign-in", HTMLElement);
     this.form = byId("sign-in-form", HTMLFormElement);
     this.key = byId("key", HTMLInputElement);
     this.problem = byId("sign-in-problem", HTMLElement);
@@ -30,14 +30,14 @@ export class SignIn {
 
   /** @param {{owner: string | null}} session `owner` is null where nobody needs to sign in */
   show({ owner }) {
-    this.room.hidden = true;
+    this.root.hidden = true;
     this.out.hidden = this.who.hidden = owner === null;
-    say(this.who, owner ?? "");
+    setText(this.who, owner ?? "");
   }
 
   ask() {
-    if (!this.room.hidden) return;
-    this.room.hidden = false;
+    if (!this.root.hidden) return;
+    this.root.hidden = false;
     this.out.hidden = this.who.hidden = true;
     this.problem.hidden = true;
     this.key.value = "";

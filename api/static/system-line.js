@@ -4,7 +4,7 @@
  * happened, and at most every two seconds.
  */
 
-import { say } from "./dom.js";
+import { setText } from "./dom.js";
 import { BASE } from "./headway.js";
 import * as units from "./units.js";
 
@@ -14,7 +14,7 @@ const MINUTE_MS = 60_000;
 export class SystemLine {
   /** @param {HTMLElement} room @param {import("./tasks.js").Tasks} tasks */
   constructor(room, tasks) {
-    this.room = room;
+    this.root = room;
     this.tasks = tasks;
     this.timer = 0;
     this.asked = 0;
@@ -34,21 +34,21 @@ export class SystemLine {
       const response = await fetch(new URL("readyz", BASE), { cache: "no-store" }); // a 503 has a body too
       this.draw(await response.json());
     } catch {
-      say(this.room, "The server does not answer");
+      setText(this.root, "The server does not answer");
     }
   }
 
   /** @param {any} ready */
   draw({ checks }) {
     const { workers, redis } = checks;
-    if (!redis.ok) return say(this.room, "Redis is away; waiting for it");
+    if (!redis.ok) return setText(this.root, "Redis is away; waiting for it");
     const now = Date.now();
     const all = this.tasks.all();
     const moving = all.filter(({ status, unit }) => status === "processing" && unit === "bytes");
     const rate = moving.reduce((sum, task) => sum + (task.rate ?? 0), 0);
     const done = all.filter(({ status, finished_at }) => status === "completed" && now - Date.parse(finished_at ?? "") < MINUTE_MS).length;
-    this.room.classList.toggle("bad", workers.count === 0);
-    say(this.room, [
+    this.root.classList.toggle("bad", workers.count === 0);
+    setText(this.root, [
       workers.count === 0 ? "No worker is running" : `${workers.count} worker${workers.count === 1 ? "" : "s"}`,
       `${units.number(workers.running ?? 0)} running`,
       `${units.number(workers.queued ?? 0)} queued`,

@@ -6,7 +6,7 @@
  */
 
 import { BatchRow } from "./batch-row.js";
-import { byId, say } from "./dom.js";
+import { byId, setText } from "./dom.js";
 import { hasEnded } from "./headway.js";
 import { TaskRow } from "./task-row.js";
 
@@ -25,7 +25,7 @@ export class TaskList {
     this.uploads = uploads;
     this.act = act;
     this.cancelAll = cancelAll;
-    this.room = byId("tasks", HTMLElement);
+    this.root = byId("tasks", HTMLElement);
     this.list = byId("task-list", HTMLElement);
     this.empty = byId("no-tasks", HTMLElement);
     this.text = byId("filter-text", HTMLInputElement);
@@ -100,12 +100,12 @@ export class TaskList {
   }
 
   draw() {
-    if (this.room.hidden) return; // drawn whole when it is shown
+    if (this.root.hidden) return; // drawn whole when it is shown
     const shown = this.tasks.all().filter((task) => this.fits(task));
     const ids = new Set(shown.map(({ task_id }) => task_id));
     for (const [id, row] of this.rows) {
       if (ids.has(id)) continue;
-      row.room.remove();
+      row.root.remove();
       this.rows.delete(id);
     }
     /** @type {HTMLElement[]} */
@@ -119,7 +119,7 @@ export class TaskList {
       if (members) members.push(row);
       else if (batch) {
         inside.set(batch, [row]);
-        top.push(batch.room);
+        top.push(batch.root);
       } else top.push(row);
     }
     for (const [id, batch] of this.batches) {
@@ -133,7 +133,7 @@ export class TaskList {
     this.dirty.clear();
     this.empty.hidden = shown.length > 0;
     const all = this.tasks.known.size === 0;
-    say(this.empty, !this.loaded ? "Asking for the tasks…" : all ? "Nothing here yet. Drop a file above." : "None of the tasks fits the filter.");
+    setText(this.empty, !this.loaded ? "Asking for the tasks…" : all ? "Nothing here yet. Drop a file above." : "None of the tasks fits the filter.");
     this.more.hidden = !this.cursor;
   }
 
@@ -141,10 +141,10 @@ export class TaskList {
   row(task) {
     const id = task.task_id;
     let row = this.rows.get(id);
-    if (row && !this.dirty.has(id)) return row.room;
+    if (row && !this.dirty.has(id)) return row.root;
     if (!row) this.rows.set(id, (row = new TaskRow(id, this.act)));
     row.draw(task, this.uploads.get(id));
-    return row.room;
+    return row.root;
   }
 
   /** @param {string} id */

@@ -1,7 +1,7 @@
 // @ts-check
 /** One task in the list: its name, one bar, what it does now, and what can be done with it. */
 
-import { element, say } from "./dom.js";
+import { element, setText } from "./dom.js";
 import { hasEnded } from "./headway.js";
 import { STATUS, failureOf } from "./task-words.js";
 import * as units from "./units.js";
@@ -19,25 +19,25 @@ export class TaskRow {
     this.now = element("p", { className: "now" });
     this.cancel = button("Cancel", (self) => act("cancel", id, self));
     this.retry = button("Try again", (self) => act("retry", id, self));
-    this.delete = twice("Delete", "Delete for good?", (self) => act("delete", id, self));
+    this.delete = confirmButton("Delete", "Delete for good?", (self) => act("delete", id, self));
     const buttons = element("div", { className: "row-actions" }, [this.cancel, this.retry, this.delete]);
     const head = element("div", { className: "row-head" }, [element("div", { className: "who" }, [this.link, this.about]), this.status]);
     const foot = element("div", { className: "row-foot" }, [this.now, buttons]);
-    this.room = element("li", { className: "task-row" }, [head, this.meter.room, foot]);
+    this.root = element("li", { className: "task-row" }, [head, this.meter.root, foot]);
   }
 
   /** @param {Task} task @param {import("./uploads.js").Sending | undefined} sending */
   draw(task, sending) {
     const ended = hasEnded(task);
     const name = task.filename || task.processor;
-    this.room.dataset.status = task.status;
-    say(this.link, name);
+    this.root.dataset.status = task.status;
+    setText(this.link, name);
     const size = task.filename && typeof task.size_bytes === "number" ? units.bytes(task.size_bytes) : "";
-    say(this.about, [task.filename ? task.processor : "", size, units.moment(task.created_at)].filter(Boolean).join(" · "));
-    say(this.status, STATUS[task.status] ?? task.status);
+    setText(this.about, [task.filename ? task.processor : "", size, units.moment(task.created_at)].filter(Boolean).join(" · "));
+    setText(this.status, STATUS[task.status] ?? task.status);
     this.meter.draw(task.progress, task.message || STATUS[task.status]);
     const stopped = sending?.problem && task.status === "uploading" ? `The upload stopped: ${sending.problem.message}` : "";
-    say(this.now, stopped || (task.status === "failed" && task.error ? `${failureOf(task.error)}: ${task.error.message}` : ended ? took(task) : units.phase(task)));
+    setText(this.now, stopped || (task.status === "failed" && task.error ? `${failureOf(task.error)}: ${task.error.message}` : ended ? took(task) : units.phase(task)));
     for (const [what, label] of /** @type {const} */ ([[this.cancel, "Cancel"], [this.retry, "Try again"], [this.delete, "Delete"]]))
       if (!what.dataset.sure) what.setAttribute("aria-label", `${label}: ${name}`);
     this.cancel.hidden = ended;
@@ -57,13 +57,13 @@ export class Meter {
     this.bar.setAttribute("aria-valuemin", "0");
     this.bar.setAttribute("aria-valuemax", "100");
     this.percent = element("span", { className: "percent", ariaHidden: "true" });
-    this.room = element("div", { className: "progress" }, [this.bar, this.percent]);
+    this.root = element("div", { className: "progress" }, [this.bar, this.percent]);
   }
 
   /** @param {number} progress @param {string} words */
   draw(progress, words) {
     const shown = Math.floor(progress); // rounded up, 99.6 would claim to be done
-    say(this.percent, `${shown} %`);
+    setText(this.percent, `${shown} %`);
     this.fill.style.width = `${progress}%`;
     this.bar.setAttribute("aria-valuenow", String(shown));
     this.bar.setAttribute("aria-valuetext", `${shown} %, ${words}`);
@@ -89,7 +89,7 @@ export function button(text, press) {
 const UNSURE_MS = 5000;
 
 /** A button that asks back once before it does what cannot be undone. @param {string} text @param {string} question @param {(self: HTMLButtonElement) => void} press */
-export function twice(text, question, press) {
+export function confirmButton(text, question, press) {
   let timer = 0;
   let label = "";
   const calm = () => {

@@ -4,7 +4,7 @@
  * server's `progress` and nothing else.
  */
 
-import { byId, element, say } from "./dom.js";
+import { byId, element, setText } from "./dom.js";
 import { hasEnded } from "./headway.js";
 import { drawFile, drawResult } from "./result.js";
 import { STATUS, failureOf, isSettled, isUnsent } from "./task-words.js";
@@ -23,7 +23,7 @@ const LONGEST_LOG = 500;
 export class TaskView {
   constructor() {
     const part = (/** @type {string} */ id) => byId(id, HTMLElement);
-    this.room = part("task");
+    this.root = part("task");
     this.title = part("task-title");
     this.status = part("task-status");
     this.about = part("task-about");
@@ -56,10 +56,10 @@ export class TaskView {
 
   /** A new task is shown: nothing of the one before it stays. @param {string} title */
   reset(title) {
-    say(this.title, title);
-    say(this.about, "");
-    say(this.status, "");
-    delete this.room.dataset.status;
+    setText(this.title, title);
+    setText(this.about, "");
+    setText(this.status, "");
+    delete this.root.dataset.status;
     for (const part of [this.live, this.problem, this.resend, this.cancel, this.retry, this.delete, this.input, this.result, this.log])
       part.hidden = true;
     this.lines.replaceChildren();
@@ -76,14 +76,14 @@ export class TaskView {
     const ended = hasEnded(task);
     const name = task.filename || task.processor;
     this.live.hidden = false;
-    this.room.dataset.status = task.status;
-    say(this.title, name);
-    say(this.status, STATUS[task.status] ?? task.status);
+    this.root.dataset.status = task.status;
+    setText(this.title, name);
+    setText(this.status, STATUS[task.status] ?? task.status);
     const size = typeof task.size_bytes === "number" && task.filename ? units.bytes(task.size_bytes) : "";
-    say(this.about, [task.filename ? task.processor : "", size, `started ${units.moment(task.created_at)}`].filter(Boolean).join(" · "));
+    setText(this.about, [task.filename ? task.processor : "", size, `started ${units.moment(task.created_at)}`].filter(Boolean).join(" · "));
     this.drawBar(task);
     // At the end the badge and the error say it.
-    say(this.message, ended && ["Done", STATUS[task.status], task.error?.message].includes(task.message) ? "" : task.message);
+    setText(this.message, ended && ["Done", STATUS[task.status], task.error?.message].includes(task.message) ? "" : task.message);
     this.drawFacts(task, ended);
     this.drawEnd(task, upload);
     document.title = ended ? `${STATUS[task.status]} · ${name}` : `${Math.floor(task.progress)} % · ${name}`;
@@ -93,7 +93,7 @@ export class TaskView {
   /** @param {Task} task */
   drawBar({ progress, message, status }) {
     const shown = Math.floor(progress); // rounded up, 99.6 would claim to be done
-    say(this.percent, `${shown} %`);
+    setText(this.percent, `${shown} %`);
     this.fill.style.width = `${progress}%`;
     this.bar.setAttribute("aria-valuenow", String(shown));
     this.bar.setAttribute("aria-valuetext", `${shown} %, ${message || STATUS[status]}`);
@@ -102,16 +102,16 @@ export class TaskView {
   /** @param {Task} task @param {boolean} ended */
   drawFacts(task, ended) {
     const { step, done, rate, left, took, attempt } = this.facts;
-    say(step, task.step ? `${task.step} of ${task.total_steps}` : "–");
-    say(done, task.done || task.total ? units.count(task.done, task.total, task.unit) : "–");
-    say(rate, task.rate === null ? "–" : units.perSecond(task.rate, task.unit));
-    say(left, task.eta_seconds === null ? "–" : units.timeLeft(task.eta_seconds));
-    say(attempt, String(task.attempt));
+    setText(step, task.step ? `${task.step} of ${task.total_steps}` : "–");
+    setText(done, task.done || task.total ? units.count(task.done, task.total, task.unit) : "–");
+    setText(rate, task.rate === null ? "–" : units.perSecond(task.rate, task.unit));
+    setText(left, task.eta_seconds === null ? "–" : units.timeLeft(task.eta_seconds));
+    setText(attempt, String(task.attempt));
     this.facts["rate-room"].hidden = ended;
     this.facts["left-room"].hidden = ended;
     const from = task.attempt > 1 ? task.started_at : task.created_at;
     this.facts["took-room"].hidden = !ended || !from || !task.finished_at;
-    if (from && task.finished_at) say(took, units.duration((Date.parse(task.finished_at) - Date.parse(from)) / 1000));
+    if (from && task.finished_at) setText(took, units.duration((Date.parse(task.finished_at) - Date.parse(from)) / 1000));
   }
 
   /** What can be done now, and what came of it. @param {Task} task @param {Upload} upload */
@@ -128,7 +128,7 @@ export class TaskView {
     const unsent = isUnsent(task);
     this.retry.hidden = !isSettled(task) || task.status === "completed" || !task.links.retry;
     this.resend.hidden = !stuck && !unsent;
-    say(this.resendText, stuck && !upload.problem
+    setText(this.resendText, stuck && !upload.problem
       ? "The server waits for the rest of this file, and this page is not sending it."
       : "The server does not have the whole file.");
 
@@ -154,9 +154,9 @@ export class TaskView {
 
   /** A download of one of its files, by whoever it is. @param {{file: string, progress: number}} transfer */
   transfer({ file, progress }) {
-    for (const where of this.room.querySelectorAll("[data-transfer]")) {
+    for (const where of this.root.querySelectorAll("[data-transfer]")) {
       if (!(where instanceof HTMLElement) || where.dataset.transfer !== file) continue;
-      say(where, progress >= 100 ? "sent" : `sending, ${Math.floor(progress)} %`);
+      setText(where, progress >= 100 ? "sent" : `sending, ${Math.floor(progress)} %`);
       where.style.setProperty("--sent", `${progress}%`);
     }
   }
@@ -171,9 +171,9 @@ export class TaskView {
 
   /** @param {string} text */
   gone(text) {
-    this.room.dataset.status = "gone";
+    this.root.dataset.status = "gone";
     this.live.hidden = this.cancel.hidden = this.retry.hidden = this.delete.hidden = this.resend.hidden = true;
-    say(this.status, STATUS.gone);
+    setText(this.status, STATUS.gone);
     this.complain("This task is gone", text);
     this.announce("This task is gone");
     document.title = "Gone · Headway";
@@ -196,7 +196,7 @@ export class TaskView {
   announce(text) {
     if (text === this.said) return;
     this.said = text;
-    say(this.announcer, text);
+    setText(this.announcer, text);
   }
 }
 

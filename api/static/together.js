@@ -40,7 +40,7 @@ export const isRefusal = (error) => error instanceof Problem && error.status >= 
 class Watcher {
   /** @param {Together} room @param {string} id @param {URL} address @param {number | null} version @param {Told} told */
   constructor(room, id, address, version, told) {
-    this.room = room;
+    this.root = room;
     this.id = id;
     this.address = address;
     this.told = told;
@@ -63,12 +63,12 @@ class Watcher {
   close() {
     this.left = true;
     this.own?.close();
-    this.room.leave(this);
+    this.root.leave(this);
   }
 
   openOwn() {
     this.own ??= hold(this.address, {
-      token: this.room.token,
+      token: this.root.token,
       lastId: this.version === null ? "" : String(this.version),
       onstate: (state, id) => this.takeOwn(id, () => this.told.onstate(state)),
       onevent: (event) => this.takeOwn(event.id, () => this.told.onevent(event)),

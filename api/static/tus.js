@@ -70,10 +70,10 @@ export async function sendRest(task, file, { signal, token }) {
   // Announced by JSON: the whole of it in one request.
   if (url.endsWith("/upload"))
     return void (await call(url, { method: "PUT", headers: { "content-type": contentType(file) }, body: file, signal, token }));
-  let offset = task.version === 1 ? 0 : await safely(() => offsetOf(url, file, token, signal), file, signal);
+  let offset = task.version === 1 ? 0 : await askAgain(() => offsetOf(url, file, token, signal), file, signal);
   while (offset < file.size) {
     const from = offset;
-    offset = await safely((again) => (again ? offsetOf(url, file, token, signal) : sendPiece(url, file, from, token, signal)), file, signal);
+    offset = await askAgain((again) => (again ? offsetOf(url, file, token, signal) : sendPiece(url, file, from, token, signal)), file, signal);
   }
   forget(task.task_id);
 }
@@ -83,7 +83,7 @@ export async function sendRest(task, file, { signal, token }) {
  *
  * @param {(again: boolean) => Promise<number>} ask @param {File} file @param {AbortSignal} [signal]
  */
-async function safely(ask, file, signal) {
+async function askAgain(ask, file, signal) {
   for (let failures = 0; ; failures++) {
     try {
       return await ask(failures > 0);

@@ -22,7 +22,7 @@ class BatchListener(Listener):
     async def _read(self) -> list[Item]:
         items: list[Item] = []
         try:
-            state = await self._source.feed.batch(self._owner, self._batch_id)
+            state = await self._source.reader.batch(self._owner, self._batch_id)
         except UnknownTask:
             self.ended = True
             return items

@@ -17,7 +17,7 @@ from headway.shared.errors import UnknownTask
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.models import TaskId
-from headway.shared.tasks.reader import Feed
+from headway.shared.tasks.reader import Reader
 from headway.shared.tracing import Tracing
 
 log = get_logger(__name__)
@@ -33,8 +33,8 @@ class _Told:
 class LastEvents:
     """`spawn` owns what is started here."""
 
-    def __init__(self, feed: Feed, tracing: Tracing, spawn: Callable[[Coroutine[Any, Any, None]], Any]) -> None:
-        self._feed = feed
+    def __init__(self, reader: Reader, tracing: Tracing, spawn: Callable[[Coroutine[Any, Any, None]], Any]) -> None:
+        self._reader = reader
         self._tracing = tracing
         self._spawn = spawn
         self._told: dict[TaskId, _Told] = {}
@@ -56,7 +56,7 @@ class LastEvents:
     async def _trace(self, task_id: TaskId) -> None:
         parent = None
         try:
-            parent = (await self._feed.task(task_id)).traceparent
+            parent = (await self._reader.task(task_id)).traceparent
         except (UnknownTask, *AWAY):
             pass
         except Exception:  # the streams of others do not depend on it

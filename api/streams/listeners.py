@@ -24,7 +24,7 @@ from headway.api.serving.tally import Kind, Reason, Tally
 from headway.api.streams.sse import Comment
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.models import DELETED, Event, FeedEvent, OwnerId, TaskId
-from headway.shared.tasks.reader import Feed, Snapshot, text_of
+from headway.shared.tasks.reader import Reader, Snapshot, text_of
 
 #: While Redis is away a listener asks again this often.
 RETRY_SECONDS: Final = 0.5
@@ -40,7 +40,7 @@ class Source(Protocol):
     """What a listener needs of the relay."""
 
     @property
-    def feed(self) -> Feed: ...
+    def reader(self) -> Reader: ...
 
     @property
     def tally(self) -> Tally: ...
@@ -99,7 +99,7 @@ class Listener:
             self._shed()
         self._wake()
 
-    def distrust(self) -> None:
+    def mark_stale(self) -> None:
         """Something may have been missed: read the truth before going on."""
         self.stale = True
         self._wake()
@@ -126,7 +126,7 @@ class Listener:
             self._waiter.set_result(None)
 
     @property
-    def in_step(self) -> bool:
+    def caught_up(self) -> bool:
         """Nothing waits and nothing is doubted: the next event of the channel is the next one for this listener."""
         return not (self.stale or self._pending or self._lagged or self.ended or self.drained)
 

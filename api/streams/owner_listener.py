@@ -32,7 +32,7 @@ class OwnerListener(Listener):
         self._awaited = set(scope.task_ids or ())
 
     async def _read(self) -> list[Item]:
-        truth = await self._source.feed.owner(
+        truth = await self._source.reader.owner(
             self._owner, self._scope, after=self.version, known=self._awaited | self._alive.keys()
         )
         return self._deliver(truth)

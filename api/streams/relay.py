@@ -25,7 +25,7 @@ from headway.api.streams.listeners import RETRY_SECONDS, Listener
 from headway.api.streams.owner_listener import OwnerListener
 from headway.api.streams.sse import Encoder
 from headway.api.streams.task_listener import TaskListener
-from headway.api.streams.timer_wheel import Pulse
+from headway.api.streams.timer_wheel import TimerWheel
 from headway.api.streams.topic import Topic
 from headway.api.streams.wire import Wire
 from headway.shared import keys
@@ -36,7 +36,7 @@ from headway.shared.redis.client import AWAY
 from headway.shared.redis.subscription import Subscription
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import Event, OwnerId, TaskId
-from headway.shared.tasks.reader import Feed, Scope, Snapshot, decode_feed_message, decode_message
+from headway.shared.tasks.reader import Reader, Scope, Snapshot, decode_feed_message, decode_message
 from headway.shared.tracing import OFF, Tracing
 
 log = get_logger(__name__)
@@ -45,7 +45,7 @@ log = get_logger(__name__)
 LINGER_SECONDS: Final = 5.0
 #: What was silent for this long is compared with the truth: nothing should ever depend on it, but a lie that lasts is
 #: worse than a read a minute.
-DISTRUST_SECONDS: Final = 60.0
+STALE_SECONDS: Final = 60.0
 
 _Decode = Callable[[bytes], Event]
 _ReadKey = tuple[str, OwnerId | None, int | None, int]
@@ -74,9 +74,9 @@ class Relay:
     """Owns the subscription and every listener. Entered by the lifespan; `drain` is called from the stop signal."""
 
     def __init__(
-        self, feed: Feed, settings: Settings, metrics: ApiMetrics | None = None, tracing: Tracing = OFF
+        self, reader: Reader, settings: Settings, metrics: ApiMetrics | None = None, tracing: Tracing = OFF
     ) -> None:
-        self.feed = feed
+        self.reader = reader
         metrics = metrics or ApiMetrics()
         self.tally = metrics.tally
         self._delay = DelaySampler(metrics.publish_to_send.observe)
@@ -86,7 +86,7 @@ class Relay:
         self.draining = False
         self.heartbeat_seconds = settings.heartbeat_seconds
         self.send_timeout_seconds = settings.send_timeout_seconds
-        self.pulse = Pulse(min(1.0, max(0.02, min(self.heartbeat_seconds, self.send_timeout_seconds) / 30)))
+        self.timer_wheel = TimerWheel(min(1.0, max(0.02, min(self.heartbeat_seconds, self.send_timeout_seconds) / 30)))
         self._stack = AsyncExitStack()
         self._subscription = Subscription(
             settings,
@@ -95,7 +95,7 @@ class Relay:
             on_read=self._on_read,
             on_reconnect=metrics.subscription_reconnected,
         )
-        self._last_events = LastEvents(feed, tracing, self.spawn)
+        self._last_events = LastEvents(reader, tracing, self.spawn)
         self._restarts = 0
         #: Topics that have something to write, and wires that have something to do, at the end of this read.
         self._unwritten: list[Topic] = []
@@ -106,8 +106,8 @@ class Relay:
         self._group = await self._stack.enter_async_context(asyncio.TaskGroup())
         self._services = [
             self._group.create_task(self._receive(), name="relay receiver"),
-            self._group.create_task(self._distrust_silence(), name="relay distrust"),
-            self._group.create_task(self.pulse.run(), name="relay pulse"),
+            self._group.create_task(self._mark_silent_stale(), name="relay distrust"),
+            self._group.create_task(self.timer_wheel.run(), name="relay pulse"),
         ]
         return self
 
@@ -193,7 +193,7 @@ class Relay:
         # A read that began before a message was passed on may be older than a listener that came after it.
         key = (channel, owner, after, self._topics[channel].messages)
         if (reading := self._reads.get(key)) is None:
-            reading = self._reads[key] = asyncio.ensure_future(self.feed.snapshot(task_id, owner, after))
+            reading = self._reads[key] = asyncio.ensure_future(self.reader.snapshot(task_id, owner, after))
             reading.add_done_callback(partial(self._read_done, key))
         return await asyncio.shield(reading)
 
@@ -233,7 +233,7 @@ class Relay:
                     self._unwritten.append(topic)
             except Exception:  # what nobody understands harms its own channel alone, where the truth is read for it
                 log.exception("message not understood", channel=channel)
-                topic.distrust()
+                topic.mark_stale()
         if self._delay.wanted:
             self._delay.newest = message
 
@@ -246,7 +246,7 @@ class Relay:
                     topic.write(now)
                 except Exception:
                     log.exception("events not written")
-                    topic.distrust()
+                    topic.mark_stale()
         if self._woken:
             self._proceed()
         if self._delay.newest is not None:
@@ -255,7 +255,7 @@ class Relay:
     def _on_subscribed(self, channel: str) -> None:
         if (topic := self._topics.get(channel)) is not None:
             topic.live = True
-            topic.distrust()
+            topic.mark_stale()
 
     async def _receive(self) -> None:
         """Runs the receiver, and runs it again should it ever die of something other than Redis."""
@@ -268,23 +268,23 @@ class Relay:
                 log.exception("relay receiver died", restarts=self._restarts)
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _distrust_silence(self) -> None:
+    async def _mark_silent_stale(self) -> None:
         """Compares what was silent with the truth, a topic after the other, so that it is no burst for anybody."""
         while True:
-            await asyncio.sleep(DISTRUST_SECONDS)
+            await asyncio.sleep(STALE_SECONDS)
             for topic in list(self._topics.values()):
                 if topic.wires and not await self._is_true(topic):
-                    topic.distrust()
+                    topic.mark_stale()
                 for listener in topic.listeners:
-                    listener.distrust()
+                    listener.mark_stale()
 
     async def _is_true(self, topic: Topic) -> bool:
-        if topic.written_at > self._loop.time() - DISTRUST_SECONDS:  # an event followed the one before it
+        if topic.written_at > self._loop.time() - STALE_SECONDS:  # an event followed the one before it
             return True
         before, listener = topic.version, next(iter(topic.wires.values())).listener
         assert isinstance(listener, TaskListener)
         try:
-            truth = await self.feed.snapshot(listener.task_id)
+            truth = await self.reader.snapshot(listener.task_id)
         except UnknownTask:
             return False
         except AWAY:

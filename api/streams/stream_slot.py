@@ -15,7 +15,7 @@ from headway.api.lifespan import State
 from headway.api.streams.listeners import Listener
 
 
-class Permit:
+class StreamSlot:
     """A context manager around the listener's own, which it opens and closes. Raises TooMany."""
 
     __slots__ = ("_identity", "_listener", "_names", "_opened", "_state", "_timer")

@@ -22,7 +22,7 @@ class TaskListener(Listener):
         super().__init__(source, channel, after)
         self.task_id = task_id
         self._owner = owner
-        #: What a client saw last, for the word `lost`; the relay's while this is in step.
+        #: What a client saw last, for the word `lost`; the relay's while this is caught up.
         self.last_state: Event | None = None
 
     async def _read(self) -> list[Item]:

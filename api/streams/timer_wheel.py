@@ -22,7 +22,7 @@ class Timed(Protocol):
         """It could not be looked at, and will not be again. Never raises."""
 
 
-class Pulse:
+class TimerWheel:
     """`run` is the service; it returns only when cancelled."""
 
     def __init__(self, tick_seconds: float) -> None:

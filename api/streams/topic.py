@@ -1,9 +1,9 @@
 """A channel and who listens to it.
 
-Most listeners are in step: they have had everything there was, and take what comes at once. For them an event is framed
-once and written straight to their connections, without a task, a queue or a look at each one's state; what one read of
-Redis brought goes out in one write a connection. Everybody else (who reads the truth, is behind, or wants another
-format) is handed each event. A connection falls out of step by taking less than it was given, by a hole in the
+Most listeners are caught up: they have had everything there was, and take what comes at once. For them an event is
+framed once and written straight to their connections, without a task, a queue or a look at each one's state; what one
+read of Redis brought goes out in one write a connection. Everybody else (who reads the truth, is behind, or wants
+another format) is handed each event. A connection falls out of step by taking less than it was given, by a hole in the
 versions, by the end of the task or by a doubt, and comes back when it has caught up.
 """
 
@@ -41,7 +41,7 @@ class Wire(Protocol):
     listener: Listener
 
     def stepped_out(self, version: int, state: Event | None) -> None:
-        """It was in step up to here, and is no longer."""
+        """It was caught up up to here, and is no longer."""
 
     def fell_short(self, rest: bytes) -> None:
         """The connection did not take the rest of what it was given."""
@@ -64,7 +64,7 @@ class Topic:
         self.tally = tally
         #: Those that are handed each event.
         self.listeners: set[Listener] = set()
-        #: Those in step, by the file descriptor of the connection.
+        #: Those caught up, by the file descriptor of the connection.
         self.wires: dict[int, Wire] = {}
         #: Every event arrives from here on.
         self.live = False
@@ -73,7 +73,7 @@ class Topic:
         self.version: int | None = None
         self.written_at = 0.0
         self.closing: TimerHandle | None = None
-        #: What this read has brought for those in step: the first chunk, and those behind it.
+        #: What this read has brought for those caught up: the first chunk, and those behind it.
         self._gathered: bytes | None = None
         self._more: list[bytes] = []
         self._state: Event | bytes | None = None
@@ -114,7 +114,7 @@ class Topic:
         return begun
 
     def write(self, now: float) -> None:
-        """Writes what was gathered to everybody in step."""
+        """Writes what was gathered to everybody caught up."""
         if (data := self._gathered) is None:
             return
         self._gathered = None
@@ -164,7 +164,7 @@ class Topic:
             self.out(fd)
 
     def out(self, fd: int) -> None:
-        """From here on it is handed each event, if it was in step."""
+        """From here on it is handed each event, if it was caught up."""
         if (wire := self.wires.pop(fd, None)) is None:
             return
         self.listeners.add(wire.listener)
@@ -178,15 +178,15 @@ class Topic:
         if not self.wires:
             self._state = None
 
-    def distrust(self) -> None:
+    def mark_stale(self) -> None:
         """Everybody reads the truth again."""
         self.write(self.written_at)
         self.step_out()
         self.version = None
-        self.tell(Listener.distrust)
+        self.tell(Listener.mark_stale)
 
     def tell(self, what: Callable[[Listener], None]) -> None:
-        """Everybody but those in step. An error of one is none of the others'."""
+        """Everybody but those caught up. An error of one is none of the others'."""
         for listener in list(self.listeners):
             try:
                 what(listener)

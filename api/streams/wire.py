@@ -17,7 +17,7 @@ from headway.api.serving.protocol import StreamProtocol
 from headway.api.streams.listeners import Item, Listener
 from headway.api.streams.sse import FIRST_COMMENT_SECONDS, NOTHING_YET, SSE, STILL_HERE, Encoder, cut, encoded
 from headway.api.streams.task_listener import TaskListener
-from headway.api.streams.timer_wheel import Pulse
+from headway.api.streams.timer_wheel import TimerWheel
 from headway.api.streams.topic import Topic
 from headway.shared.cancellation import heed_cancellation
 from headway.shared.logging import get_logger
@@ -31,7 +31,7 @@ LAST_CHUNK: Final = b"0\r\n\r\n"
 class Carrier(Protocol):
     """What a wire needs of the relay."""
 
-    pulse: Pulse
+    timer_wheel: TimerWheel
     heartbeat_seconds: float
     send_timeout_seconds: float
 
@@ -87,7 +87,7 @@ class Wire:
         self.slot = -1
         self._fd = protocol.hand_over(self)
         listener.wire = self
-        carrier.pulse.set(self, self._touched_at + carrier.heartbeat_seconds)
+        carrier.timer_wheel.set(self, self._touched_at + carrier.heartbeat_seconds)
         self.wake()
 
     # What the listener and the relay call.
@@ -164,7 +164,7 @@ class Wire:
 
     def _step_in(self) -> None:
         listener = self.listener
-        if self._over or not (type(listener) is TaskListener and type(self._encoder) is SSE and listener.in_step):
+        if self._over or not (type(listener) is TaskListener and type(self._encoder) is SSE and listener.caught_up):
             return
         empty = self._protocol.transport.get_write_buffer_size() == 0
         if empty and self._topic.step_in(self._fd, self, listener.last_state):
@@ -221,7 +221,7 @@ class Wire:
     def _leave(self) -> None:
         self._over = True
         self._topic.leave(self.listener, self._fd)
-        self._carrier.pulse.forget(self)
+        self._carrier.timer_wheel.forget(self)
         self.listener.wire = None
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
@@ -235,7 +235,7 @@ class Wire:
     def full(self) -> None:
         self._held_bytes = self._protocol.transport.get_write_buffer_size()
         self._full_since = self._loop.time()
-        self._carrier.pulse.set(self, self._full_since + self._carrier.send_timeout_seconds)
+        self._carrier.timer_wheel.set(self, self._full_since + self._carrier.send_timeout_seconds)
         self._topic.out(self._fd)
 
     def room(self) -> None:
@@ -263,8 +263,8 @@ class Wire:
             return self._full_since + send_timeout_seconds
         if self._task is not None:  # which sends its own
             return now + heartbeat_seconds
-        in_step = self._topic.wires.get(self._fd) is self
-        touched_at = max(self._touched_at, self._topic.written_at) if in_step else self._touched_at
+        caught_up = self._topic.wires.get(self._fd) is self
+        touched_at = max(self._touched_at, self._topic.written_at) if caught_up else self._touched_at
         if now >= touched_at + heartbeat_seconds:
             self._write(self._encoder.comment(STILL_HERE.text))
             touched_at = now

@@ -11,11 +11,11 @@ from headway.shared.errors import QuotaFull
 from headway.shared.tasks.models import OwnerId
 
 
-async def check_room(state: State, owner: OwnerId, size_bytes: int | None) -> None:
+async def check_capacity(state: State, owner: OwnerId, size_bytes: int | None) -> None:
     """Raises StorageFull, QuotaFull. `size_bytes` is what is certain to come; None: nobody knows."""
     expected_bytes = size_bytes or 0
-    await state.storage.check_room(expected_bytes)
+    await state.storage.check_capacity(expected_bytes)
     if quota_bytes := int(state.settings.owner_quota_bytes):
-        held_bytes = await state.feed.stored_bytes(owner)
+        held_bytes = await state.reader.stored_bytes(owner)
         if held_bytes + max(expected_bytes, 1) > quota_bytes:
             raise QuotaFull.of(held_bytes, quota_bytes)

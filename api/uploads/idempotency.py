@@ -26,7 +26,7 @@ from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.idempotency import Answer, Answers, Lease
 from headway.shared.tasks.models import FieldError, OwnerId, Task, TaskId, new_task_id
-from headway.shared.tasks.reader import Feed, text_of
+from headway.shared.tasks.reader import Reader, text_of
 
 log = get_logger(__name__)
 
@@ -69,17 +69,17 @@ class _Replay(Exception):
 class _Held(Claim):
     """The first request with its key."""
 
-    def __init__(self, lease: Lease, answers: Answers, feed: Feed, owner: OwnerId, path: str) -> None:
+    def __init__(self, lease: Lease, answers: Answers, reader: Reader, owner: OwnerId, path: str) -> None:
         super().__init__(lease.task_id)
         self.lease = lease
         self.fingerprint = ""
-        self._answers, self._feed, self._owner, self._path = answers, feed, owner, path
+        self._answers, self._reader, self._owner, self._path = answers, reader, owner, path
 
     async def settle(self, task: Task) -> None:
         self.fingerprint = fingerprint(self._path, task)
         if self.lease.earlier is not None:
             with suppress(UnknownTask):
-                made = await self._feed.task(self.task_id, self._owner)
+                made = await self._reader.task(self.task_id, self._owner)
                 if self.lease.earlier != self.fingerprint:
                     raise _reused()
                 raise _Made(made)
@@ -113,9 +113,9 @@ def fingerprint(path: str, task: Task) -> str:
 
 
 class Idempotency:
-    def __init__(self, answers: Answers, feed: Feed) -> None:
+    def __init__(self, answers: Answers, reader: Reader) -> None:
         self._answers = answers
-        self._feed = feed
+        self._reader = reader
         #: By owner and key: the request that is under way in this process. Its result is the answer, or None.
         self._flights: dict[tuple[OwnerId, str], asyncio.Future[Answer | None]] = {}
 
@@ -137,7 +137,7 @@ class Idempotency:
         found = await self._claim(owner, key)
         path = request.url.path
         if isinstance(found, Lease):
-            claim = _Held(found, self._answers, self._feed, owner, path)
+            claim = _Held(found, self._answers, self._reader, owner, path)
             return await self._first(claim, (owner, key), make, show)
         try:
             return show(await make(_Answered(found, path)))

@@ -18,7 +18,7 @@ from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from headway.api.serving.shutdown import BODY_SECONDS, Stop
+from headway.api.serving.shutdown import BODY_SECONDS, Shutdown
 from headway.api.serving.tally import Count, uncounted
 from headway.shared.errors import InvalidRequest, Stopping, TooLarge, TooSlow, UnsupportedType, UploadCut
 from headway.shared.files.storage import StoredFile, Upload
@@ -102,7 +102,7 @@ async def body_of(request: Request, *, patience_seconds: float) -> AsyncIterator
     for longer than `patience_seconds` until PATIENCE_BYTES came, Stopping where the server is told to stop. What is
     done with the bytes is no fault of the client, so that time does not count."""
     pieces = aiter(request.stream())
-    stop = Stop.of(request.scope)
+    stop = Shutdown.of(request.scope)
     waited_seconds, received_bytes, late = 0.0, 0, False
     while True:
         began = time.monotonic()

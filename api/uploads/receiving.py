@@ -120,7 +120,7 @@ async def abort_unless_queued(
     where nobody answers the file stays, and the sweeper removes it if it turns out to be nobody's."""
     if not isinstance(error, Refused | QuotaFull | NotTheAnnouncedFile):
         try:
-            task = await state.feed.task(task_id)
+            task = await state.reader.task(task_id)
         except AWAY:
             return
         except UnknownTask:

@@ -43,7 +43,7 @@ async def digest_of(state: State, task_id: TaskId) -> tuple[Task, int, str]:
     is asked to leave: its line may be half open. Raises UnknownTask, UploadGone, UploadBusy."""
     await offset_of(state, task_id)  # finishes what a dead process left
     async with writing(state.redis, task_id, take_over=True) as lock:
-        task = await state.feed.task(task_id)
+        task = await state.reader.task(task_id)
         check_alive(task)
         received = _size_of(task) if task.input_name is not None else await state.storage.received(task_id)
         return task, received, await _prefix(state, task, received, lock)
@@ -58,14 +58,14 @@ async def _prefix(state: State, task: Task, size_bytes: int, lock: UploadLock) -
 async def offset_of(state: State, task_id: TaskId) -> tuple[Task, int]:
     """The task, and the bytes of its file that are safe. Raises UnknownTask, UploadGone, UploadBusy."""
     received = await state.storage.received(task_id)  # first: what is made whole meanwhile is seen in the task
-    task = await state.feed.task(task_id)
+    task = await state.reader.task(task_id)
     check_alive(task)
     if task.input_name is not None:
         return task, _size_of(task)
     if _size_of(task) not in (received, task.done):
         return task, received
     async with writing(state.redis, task_id, take_over=False) as lock:
-        task = await state.feed.task(task_id)
+        task = await state.reader.task(task_id)
         check_alive(task)
         if task.input_name is not None:
             return task, _size_of(task)
@@ -87,7 +87,7 @@ async def take_piece(
     its end is taken back: nobody can say whether it is right. Of any other all is kept that came.
     """
     async with writing(state.redis, task_id, take_over=True) as lock:
-        task = await state.feed.task(task_id)  # as it is now that nobody else writes
+        task = await state.reader.task(task_id)  # as it is now that nobody else writes
         check_alive(task)
         upload = None if task.input_name is not None else await state.storage.resume(task_id)
         received = _size_of(task) if upload is None else upload.size_bytes
@@ -99,7 +99,7 @@ async def take_piece(
             raise too_large(_size_of(task))
         if upload is None:
             return task, received
-        await state.storage.check_room(declared_bytes(request))
+        await state.storage.check_capacity(declared_bytes(request))
         try:
             await _receive(request, state, task, upload, lock, checksum)
         except BaseException as error:

@@ -83,7 +83,7 @@ class BucketStorage:
         probe = Bucket(self._url, patience_seconds=0, call_seconds=CHECK_SECONDS)
         probe.check(f"partial/probe-{secrets.token_hex(4)}")
 
-    async def check_room(self, size_bytes: int) -> None:
+    async def check_capacity(self, size_bytes: int) -> None:
         """A bucket does not say how much fits; it says StorageFull when something does not."""
 
     # Inputs.
@@ -123,7 +123,7 @@ class BucketStorage:
         attempt = await asyncio.to_thread(self._disk.newest_attempt, task_id)
         folder = await self.scratch(task_id, attempt)
         try:
-            await self._local.check_room(file.size_bytes)
+            await self._local.check_capacity(file.size_bytes)
             path = folder / "input"
             with full_disk_is_said():
                 await asyncio.to_thread(path.touch)

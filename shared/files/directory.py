@@ -69,8 +69,8 @@ class DirectoryStorage:
                 "Example: HEADWAY_DATA_DIR=./data"
             ) from None
 
-    async def check_room(self, size_bytes: int) -> None:
-        await asyncio.to_thread(check_room, self._partial, size_bytes, self._reserve_bytes)
+    async def check_capacity(self, size_bytes: int) -> None:
+        await asyncio.to_thread(check_capacity, self._partial, size_bytes, self._reserve_bytes)
 
     # Inputs.
 
@@ -113,7 +113,7 @@ class DirectoryStorage:
     # Results.
 
     async def scratch(self, task_id: TaskId, attempt: int) -> Path:
-        await self.check_room(0)
+        await self.check_capacity(0)
         folder = self._partial / f"{task_id}-{attempt}-{secrets.token_hex(4)}"
         with full_disk_is_said():
             await asyncio.to_thread(folder.mkdir, parents=True)
@@ -229,7 +229,7 @@ class DirectoryUpload:
     def _write_now(self, chunk: bytearray) -> None:
         with full_disk_is_said():
             file = self._opened()
-            check_room(self._partial, len(chunk), self._reserve_bytes)
+            check_capacity(self._partial, len(chunk), self._reserve_bytes)
             view = memoryview(chunk)
             while view:
                 count = os.pwrite(file, view, self._written)
@@ -330,7 +330,7 @@ class DiskFile:
                 yield data
 
 
-def check_room(place: Path, size_bytes: int, reserve_bytes: int | None) -> None:
+def check_capacity(place: Path, size_bytes: int, reserve_bytes: int | None) -> None:
     """Raises StorageFull where so much more would leave less than the reserve on the disk of `place`. Blocking."""
     try:
         disk = os.statvfs(place)

@@ -112,7 +112,7 @@ class Storage(Protocol):
     def prepare(self) -> None:
         """Makes sure that it can be written to. Raises SettingsError. Blocking."""
 
-    async def check_room(self, size_bytes: int) -> None:
+    async def check_capacity(self, size_bytes: int) -> None:
         """Raises StorageFull where so much more would not leave free what HEADWAY_DISK_RESERVE_BYTES keeps."""
 
     def upload(self, task_id: TaskId) -> Upload:

@@ -36,7 +36,7 @@ from redis.exceptions import (
     TimeoutError as RedisTimeoutError,
 )
 
-from headway.shared.redis.epoch import enter_era
+from headway.shared.redis.epoch import enter_epoch
 from headway.shared.redis.sentinel import (
     ANSWER_SECONDS,
     NoPrimary,
@@ -209,7 +209,7 @@ async def connect(
             max_connections=POOL_SIZE,
             timeout=COMMAND_TIMEOUT_SECONDS,
             **options,
-            redis_connect_func=enter_era,
+            redis_connect_func=enter_epoch,
             parser_class=_Parser,
             retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), retries, supported_errors=_RETRIED),
             # Without this list redis-py reconnects but does not send the command again after a timeout.

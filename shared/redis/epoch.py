@@ -3,11 +3,11 @@
 Replication is asynchronous, so a replica that is promoted may lack the last writes of the primary before it, and so may
 a server without an append-only file that starts again. What is written next would then have numbers that clients have
 seen on something else: a stream would take the second version 20 for the one it knows. So the first connection to such
-a server begins an era, and progress.lua lifts a number that it goes on with in a new era above all those of the old
+a server begins an epoch, and progress.lua lifts a number that it goes on with in a new epoch above all those of the old
 ones; whoever watches is told of it by a gap.
 
 A server says by its replication id which history it is in. Each connection compares, before its first command. Minutes
-make an era's number, so that one that was itself lost is not given again.
+make an epoch's number, so that one that was itself lost is not given again.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ return 1
 """
 
 
-async def enter_era(connection: Any) -> None:
+async def enter_epoch(connection: Any) -> None:
     """redis-py's `redis_connect_func`. A server that does not say its id, or does not let us ask or write, stays in the
-    era it is in."""
+    epoch it is in."""
     await connection.on_connect()
     try:
-        await connection.send_command("EVAL", _ENTER, 1, keys.ERA, TTL_SECONDS * 1000)
+        await connection.send_command("EVAL", _ENTER, 1, keys.EPOCH, TTL_SECONDS * 1000)
         await connection.read_response()
     except RedisConnectionError:
         raise

@@ -29,7 +29,7 @@ class _Call:
     answer: asyncio.Future[Any]
 
 
-class Calls:
+class ScriptPipeline:
     """Errors of a call: those of Redis for it alone, and headway.shared.redis.client.AWAY for all that went with it."""
 
     def __init__(self, redis: RedisClient) -> None:

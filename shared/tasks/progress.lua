@@ -55,10 +55,10 @@ batch = batch and batch ~= 'null' and string.sub(batch, 2, -2) or ''
 local function owned(pattern) return string.format(pattern, owner) end
 local function whole(number) return string.format('%d', number) end
 
--- Of numbers that were given in an era that is over, some may be lost and seen: the next is above all of them.
-local era = tonumber(redis.call('HGET', 'ERA', 'number') or 0)
-local least = era * 1000000 + 1
-local begins_era = era ~= tonumber(values[7] or 0)
+-- Of numbers that were given in an epoch that is over, some may be lost and seen: the next is above all of them.
+local epoch = tonumber(redis.call('HGET', 'EPOCH', 'number') or 0)
+local least = epoch * 1000000 + 1
+local begins_epoch = epoch ~= tonumber(values[7] or 0)
 -- And above what the stream holds, which takes no other: a number may be gone, and its stream there.
 local function next_number(last, floor, key)
   local number = math.max((tonumber(last) or 0) + 1, floor)
@@ -68,7 +68,7 @@ local function next_number(last, floor, key)
 end
 
 local is_new = not version
-local new_version = next_number(version, begins_era and not is_new and least or 1, stream)
+local new_version = next_number(version, begins_epoch and not is_new and least or 1, stream)
 local owner_version = redis.call('GET', owned('OWNER_VERSION'))
 local number = next_number(owner_version, least, owned('OWNER_EVENTS'))
 
@@ -189,7 +189,7 @@ end
 -- Progress is most of what comes here, and a fifth of its cost was to say each time anew when all its keys expire: that
 -- is said where the status changes, and else once an hour. A task that has ended is kept no longer for what is said of it.
 local lives_ms = redis.call('PTTL', state)
-local renewed = given.status or lives_ms < 0 or (not was_ended and (begins_era or lives_ms < ARGV[7] - 3600000))
+local renewed = given.status or lives_ms < 0 or (not was_ended and (begins_epoch or lives_ms < ARGV[7] - 3600000))
 
 -- From here on nothing is refused and nothing fails, but for the first write: where that is SADD or HSET, a full Redis
 -- refuses it, and after it none. A deletion gives room, so it begins with what is never refused.
@@ -213,7 +213,7 @@ else
     fields[#fields + 1] = value
   end
   set('version', version)
-  if begins_era then set('era', whole(era)) end
+  if begins_epoch then set('era', whole(epoch)) end
   if ends then set('ended_version', version) end
   if ledger then -- this one, and of those before as many as fit
     local before = string.match(string.sub(string.gsub(written, '"', ','), 1, 400), '^(.*),') or ''
@@ -254,7 +254,7 @@ if renewed or was_ended or not owner_version then
     'OWNER_STORED'}) do
     redis.call('PEXPIRE', owned(pattern), ARGV[8])
   end
-  redis.call('PEXPIRE', 'ERA', ARGV[8])
+  redis.call('PEXPIRE', 'EPOCH', ARGV[8])
 end
 redis.call('PUBLISH', owned('OWNER_LIVE'), number .. ' ' .. task_id .. ' ' .. version .. ' ' .. batch .. ' ' .. name .. ' ' .. data)
 

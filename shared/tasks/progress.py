@@ -22,7 +22,7 @@ from typing import Any, Final
 from headway.shared import keys
 from headway.shared.errors import Conflict, QuotaFull, Refused, UnknownTask
 from headway.shared.redis.client import RedisClient
-from headway.shared.redis.script_pipeline import Calls
+from headway.shared.redis.script_pipeline import ScriptPipeline
 from headway.shared.settings import DAY_SECONDS, Settings
 from headway.shared.tasks.models import (
     ACTIVE,
@@ -40,7 +40,7 @@ from headway.shared.tasks.models import (
     utc_now,
 )
 from headway.shared.tasks.queue import WAKE, JobTicket, stop_message
-from headway.shared.tasks.reader import LIVE_FIELDS, Feed, patiently, text_of
+from headway.shared.tasks.reader import LIVE_FIELDS, Reader, patiently, text_of
 from headway.shared.tracing import OFF, TRACEPARENT, Tracing
 
 #: CONTRACT section 4: one event is at most this on the wire. 512 bytes are left for the `id:` line and the rest of the
@@ -109,7 +109,7 @@ class Publisher:
         self._tracing = tracing
         self._on_event = on_event
         self._redis = redis
-        self._calls = Calls(redis)
+        self._calls = ScriptPipeline(redis)
         self._script = redis.register_script(_lua())
         self._keep_checkpoint = redis.register_script(self._CHECKPOINT)
         self._let_go = redis.register_script(self._LET_GO)
@@ -185,14 +185,14 @@ class Publisher:
         here = self._tracing.here()
         return {} if here is None else {TRACEPARENT: here}
 
-    async def claim(self, task_id: TaskId, feed: Feed) -> Claim | None:
+    async def claim(self, task_id: TaskId, reader: Reader) -> Claim | None:
         """Takes a task for this worker: `queued` as it is, `processing` (its worker is gone) as the next attempt.
 
         None: there is nothing to do, because the task has ended, is unknown, or was taken by somebody quicker; or
         because its workers died HEADWAY_MAX_ATTEMPTS times, in which case this call has failed it (`worker_lost`).
         """
         with suppress(UnknownTask, Refused):
-            task = await feed.task(task_id)
+            task = await reader.task(task_id)
             attempt, losses = task.attempt, task.losses
             if task.status is Status.PROCESSING:
                 attempt, losses = attempt + 1, losses + 1

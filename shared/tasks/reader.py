@@ -18,7 +18,7 @@ from headway.shared import keys
 from headway.shared.cancellation import heed_cancellation
 from headway.shared.errors import UnknownTask
 from headway.shared.redis.client import AWAY, RedisClient
-from headway.shared.redis.script_pipeline import Calls
+from headway.shared.redis.script_pipeline import ScriptPipeline
 from headway.shared.tasks.models import DELETED, Event, FeedEvent, OwnerId, Status, Task, TaskId
 
 #: The fields of a state event, in their order on the wire. `status` is near the head: Event.is_terminal looks there.
@@ -150,14 +150,14 @@ class Snapshot:
         return Task.from_fields(self.fields)
 
 
-class Feed:
+class Reader:
     """Every reading of a task. Errors: UnknownTask, and headway.shared.redis.client.AWAY where Redis is not there."""
 
     def __init__(self, redis: RedisClient, *, patient: bool = False) -> None:
         """`patient`: as the publisher's, for `task` alone."""
         self._redis = redis
         self._patient = patient
-        self._calls = Calls(redis)
+        self._calls = ScriptPipeline(redis)
         self._snapshot_script = redis.register_script(self._SNAPSHOT)
         self._end_script = redis.register_script(self._END)
         self._deleted_script = redis.register_script(self._DELETED)

@@ -16,15 +16,15 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from headway.shared import keys
 from headway.shared.errors import Conflict, Refused
 from headway.shared.redis.client import RedisClient
-from headway.shared.redis.script_pipeline import Calls
+from headway.shared.redis.script_pipeline import ScriptPipeline
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import ANYONE, ErrorType, Result, Status, Task
 from headway.shared.tasks.progress import Publisher
-from headway.shared.tasks.reader import Feed, Scope
+from headway.shared.tasks.reader import Reader, Scope
 from tests.contract.test_progress_channel import a_task
 
 
-class LosesAnswers(Calls):
+class LosesAnswers(ScriptPipeline):
     """Once armed, loses the next answer, and does something before the call is sent again."""
 
     meanwhile: Callable[[], Awaitable[Any]] | None = None
@@ -39,8 +39,8 @@ class LosesAnswers(Calls):
 
 
 @pytest.fixture
-def feed(any_redis: RedisClient) -> Feed:
-    return Feed(any_redis)
+def reader(any_redis: RedisClient) -> Reader:
+    return Reader(any_redis)
 
 
 @pytest.fixture
@@ -60,12 +60,12 @@ def publisher(any_redis: RedisClient, any_settings: Settings, calls: LosesAnswer
     return patient
 
 
-async def versions(feed: Feed, task: Task) -> list[str]:
-    return [event.name or "state" for event in (await feed.snapshot(task.task_id, after=0)).history]
+async def versions(reader: Reader, task: Task) -> list[str]:
+    return [event.name or "state" for event in (await reader.snapshot(task.task_id, after=0)).history]
 
 
 async def test_whatever_ends_a_task_or_queues_it_counts_once_though_others_wrote_in_between(
-    publisher: Publisher, others: Publisher, calls: LosesAnswers, feed: Feed
+    publisher: Publisher, others: Publisher, calls: LosesAnswers, reader: Reader
 ) -> None:
     task = a_task(status=Status.UPLOADING)
 
@@ -82,29 +82,29 @@ async def test_whatever_ends_a_task_or_queues_it_counts_once_though_others_wrote
     async def check(status: Status) -> None:
         nonlocal states
         states += 1
-        assert (await feed.task(task.task_id)).status is status
-        assert (await versions(feed, task)).count("state") == states
+        assert (await reader.task(task.task_id)).status is status
+        assert (await versions(reader, task)).count("state") == states
 
     await losing(publisher.create(task))
     await check(Status.UPLOADING)
     await losing(publisher.enqueue(task, {"input_name": "input-1"}))
     await check(Status.QUEUED)
-    claim = await losing(publisher.claim(task.task_id, feed))
+    claim = await losing(publisher.claim(task.task_id, reader))
     await check(Status.PROCESSING)
     await losing(publisher.give_back(claim, "x"))
     await check(Status.QUEUED)
-    claim = await publisher.claim(task.task_id, feed)
+    claim = await publisher.claim(task.task_id, reader)
     assert claim is not None
     await check(Status.PROCESSING)
     await losing(publisher.fail(task.task_id, ErrorType.TIMEOUT, "x", **claim.fence))
     await check(Status.FAILED)
-    await losing(publisher.retry(await feed.task(task.task_id)))
+    await losing(publisher.retry(await reader.task(task.task_id)))
     await check(Status.QUEUED)
-    await losing(publisher.cancel(await feed.task(task.task_id)))
+    await losing(publisher.cancel(await reader.task(task.task_id)))
     await check(Status.CANCELLED)
-    await publisher.retry(await feed.task(task.task_id))
+    await publisher.retry(await reader.task(task.task_id))
     await check(Status.QUEUED)
-    claim = await publisher.claim(task.task_id, feed)
+    claim = await publisher.claim(task.task_id, reader)
     assert claim is not None
     await check(Status.PROCESSING)
     await losing(publisher.complete(task.task_id, Result(summary={}, files=[]), **claim.fence))
@@ -112,67 +112,67 @@ async def test_whatever_ends_a_task_or_queues_it_counts_once_though_others_wrote
 
 
 async def test_a_job_that_was_taken_and_ended_before_the_answer_came_is_not_queued_again(
-    publisher: Publisher, others: Publisher, calls: LosesAnswers, feed: Feed, any_redis: RedisClient
+    publisher: Publisher, others: Publisher, calls: LosesAnswers, reader: Reader, any_redis: RedisClient
 ) -> None:
     task = a_task(status=Status.UPLOADING)
     await publisher.create(task)
 
     async def run_by_a_worker() -> None:
-        claim = await others.claim(task.task_id, feed)
+        claim = await others.claim(task.task_id, reader)
         assert claim is not None
         await others.complete(task.task_id, Result(summary={}, files=[]), **claim.fence)
         await any_redis.delete(keys.QUEUE, keys.job(keys.job_id(task.task_id, 1)))
 
     calls.meanwhile = run_by_a_worker
     await publisher.enqueue(task, {"input_name": "input-1"})
-    assert (await feed.task(task.task_id)).status is Status.COMPLETED
+    assert (await reader.task(task.task_id)).status is Status.COMPLETED
     assert not await any_redis.exists(keys.QUEUE)
 
 
 async def test_a_note_counts_once_and_is_answered_with_its_own_version(
-    publisher: Publisher, others: Publisher, calls: LosesAnswers, feed: Feed
+    publisher: Publisher, others: Publisher, calls: LosesAnswers, reader: Reader
 ) -> None:
     task = a_task()
     await publisher.create(task)
     calls.meanwhile = lambda: others.emit(task.task_id, "note", {"text": "another's"})
     assert await publisher.emit(task.task_id, "note", {"text": "ours"}) == 2
-    assert await versions(feed, task) == ["state", "note", "note"]
+    assert await versions(reader, task) == ["state", "note", "note"]
 
 
-async def test_a_deletion_counts_once(publisher: Publisher, calls: LosesAnswers, feed: Feed) -> None:
+async def test_a_deletion_counts_once(publisher: Publisher, calls: LosesAnswers, reader: Reader) -> None:
     task = a_task()
     await publisher.create(task)
     await publisher.cancel(task)
-    ended = await feed.task(task.task_id)
+    ended = await reader.task(task.task_id)
     calls.meanwhile = lambda: asyncio.sleep(0)
     await publisher.delete(ended)
-    truth = await feed.owner(ANYONE, Scope(), after=0)
+    truth = await reader.owner(ANYONE, Scope(), after=0)
     assert [(event.version, event.name) for event in truth.states] == [(3, "deleted")]
 
 
 async def test_a_task_that_was_retried_before_its_deletion_came_is_not_deleted(
-    publisher: Publisher, others: Publisher, feed: Feed
+    publisher: Publisher, others: Publisher, reader: Reader
 ) -> None:
     task = a_task()
     await publisher.create(task)
     await publisher.cancel(task)
-    ended = await feed.task(task.task_id)
+    ended = await reader.task(task.task_id)
     await others.retry(ended)
     with pytest.raises(Conflict):
         await publisher.delete(ended)
-    assert (await feed.task(task.task_id)).status is Status.QUEUED
+    assert (await reader.task(task.task_id)).status is Status.QUEUED
 
 
 async def test_a_worker_whose_claim_redis_lost_writes_nothing_under_anothers_of_the_same_number(
-    publisher: Publisher, others: Publisher, feed: Feed, any_redis: RedisClient
+    publisher: Publisher, others: Publisher, reader: Reader, any_redis: RedisClient
 ) -> None:
     task = a_task()
     await publisher.create(task)
     before = await any_redis.hgetall(keys.state(task.task_id))  # type: ignore[misc]
-    lost = await publisher.claim(task.task_id, feed)
+    lost = await publisher.claim(task.task_id, reader)
     await any_redis.delete(keys.state(task.task_id))
     await any_redis.hset(keys.state(task.task_id), mapping=before)  # type: ignore[misc] # a replica that had not heard of it
-    kept = await others.claim(task.task_id, feed)
+    kept = await others.claim(task.task_id, reader)
     assert lost is not None
     assert kept is not None
     assert (lost.attempt, kept.attempt) == (1, 1)
@@ -189,14 +189,14 @@ async def test_a_worker_whose_claim_redis_lost_writes_nothing_under_anothers_of_
             await write
         assert refused.value.reason == "stale"
     await others.complete(task.task_id, Result(summary={}, files=[]), **kept.fence)
-    assert (await feed.task(task.task_id)).status is Status.COMPLETED
+    assert (await reader.task(task.task_id)).status is Status.COMPLETED
 
 
-async def test_a_task_that_an_older_worker_claimed_is_its_own(publisher: Publisher, feed: Feed) -> None:
+async def test_a_task_that_an_older_worker_claimed_is_its_own(publisher: Publisher, reader: Reader) -> None:
     """Which knows of no token: a newer one's of the attempt before may stand there."""
     task = a_task()
     await publisher.create(task)
-    before = await publisher.claim(task.task_id, feed)
+    before = await publisher.claim(task.task_id, reader)
     assert before is not None
     start = {"status": Status.PROCESSING, "attempt": 2}
     await publisher.change(task.task_id, start, allowed=(Status.PROCESSING,), attempt=1)

@@ -13,7 +13,7 @@ from headway.shared.redis.client import RedisClient
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import ANYONE, Result, Status, Task
 from headway.shared.tasks.progress import Publisher
-from headway.shared.tasks.reader import Feed, Scope
+from headway.shared.tasks.reader import Reader, Scope
 from tests.contract.test_progress_channel import a_task, claimed
 
 ALL = Scope()
@@ -26,24 +26,24 @@ def publisher(any_redis: RedisClient, any_settings: Settings) -> Publisher:
 
 
 @pytest.fixture
-def feed(any_redis: RedisClient) -> Feed:
-    return Feed(any_redis)
+def reader(any_redis: RedisClient) -> Reader:
+    return Reader(any_redis)
 
 
-async def ended(publisher: Publisher, feed: Feed, **changes: Any) -> Task:
+async def ended(publisher: Publisher, reader: Reader, **changes: Any) -> Task:
     task = a_task(**changes)
-    attempt = await claimed(publisher, feed, task)
+    attempt = await claimed(publisher, reader, task)
     await publisher.emit(task.task_id, "note", {"text": "a secret"})
     await publisher.complete(task.task_id, Result(summary={"a": "secret"}, files=[]), attempt=attempt)
-    return await feed.task(task.task_id)
+    return await reader.task(task.task_id)
 
 
 async def test_nothing_that_a_deleted_task_said_is_left_in_redis(
-    publisher: Publisher, feed: Feed, any_redis: RedisClient
+    publisher: Publisher, reader: Reader, any_redis: RedisClient
 ) -> None:
-    other = await ended(publisher, feed, batch_id="b")
-    task = await ended(publisher, feed, batch_id="b", filename="secret.txt")
-    seen = (await feed.owner(ANYONE, ALL, after=0)).number
+    other = await ended(publisher, reader, batch_id="b")
+    task = await ended(publisher, reader, batch_id="b", filename="secret.txt")
+    seen = (await reader.owner(ANYONE, ALL, after=0)).number
     await publisher.delete(task)
     entries = await any_redis.xrange(keys.OWNER_EVENTS % ANYONE)
     assert [values[b"n"] for _, values in entries if values[b"t"] == task.task_id.encode()] == [b"deleted"]
@@ -51,36 +51,36 @@ async def test_nothing_that_a_deleted_task_said_is_left_in_redis(
     for index in (keys.OWNER_CHANGED, keys.OWNER_TASKS):
         assert await any_redis.zscore(index % ANYONE, task.task_id) is None
     assert await any_redis.zscore(keys.BATCH_TASKS % keys.of_batch(ANYONE, "b"), task.task_id) is None
-    told = (await feed.owner(ANYONE, ALL, after=seen)).history
+    told = (await reader.owner(ANYONE, ALL, after=seen)).history
     assert [(event.name, event.task_id, event.batch_id) for event in told] == [("deleted", task.task_id, "b")]
     assert set(json.loads(told[0].data)) == {"task_id", "batch_id", "at"}
-    again = await feed.owner(ANYONE, ALL, after=seen - 1)
+    again = await reader.owner(ANYONE, ALL, after=seen - 1)
     assert [event.name for event in again.states] == ["deleted"], "also to who had not seen its end"
     assert (again.missed_from, again.history) == (seen, ())
 
 
-async def test_a_deleted_task_leaves_its_batch(publisher: Publisher, feed: Feed) -> None:
-    tasks = [await ended(publisher, feed, batch_id="b") for _ in range(2)]
+async def test_a_deleted_task_leaves_its_batch(publisher: Publisher, reader: Reader) -> None:
+    tasks = [await ended(publisher, reader, batch_id="b") for _ in range(2)]
     await publisher.create(a_task(batch_id="b"))
     await publisher.delete(tasks[0])
-    shown = await feed.batch(ANYONE, "b")
+    shown = await reader.batch(ANYONE, "b")
     rollup = json.loads(shown.data)
     assert (rollup["total"], rollup["counts"]["completed"], rollup["progress"]) == (2, 1, 50.0)
     assert rollup["version"] == shown.version
     await publisher.delete(tasks[1])
-    assert json.loads((await feed.batch(ANYONE, "b")).data)["total"] == 1
+    assert json.loads((await reader.batch(ANYONE, "b")).data)["total"] == 1
 
 
-async def test_a_batch_whose_last_task_is_deleted_has_none(publisher: Publisher, feed: Feed) -> None:
-    await publisher.delete(await ended(publisher, feed, batch_id="b"))
-    rollup = json.loads((await feed.batch(ANYONE, "b")).data)
+async def test_a_batch_whose_last_task_is_deleted_has_none(publisher: Publisher, reader: Reader) -> None:
+    await publisher.delete(await ended(publisher, reader, batch_id="b"))
+    rollup = json.loads((await reader.batch(ANYONE, "b")).data)
     assert (rollup["total"], rollup["status"]) == (0, "ended")
 
 
 async def test_what_is_said_of_an_ended_task_does_not_keep_it_longer(
-    publisher: Publisher, feed: Feed, any_redis: RedisClient
+    publisher: Publisher, reader: Reader, any_redis: RedisClient
 ) -> None:
-    task = await ended(publisher, feed)
+    task = await ended(publisher, reader)
     for name in (keys.state(task.task_id), keys.events(task.task_id)):
         await any_redis.pexpire(name, 1000_000)
     await publisher.emit(task.task_id, "note", {"text": "x"})
@@ -91,32 +91,32 @@ async def test_what_is_said_of_an_ended_task_does_not_keep_it_longer(
 
 
 async def test_what_expired_is_in_none_of_its_owners_lists_nor_on_the_feed(
-    publisher: Publisher, feed: Feed, any_redis: RedisClient
+    publisher: Publisher, reader: Reader, any_redis: RedisClient
 ) -> None:
-    kept, expired = await ended(publisher, feed, size_bytes=10), await ended(publisher, feed, input_name="input-1")
+    kept, expired = await ended(publisher, reader, size_bytes=10), await ended(publisher, reader, input_name="input-1")
     await any_redis.delete(keys.state(expired.task_id), keys.events(expired.task_id))
     await publisher.let_go(ANYONE, [kept.task_id, expired.task_id])
     assert await any_redis.zrange(keys.OWNER_TASKS % ANYONE, 0, -1) == [kept.task_id.encode()]
     assert await any_redis.zrange(keys.OWNER_CHANGED % ANYONE, 0, -1) == [kept.task_id.encode()]
-    assert await feed.stored_bytes(ANYONE) == 0
+    assert await reader.stored_bytes(ANYONE) == 0
     history = [values[b"t"] for _, values in await any_redis.xrange(keys.OWNER_EVENTS % ANYONE)]
     assert history == [kept.task_id.encode()] * 4
 
 
-async def test_two_batches_whose_names_meet_are_two_batches(publisher: Publisher, feed: Feed) -> None:
+async def test_two_batches_whose_names_meet_are_two_batches(publisher: Publisher, reader: Reader) -> None:
     names = ("run1", "run1:tasks", "run1:tasks:tasks", "run1:live", ":tasks")
     tasks = [a_task(batch_id=name) for name in names]
     for task in tasks:
-        await claimed(publisher, feed, task)
+        await claimed(publisher, reader, task)
     for task, name in zip(tasks, names, strict=True):
-        assert [found.task_id for found, _ in await feed.tasks(ANYONE, limit=9, batch_id=name)] == [task.task_id]
-        assert json.loads((await feed.batch(ANYONE, name)).data)["batch_id"] == name
-        truth = await feed.owner(ANYONE, Scope(batch_id=name))
+        assert [found.task_id for found, _ in await reader.tasks(ANYONE, limit=9, batch_id=name)] == [task.task_id]
+        assert json.loads((await reader.batch(ANYONE, name)).data)["batch_id"] == name
+        truth = await reader.owner(ANYONE, Scope(batch_id=name))
         assert [event.task_id for event in truth.states] == [task.task_id]
 
 
-async def test_nothing_is_written_of_a_deleted_task(publisher: Publisher, feed: Feed) -> None:
-    task = await ended(publisher, feed)
+async def test_nothing_is_written_of_a_deleted_task(publisher: Publisher, reader: Reader) -> None:
+    task = await ended(publisher, reader)
     await publisher.delete(task)
     with pytest.raises(Refused) as refused:
         await publisher.emit(task.task_id, "note", {"text": "x"}, allowed=tuple(Status))

@@ -20,7 +20,7 @@ from headway.shared.settings import Settings
 from headway.shared.tasks.idempotency import Answers, Lease
 from headway.shared.tasks.models import ANYONE, OwnerId, Task, new_task_id
 from headway.shared.tasks.progress import Publisher
-from headway.shared.tasks.reader import Feed
+from headway.shared.tasks.reader import Reader
 from tests.contract.test_progress_channel import a_task
 from tests.waiting import wait_until
 
@@ -32,10 +32,10 @@ class House:
 
     def __init__(self, redis: RedisClient, settings: Settings, lease_seconds: float) -> None:
         self.redis = redis
-        self.feed = Feed(redis)
+        self.reader = Reader(redis)
         self.publisher = Publisher(redis, settings)
         self.answers = Answers(redis, lease_seconds=lease_seconds)
-        self.idempotency = Idempotency(self.answers, self.feed)
+        self.idempotency = Idempotency(self.answers, self.reader)
 
     async def make(self, claim: Claim, **asked: Any) -> Task:
         task = a_task(task_id=claim.task_id, **asked)
@@ -59,7 +59,7 @@ class House:
         return await self.idempotency.once(Request(scope), owner, make or plainly, show)
 
     async def tasks(self, owner: OwnerId = ALICE) -> list[str]:
-        return [task.task_id for task, _ in await self.feed.tasks(owner, limit=100)]
+        return [task.task_id for task, _ in await self.reader.tasks(owner, limit=100)]
 
 
 def show(task: Task) -> JSONResponse:

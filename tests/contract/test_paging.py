@@ -11,15 +11,15 @@ from headway.shared.redis.client import RedisClient
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import ANYONE, TaskId, utc_now
 from headway.shared.tasks.progress import Publisher
-from headway.shared.tasks.reader import Feed
+from headway.shared.tasks.reader import Reader
 from tests.contract.test_progress_channel import a_task
 
 PAGE = 40
 
 
 @pytest.fixture
-def feed(any_redis: RedisClient) -> Feed:
-    return Feed(any_redis)
+def reader(any_redis: RedisClient) -> Reader:
+    return Reader(any_redis)
 
 
 @pytest.fixture
@@ -34,45 +34,45 @@ async def of_one_millisecond(any_redis: RedisClient, any_settings: Settings) -> 
     return [newer.task_id, *sorted((task.task_id for task in tied), reverse=True), older.task_id]
 
 
-async def read(feed: Feed) -> list[TaskId]:
+async def read(reader: Reader) -> list[TaskId]:
     found: list[TaskId] = []
     before = None
-    while page := await feed.tasks(ANYONE, limit=PAGE, before=before):
+    while page := await reader.tasks(ANYONE, limit=PAGE, before=before):
         found += [task.task_id for task, _ in page]
         before = page[-1][1]
     return found
 
 
-async def read_rows(feed: Feed) -> list[TaskId]:
+async def read_rows(reader: Reader) -> list[TaskId]:
     found: list[TaskId] = []
-    page = await feed.rows(ANYONE, ["task_id"], limit=PAGE)
+    page = await reader.rows(ANYONE, ["task_id"], limit=PAGE)
     while page.place is not None:
         found += [TaskId(json.loads(row[0] or b"")) for row in page.rows]
-        page = await feed.rows(ANYONE, ["task_id"], limit=PAGE, before=page.place)
+        page = await reader.rows(ANYONE, ["task_id"], limit=PAGE, before=page.place)
     return found
 
 
 async def test_hundreds_of_tasks_of_one_millisecond_are_each_read_once(
-    feed: Feed, of_one_millisecond: list[TaskId]
+    reader: Reader, of_one_millisecond: list[TaskId]
 ) -> None:
-    assert await read(feed) == of_one_millisecond
-    assert await read_rows(feed) == of_one_millisecond
+    assert await read(reader) == of_one_millisecond
+    assert await read_rows(reader) == of_one_millisecond
 
 
 async def test_pages_go_on_from_a_task_that_is_gone_meanwhile(
-    feed: Feed, of_one_millisecond: list[TaskId], any_redis: RedisClient
+    reader: Reader, of_one_millisecond: list[TaskId], any_redis: RedisClient
 ) -> None:
-    first = await feed.rows(ANYONE, ["task_id"], limit=PAGE)
+    first = await reader.rows(ANYONE, ["task_id"], limit=PAGE)
     assert first.place is not None
     await any_redis.zrem(keys.OWNER_TASKS % ANYONE, *of_one_millisecond[:PAGE])
-    rest = await feed.tasks(ANYONE, limit=PAGE, before=first.place)
+    rest = await reader.tasks(ANYONE, limit=PAGE, before=first.place)
     assert [task.task_id for task, _ in rest] == of_one_millisecond[PAGE : 2 * PAGE]
 
 
 async def test_a_page_of_expired_tasks_is_not_the_end(
-    feed: Feed, of_one_millisecond: list[TaskId], any_redis: RedisClient
+    reader: Reader, of_one_millisecond: list[TaskId], any_redis: RedisClient
 ) -> None:
     await any_redis.delete(*(keys.state(task_id) for task_id in of_one_millisecond[: 2 * PAGE]))
-    assert await read_rows(feed) == of_one_millisecond[2 * PAGE :]
-    assert await read(feed) == of_one_millisecond[2 * PAGE :]
+    assert await read_rows(reader) == of_one_millisecond[2 * PAGE :]
+    assert await read(reader) == of_one_millisecond[2 * PAGE :]
     assert await any_redis.zcard(keys.OWNER_TASKS % ANYONE) == len(of_one_millisecond) - 2 * PAGE

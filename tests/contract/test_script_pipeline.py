@@ -11,28 +11,28 @@ from redis.exceptions import ResponseError
 from headway.shared import keys
 from headway.shared.errors import Refused
 from headway.shared.redis.client import AWAY, RedisClient, connect
-from headway.shared.redis.script_pipeline import Calls
+from headway.shared.redis.script_pipeline import ScriptPipeline
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import Status, TaskId
 from headway.shared.tasks.progress import Publisher
-from headway.shared.tasks.reader import Feed
+from headway.shared.tasks.reader import Reader
 from tests.contract.test_progress_channel import a_task
 from tests.processes import RedisServer
 from tests.waiting import wait_until
 
 
-async def running(publisher: Publisher, feed: Feed, count: int) -> list[TaskId]:
+async def running(publisher: Publisher, reader: Reader, count: int) -> list[TaskId]:
     tasks = [a_task() for _ in range(count)]
     for task in tasks:
         await publisher.create(task)
-        assert await publisher.claim(task.task_id, feed)
+        assert await publisher.claim(task.task_id, reader)
     return [task.task_id for task in tasks]
 
 
 async def test_many_tasks_that_publish_at_once_share_one_connection(
     redis_client: RedisClient, settings: Settings
 ) -> None:
-    tasks = await running(Publisher(redis_client, settings), Feed(redis_client), 50)
+    tasks = await running(Publisher(redis_client, settings), Reader(redis_client), 50)
     async with connect(settings) as client:
         publisher = Publisher(client, settings)
         before = await redis_client.info("stats")
@@ -46,8 +46,8 @@ async def test_many_tasks_that_publish_at_once_share_one_connection(
 
 
 async def test_a_call_that_fails_fails_nobody_else(any_redis: RedisClient, any_settings: Settings) -> None:
-    publisher, feed = Publisher(any_redis, any_settings), Feed(any_redis)
-    stale, broken, fine = await running(publisher, feed, 3)
+    publisher, reader = Publisher(any_redis, any_settings), Reader(any_redis)
+    stale, broken, fine = await running(publisher, reader, 3)
     await any_redis.delete(keys.events(broken))
     await any_redis.set(keys.events(broken), "no stream")
     told = await asyncio.gather(
@@ -62,7 +62,7 @@ async def test_a_call_that_fails_fails_nobody_else(any_redis: RedisClient, any_s
 
 
 async def test_whoever_is_cancelled_takes_nobodys_answer_along(any_redis: RedisClient) -> None:
-    calls = Calls(any_redis)
+    calls = ScriptPipeline(any_redis)
     script = any_redis.register_script("return redis.call('INCR', KEYS[1])")
     waiting = [asyncio.ensure_future(calls.call(script, [f"headway:{name}"], [])) for name in "abc"]
     await asyncio.sleep(0)
@@ -78,7 +78,7 @@ async def test_whoever_is_cancelled_takes_nobodys_answer_along(any_redis: RedisC
 
 
 async def test_a_caller_finds_its_writes_in_the_order_it_made_them(any_redis: RedisClient) -> None:
-    calls = Calls(any_redis)
+    calls = ScriptPipeline(any_redis)
     script = any_redis.register_script("return redis.call('RPUSH', KEYS[1], ARGV[1])")
 
     async def calling(name: str) -> None:
@@ -93,7 +93,7 @@ async def test_a_caller_finds_its_writes_in_the_order_it_made_them(any_redis: Re
 
 
 async def test_a_redis_that_forgot_the_script_is_given_it_again(any_redis: RedisClient) -> None:
-    calls = Calls(any_redis)
+    calls = ScriptPipeline(any_redis)
     script = any_redis.register_script("return redis.call('INCR', KEYS[1])")
     assert await calls.call(script, ["headway:a"], []) == 1
     await any_redis.script_flush()
@@ -104,7 +104,7 @@ async def test_where_redis_is_away_every_caller_is_told_and_none_waits_for_a_dea
     own_redis: RedisServer,
 ) -> None:
     async with connect(Settings(redis_url=own_redis.url), retries=0) as client:
-        calls = Calls(client)
+        calls = ScriptPipeline(client)
         script = client.register_script("return redis.call('INCR', KEYS[1])")
         assert await calls.call(script, ["headway:a"], []) == 1
         own_redis.signal(signal.SIGSTOP)

@@ -14,7 +14,7 @@ from headway.shared.redis.client import RedisClient
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import ErrorType, Result, Status, Task
 from headway.shared.tasks.progress import Publisher
-from headway.shared.tasks.reader import Feed
+from headway.shared.tasks.reader import Reader
 from tests.contract.test_progress_channel import a_task
 
 
@@ -35,8 +35,8 @@ def publisher(any_redis: RedisClient, any_settings: Settings) -> Publisher:
 
 
 @pytest.fixture
-def feed(any_redis: RedisClient) -> Feed:
-    return Feed(any_redis)
+def reader(any_redis: RedisClient) -> Reader:
+    return Reader(any_redis)
 
 
 @pytest.fixture
@@ -45,45 +45,45 @@ def counts(any_redis: RedisClient) -> Counts:
 
 
 async def test_a_task_is_counted_where_it_is_through_all_of_its_life(
-    publisher: Publisher, feed: Feed, counts: Counts
+    publisher: Publisher, reader: Reader, counts: Counts
 ) -> None:
     task = a_task(status=Status.UPLOADING)
     await publisher.create(task)
     assert await counts.now() == {"uploading": 1}
     await publisher.enqueue(task, {"input_name": "input-1"})
     assert await counts.now() == {"queued": 1}
-    claim = await publisher.claim(task.task_id, feed)
+    claim = await publisher.claim(task.task_id, reader)
     assert claim is not None
     assert await counts.now() == {"processing": 1}
     await publisher.give_back(claim, "stopped")
     assert await counts.now() == {"queued": 1}
-    await publisher.claim(task.task_id, feed)
-    taken_over = await publisher.claim(task.task_id, feed)
+    await publisher.claim(task.task_id, reader)
+    taken_over = await publisher.claim(task.task_id, reader)
     assert taken_over is not None
     assert taken_over.took_over
     assert await counts.now() == {"processing": 1}
-    assert await publisher.claim(task.task_id, feed) is None  # lost twice, so it has failed
+    assert await publisher.claim(task.task_id, reader) is None  # lost twice, so it has failed
     assert await counts.now() == {"failed": 1}
-    await publisher.retry(await feed.task(task.task_id))
+    await publisher.retry(await reader.task(task.task_id))
     assert await counts.now() == {"queued": 1, "failed": 1}
-    await publisher.cancel(await feed.task(task.task_id))
+    await publisher.cancel(await reader.task(task.task_id))
     assert await counts.now() == {"failed": 1, "cancelled": 1}
-    await publisher.retry(await feed.task(task.task_id))
-    claim = await publisher.claim(task.task_id, feed)
+    await publisher.retry(await reader.task(task.task_id))
+    claim = await publisher.claim(task.task_id, reader)
     assert claim is not None
     await publisher.complete(task.task_id, Result(summary={}, files=[]), attempt=claim.attempt)
     ended = {"failed": 1, "cancelled": 1, "completed": 1}
     assert await counts.now() == ended
-    await publisher.delete(await feed.task(task.task_id))
+    await publisher.delete(await reader.task(task.task_id))
     assert await counts.now() == ended
 
 
 async def test_nothing_but_a_change_of_status_moves_the_counts(
-    publisher: Publisher, feed: Feed, counts: Counts, any_redis: RedisClient
+    publisher: Publisher, reader: Reader, counts: Counts, any_redis: RedisClient
 ) -> None:
     task = a_task()
     await publisher.create(task)
-    claim = await publisher.claim(task.task_id, feed)
+    claim = await publisher.claim(task.task_id, reader)
     assert claim is not None
     before = await any_redis.hgetall(keys.COUNTS)  # type: ignore[misc]
     fence = {"allowed": (Status.PROCESSING,), "attempt": claim.attempt}
@@ -101,33 +101,33 @@ async def test_nothing_but_a_change_of_status_moves_the_counts(
     with pytest.raises(Refused):
         await publisher.fail(task.task_id, ErrorType.TIMEOUT, "too long", attempt=claim.attempt)
     with pytest.raises(Conflict):
-        await publisher.cancel(await feed.task(task.task_id))
+        await publisher.cancel(await reader.task(task.task_id))
     assert await counts.now() == {"failed": 1}
 
 
 async def test_processors_are_counted_apart_and_the_sum_is_that_of_the_tasks(
-    publisher: Publisher, feed: Feed, counts: Counts
+    publisher: Publisher, reader: Reader, counts: Counts
 ) -> None:
     names = ("checksum", 'a "name", with \\ everything')
     tasks: list[Task] = [a_task(processor=names[number % 2], size_bytes=0) for number in range(10)]
     for number, task in enumerate(tasks):
         await publisher.create(task)
         if number % 3:
-            await publisher.claim(task.task_id, feed)
+            await publisher.claim(task.task_id, reader)
         if number % 4 == 0:
-            await publisher.cancel(await feed.task(task.task_id))
+            await publisher.cancel(await reader.task(task.task_id))
     for name in names:
-        true = Counter([(await feed.task(task.task_id)).status for task in tasks if task.processor == name])
+        true = Counter([(await reader.task(task.task_id)).status for task in tasks if task.processor == name])
         assert await counts.now(name) == {str(status): count for status, count in true.items()}
 
 
 async def test_a_task_from_before_there_were_counts_takes_none_below_zero(
-    publisher: Publisher, feed: Feed, counts: Counts, any_redis: RedisClient
+    publisher: Publisher, reader: Reader, counts: Counts, any_redis: RedisClient
 ) -> None:
     task = a_task()
     await publisher.create(task)
     await any_redis.delete(keys.COUNTS)
-    await publisher.claim(task.task_id, feed)
+    await publisher.claim(task.task_id, reader)
     found = await any_redis.hgetall(keys.COUNTS)  # type: ignore[misc]
     assert sorted(found.values()) == [b"0", b"1"]
     assert await counts.now() == {"processing": 1}

@@ -19,36 +19,36 @@ from headway.shared.redis.client import RedisClient, connect
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import ANYONE, Checkpoint, ErrorType, Result, ResultFile, Status, Task
 from headway.shared.tasks.progress import Publisher
-from headway.shared.tasks.reader import Feed
+from headway.shared.tasks.reader import Reader
 from headway.worker.leases import Leases
 from tests.contract.test_progress_channel import a_task
 from tests.processes import RedisServer
 
-Step = Callable[[Publisher, Feed, Task], Awaitable[Any]]
+Step = Callable[[Publisher, Reader, Task], Awaitable[Any]]
 FILE = ResultFile(name="a", size_bytes=3, content_type="text/plain", sha256="", url="")
 PROCESSING: dict[str, Any] = {"allowed": (Status.PROCESSING,), "attempt": 1}
 
 #: From which status, and what is done then.
 STEPS: dict[str, tuple[Status | None, Step]] = {
-    "create": (None, lambda publisher, feed, task: publisher.create(task)),
-    "enqueue": (Status.UPLOADING, lambda publisher, feed, task: publisher.enqueue(task, {"input_name": "input-1"})),
-    "claim": (Status.QUEUED, lambda publisher, feed, task: publisher.claim(task.task_id, feed)),
+    "create": (None, lambda publisher, reader, task: publisher.create(task)),
+    "enqueue": (Status.UPLOADING, lambda publisher, reader, task: publisher.enqueue(task, {"input_name": "input-1"})),
+    "claim": (Status.QUEUED, lambda publisher, reader, task: publisher.claim(task.task_id, reader)),
     "change": (
         Status.PROCESSING,
-        lambda publisher, feed, task: publisher.change(task.task_id, {"progress": 40}, **PROCESSING),
+        lambda publisher, reader, task: publisher.change(task.task_id, {"progress": 40}, **PROCESSING),
     ),
-    "note": (Status.PROCESSING, lambda publisher, feed, task: publisher.emit(task.task_id, "note", {"text": "x"})),
+    "note": (Status.PROCESSING, lambda publisher, reader, task: publisher.emit(task.task_id, "note", {"text": "x"})),
     "complete": (
         Status.PROCESSING,
-        lambda publisher, feed, task: publisher.complete(task.task_id, Result(summary={}, files=[FILE]), attempt=1),
+        lambda publisher, reader, task: publisher.complete(task.task_id, Result(summary={}, files=[FILE]), attempt=1),
     ),
     "fail": (
         Status.PROCESSING,
-        lambda publisher, feed, task: publisher.fail(task.task_id, ErrorType.TIMEOUT, "x", attempt=1),
+        lambda publisher, reader, task: publisher.fail(task.task_id, ErrorType.TIMEOUT, "x", attempt=1),
     ),
-    "cancel": (Status.QUEUED, lambda publisher, feed, task: publisher.cancel(task)),
-    "retry": (Status.CANCELLED, lambda publisher, feed, task: publisher.retry(task)),
-    "delete": (Status.CANCELLED, lambda publisher, feed, task: publisher.delete(task)),
+    "cancel": (Status.QUEUED, lambda publisher, reader, task: publisher.cancel(task)),
+    "retry": (Status.CANCELLED, lambda publisher, reader, task: publisher.retry(task)),
+    "delete": (Status.CANCELLED, lambda publisher, reader, task: publisher.delete(task)),
 }
 
 
@@ -59,7 +59,7 @@ def keys_of(task: Task) -> list[str]:
         *(keys.OWNER_ACTIVE, keys.OWNER_TASKS, keys.OWNER_STORED),
     ]
     of_batch = [pattern % keys.of_batch(ANYONE, str(task.batch_id)) for pattern in (keys.BATCH_STATE, keys.BATCH_TASKS)]
-    shared = [keys.QUEUE, keys.COUNTS, keys.ERA, keys.job(keys.job_id(task.task_id, 1)), keys.DELETED]
+    shared = [keys.QUEUE, keys.COUNTS, keys.EPOCH, keys.job(keys.job_id(task.task_id, 1)), keys.DELETED]
     own = [keys.state(task.task_id), keys.events(task.task_id)]
     return [*own, *(pattern % ANYONE for pattern in owned), *of_batch, *shared]
 
@@ -85,7 +85,7 @@ async def everything(redis: RedisClient) -> dict[bytes, Any]:
     return held
 
 
-async def a_task_that_is(status: Status | None, publisher: Publisher, feed: Feed) -> Task:
+async def a_task_that_is(status: Status | None, publisher: Publisher, reader: Reader) -> Task:
     """In a batch with another one, so that all keys are there."""
     await publisher.create(a_task(batch_id="b"))
     task = a_task(batch_id="b", status=Status.UPLOADING if status is Status.UPLOADING else Status.QUEUED)
@@ -93,10 +93,10 @@ async def a_task_that_is(status: Status | None, publisher: Publisher, feed: Feed
         return task
     await publisher.create(task)
     if status is Status.PROCESSING:
-        await publisher.claim(task.task_id, feed)
+        await publisher.claim(task.task_id, reader)
     if status is Status.CANCELLED:
         await publisher.cancel(task)
-    return await feed.task(task.task_id)
+    return await reader.task(task.task_id)
 
 
 @pytest.fixture
@@ -109,16 +109,16 @@ async def test_a_key_of_another_type_leaves_all_as_it_was(
     publisher: Publisher, any_redis: RedisClient, step: str
 ) -> None:
     status, act = STEPS[step]
-    feed = Feed(any_redis)
+    reader = Reader(any_redis)
     for place in range(len(keys_of(a_task(batch_id="b")))):
         await any_redis.flushdb()
-        task = await a_task_that_is(status, publisher, feed)
+        task = await a_task_that_is(status, publisher, reader)
         key = keys_of(task)[place]
         await any_redis.delete(key)
         await any_redis.rpush(key, "of another type")  # type: ignore[misc]
         before = await everything(any_redis)
         try:
-            await act(publisher, feed, task)
+            await act(publisher, reader, task)
         except (ResponseError, Refused):
             assert await everything(any_redis) == before, f"{step} with {key} of another type"
 
@@ -128,19 +128,19 @@ async def test_a_key_that_is_gone_is_no_reason_to_stop_half_way(
     publisher: Publisher, any_redis: RedisClient, step: str
 ) -> None:
     status, act = STEPS[step]
-    feed = Feed(any_redis)
+    reader = Reader(any_redis)
     for place in range(len(keys_of(a_task(batch_id="b")))):
         await any_redis.flushdb()
-        task = await a_task_that_is(status, publisher, feed)
+        task = await a_task_that_is(status, publisher, reader)
         key = keys_of(task)[place]
         await any_redis.delete(key)
         if key == keys.state(task.task_id) and status is not None:
             before = await everything(any_redis)
             with suppress(Refused, UnknownTask):  # the claim and the deletion of what is unknown are nothing
-                await act(publisher, feed, task)
+                await act(publisher, reader, task)
             assert await everything(any_redis) == before
             continue
-        await act(publisher, feed, task)
+        await act(publisher, reader, task)
         for left in await any_redis.keys("*"):
             if left.decode() not in (keys.QUEUE, key):
                 assert await any_redis.pttl(left) > 0, f"{left.decode()} has no expiry after {step} without {key}"
@@ -150,17 +150,17 @@ async def test_a_full_redis_takes_a_step_whole_or_not_at_all_and_lets_go_of_what
     own_redis: RedisServer, settings: Settings
 ) -> None:
     async with connect(settings.model_copy(update={"redis_url": own_redis.url})) as redis:
-        publisher, feed = Publisher(redis, settings), Feed(redis)
+        publisher, reader = Publisher(redis, settings), Reader(redis)
         for step, (status, act) in STEPS.items():
-            task = await a_task_that_is(status, publisher, feed)
+            task = await a_task_that_is(status, publisher, reader)
             await redis.config_set("maxmemory", 1)
             before = await everything(redis)
             if step == "delete":
-                await act(publisher, feed, task)
+                await act(publisher, reader, task)
                 assert not await redis.exists(keys.state(task.task_id))
             else:
                 with pytest.raises(OutOfMemoryError):
-                    await act(publisher, feed, task)
+                    await act(publisher, reader, task)
                 assert await everything(redis) == before, step
             await redis.config_set("maxmemory", 0)
 
@@ -168,10 +168,10 @@ async def test_a_full_redis_takes_a_step_whole_or_not_at_all_and_lets_go_of_what
 async def test_the_other_scripts_of_a_task_change_nothing_where_a_key_has_another_type(
     publisher: Publisher, any_redis: RedisClient
 ) -> None:
-    feed = Feed(any_redis)
+    reader = Reader(any_redis)
     for key in (keys.OWNER_STORED, keys.OWNER_EVENTS, keys.OWNER_CHANGED, keys.OWNER_TASKS, keys.OWNER_ACTIVE):
         await any_redis.flushdb()
-        task = await a_task_that_is(Status.PROCESSING, publisher, feed)
+        task = await a_task_that_is(Status.PROCESSING, publisher, reader)
         await any_redis.delete(keys.state(task.task_id), key % ANYONE)
         await any_redis.rpush(key % ANYONE, "of another type")  # type: ignore[misc]
         before = await everything(any_redis)

@@ -27,7 +27,7 @@ from headway.shared.redis.client import connect
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import ANYONE, TaskId
 from headway.shared.tasks.progress import Publisher
-from headway.shared.tasks.reader import Feed
+from headway.shared.tasks.reader import Reader
 from tests.contract.test_progress_channel import a_task
 from tests.processes import Platform, RedisServer, free_port
 from tests.waiting import wait_for
@@ -160,17 +160,17 @@ def test_a_redis_that_is_away_at_the_start_is_503(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-async def long_table(own_redis: RedisServer) -> AsyncIterator[Feed]:
+async def long_table(own_redis: RedisServer) -> AsyncIterator[Reader]:
     """A feed of three pages of tasks, as the export reads it."""
     settings = Settings(redis_url=own_redis.url)
     async with connect(settings) as client:
         like = a_task()
         await Publisher(client, settings).create(like)
         await asyncio.to_thread(fill, own_redis.url, 3 * PAGE_ROWS - 1, like.task_id)
-        yield Feed(client)
+        yield Reader(client)
 
 
-async def test_a_redis_that_goes_away_in_the_middle_is_waited_for(long_table: Feed, own_redis: RedisServer) -> None:
+async def test_a_redis_that_goes_away_in_the_middle_is_waited_for(long_table: Reader, own_redis: RedisServer) -> None:
     pages = task_pages(long_table, ANYONE, Filter(), await long_table.rows(ANYONE, FIELDS, limit=PAGE_ROWS))
     text = await anext(pages)
     own_redis.kill()
@@ -183,7 +183,7 @@ async def test_a_redis_that_goes_away_in_the_middle_is_waited_for(long_table: Fe
     assert len(set(ids)) == len(ids) == 3 * PAGE_ROWS
 
 
-async def test_a_redis_that_stays_away_cuts_the_table(long_table: Feed, own_redis: RedisServer) -> None:
+async def test_a_redis_that_stays_away_cuts_the_table(long_table: Reader, own_redis: RedisServer) -> None:
     first = await long_table.rows(ANYONE, FIELDS, limit=PAGE_ROWS)
     pages = task_pages(long_table, ANYONE, Filter(), first, patience_seconds=0.5)
     await anext(pages)
@@ -192,7 +192,7 @@ async def test_a_redis_that_stays_away_cuts_the_table(long_table: Feed, own_redi
         await anext(pages)
 
 
-async def test_a_redis_that_comes_back_empty_cuts_the_table(long_table: Feed, own_redis: RedisServer) -> None:
+async def test_a_redis_that_comes_back_empty_cuts_the_table(long_table: Reader, own_redis: RedisServer) -> None:
     pages = task_pages(long_table, ANYONE, Filter(), await long_table.rows(ANYONE, FIELDS, limit=PAGE_ROWS))
     await anext(pages)
     own_redis.kill()

@@ -17,11 +17,13 @@ from headway.api.streams.listeners import Listener
 from headway.api.streams.sse import Comment
 from headway.api.streams.task_listener import TaskListener
 from headway.shared.tasks.models import Event, OwnerId, TaskId
-from headway.shared.tasks.reader import Feed, Snapshot, text_of
+from headway.shared.tasks.reader import Reader, Snapshot, text_of
 
-Action = Literal["state", "note", "deliver", "lose", "double", "distrust", "read", "give up"]
+Action = Literal["state", "note", "deliver", "lose", "double", "mark_stale", "read", "give up"]
 ACTIONS: Final = st.lists(
-    st.sampled_from(["state", "state", "note", "deliver", "deliver", "lose", "double", "distrust", "read", "give up"]),
+    st.sampled_from(
+        ["state", "state", "note", "deliver", "deliver", "lose", "double", "mark_stale", "read", "give up"]
+    ),
     max_size=60,
 )
 TASK = TaskId("0" * 32)
@@ -39,7 +41,7 @@ class Channel:
         self.write("state")
 
     @property
-    def feed(self) -> Feed:
+    def reader(self) -> Reader:
         raise NotImplementedError("a listener of one task asks for read_task alone")
 
     def write(self, kind: str) -> None:
@@ -122,8 +124,8 @@ async def play(actions: list[Action], after: int | None, history_length: int) ->
                     channel.under_way.pop(0)
             case "lose" if channel.under_way:
                 channel.under_way.pop(0)
-            case "distrust":
-                listener.distrust()
+            case "mark_stale":
+                listener.mark_stale()
             case "read":
                 await watcher.read()
             case "give up":

@@ -16,7 +16,7 @@ from headway.shared.redis.client import RedisClient, connect
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import ANYONE, Status, Task
 from headway.shared.tasks.progress import Publisher
-from headway.shared.tasks.reader import Feed, Scope
+from headway.shared.tasks.reader import Reader, Scope
 from tests.contract.test_progress_channel import a_task
 from tests.processes import RedisServer
 from tests.sentinels import Node
@@ -31,7 +31,7 @@ class Side:
     """What is written to and read from one server."""
 
     publisher: Publisher
-    feed: Feed
+    reader: Reader
 
     async def progress(self, task: Task, *, times: int = 1) -> int:
         """Returns the version."""
@@ -44,7 +44,7 @@ class Side:
     async def running(self) -> Task:
         task = a_task(batch_id=BATCH)
         await self.publisher.create(task)
-        assert await self.publisher.claim(task.task_id, self.feed) is not None
+        assert await self.publisher.claim(task.task_id, self.reader) is not None
         return task
 
 
@@ -52,7 +52,7 @@ class Sides(AsyncExitStack):
     async def connected(self, url: str) -> Side:
         settings = Settings(redis_url=url)
         client = await self.enter_async_context(connect(settings))
-        return Side(Publisher(client, settings), Feed(client))
+        return Side(Publisher(client, settings), Reader(client))
 
 
 @pytest.fixture
@@ -81,24 +81,24 @@ async def test_after_a_promotion_every_number_is_above_all_that_were_seen(tmp_pa
 
         # What the old primary still takes is lost, and was seen.
         seen = await before.progress(task, times=2)
-        number = (await before.feed.owner(ANYONE, Scope())).number
-        await before.publisher.cancel(await before.feed.task(task.task_id))
-        batch = await before.feed.batch(ANYONE, BATCH)
+        number = (await before.reader.owner(ANYONE, Scope())).number
+        await before.publisher.cancel(await before.reader.task(task.task_id))
+        batch = await before.reader.batch(ANYONE, BATCH)
 
         after = await sides.connected(url_of(new))
-        assert (await after.feed.snapshot(task.task_id)).state.version == kept < seen
+        assert (await after.reader.snapshot(task.task_id)).state.version == kept < seen
         first = await after.progress(task)
         assert first > seen + 1
         assert await after.progress(task) == first + 1
-        truth = await after.feed.snapshot(task.task_id, after=seen)
+        truth = await after.reader.snapshot(task.task_id, after=seen)
         assert [event.version for event in truth.history] == [first, first + 1]
         assert truth.missed_from == seen + 1, "it is told by a gap"
-        feed = await after.feed.owner(ANYONE, Scope(), after=number)
-        assert feed.number > number + 1
-        assert [state.task_version for state in feed.states] == [first + 1]
-        await after.publisher.cancel(await after.feed.task(task.task_id))
-        assert (await after.feed.batch(ANYONE, BATCH)).version > batch.version
-        assert await (await sides.connected(url_of(new))).feed.ended_version(task.task_id) == first + 2
+        reader = await after.reader.owner(ANYONE, Scope(), after=number)
+        assert reader.number > number + 1
+        assert [state.task_version for state in reader.states] == [first + 1]
+        await after.publisher.cancel(await after.reader.task(task.task_id))
+        assert (await after.reader.batch(ANYONE, BATCH)).version > batch.version
+        assert await (await sides.connected(url_of(new))).reader.ended_version(task.task_id) == first + 2
 
         born = await after.running()
         assert await after.progress(born) == 3, "a new task begins at 1"
@@ -137,7 +137,7 @@ async def test_who_may_not_ask_for_the_replication_works_as_ever(tmp_path: Path,
         assert await side.progress(task) == 3
         server.ask("CONFIG", "SET", "maxmemory", "1")
         full = await sides.connected(url_of(server))
-        assert (await full.feed.task(task.task_id)).version == 3, "a full one can still be read"
+        assert (await full.reader.task(task.task_id)).version == 3, "a full one can still be read"
 
 
 async def test_the_sweeper_tells_again_what_nothing_was_written_of(
@@ -149,8 +149,8 @@ async def test_the_sweeper_tells_again_what_nothing_was_written_of(
     await bench.publisher.cancel(await bench.task(ended))
     await bench.sweep()
     assert (await bench.task(waits)).version == 1
-    era: Any = {"number": 7, "replid": "0" * 40}
-    await any_redis.hset(keys.ERA, mapping=era)  # type: ignore[misc]
+    epoch: Any = {"number": 7, "replid": "0" * 40}
+    await any_redis.hset(keys.EPOCH, mapping=epoch)  # type: ignore[misc]
     await bench.sweep()
     told = await bench.task(waits)
     assert (told.version, told.status) == (7_000_001, Status.QUEUED)

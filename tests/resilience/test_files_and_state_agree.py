@@ -24,12 +24,12 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from headway.shared.files.directory import DirectoryStorage
 from headway.shared.redis.client import RedisClient
-from headway.shared.redis.script_pipeline import Calls
+from headway.shared.redis.script_pipeline import ScriptPipeline
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import Status, Task, TaskId
 from headway.shared.tasks.processors import load_registry
 from headway.shared.tasks.progress import Publisher
-from headway.shared.tasks.reader import Feed
+from headway.shared.tasks.reader import Reader
 from headway.worker.jobs import Outcome, Runner
 from headway.worker.sandbox import Sandbox
 from headway.worker.worker_metrics import WorkerMetrics
@@ -53,7 +53,7 @@ class Points:
             await self.fault(name)
 
 
-class WatchedCalls(Calls):
+class WatchedCalls(ScriptPipeline):
     def __init__(self, redis: RedisClient, points: Points) -> None:
         super().__init__(redis)
         self._points = points
@@ -94,7 +94,7 @@ async def sandbox(settings: Settings) -> AsyncIterator[Sandbox]:
 class Stage:
     def __init__(self, redis: RedisClient, settings: Settings, sandbox: Sandbox) -> None:
         self._redis, self._settings, self._sandbox = redis, settings, sandbox
-        self.feed = Feed(redis)
+        self.reader = Reader(redis)
         self.others = Publisher(redis, settings)
 
     def runner(self, points: Points) -> Runner:
@@ -104,7 +104,7 @@ class Stage:
         return Runner(
             self._settings,
             publisher=publisher,
-            feed=self.feed,
+            reader=self.reader,
             storage=WatchedStorage(self._settings.data_dir, points),
             registry=registry,
             sandbox=self._sandbox,
@@ -152,7 +152,7 @@ class Stage:
             await running
 
     async def check(self, task: Task, why: str) -> None:
-        found = await self.feed.task(task.task_id)
+        found = await self.reader.task(task.task_id)
         folder = self._settings.data_dir / "tasks" / task.task_id
         files = {path for path in folder.rglob("*") if path.is_file()}
         wanted = {folder / str(task.input_name)}
@@ -179,9 +179,9 @@ async def test_wherever_an_attempt_is_broken_off_state_and_files_agree(
         if at >= len(points.passed):
             break  # the one before was the last
         why = f"{fault} at {at}, {points.passed[at]}"
-        if (await stage.feed.task(task.task_id)).status in (Status.QUEUED, Status.PROCESSING):
+        if (await stage.reader.task(task.task_id)).status in (Status.QUEUED, Status.PROCESSING):
             await stage.runner(Points()).run(task.task_id)
-        ended = await stage.feed.task(task.task_id)
+        ended = await stage.reader.task(task.task_id)
         assert ended.status is (Status.CANCELLED if fault == "task is cancelled" else Status.COMPLETED) or (
             fault == "task is cancelled" and ended.status is Status.COMPLETED
         ), why

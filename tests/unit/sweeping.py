@@ -13,7 +13,7 @@ from headway.shared.redis.client import RedisClient
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import Status, Task, TaskId
 from headway.shared.tasks.progress import Publisher
-from headway.shared.tasks.reader import Feed
+from headway.shared.tasks.reader import Reader
 from headway.worker.sweeper import Sweeper
 from tests.contract.test_progress_channel import a_task
 
@@ -26,7 +26,7 @@ class Bench:
         self.redis = redis
         self.settings = settings
         self.publisher = Publisher(redis, settings)
-        self.feed = Feed(redis)
+        self.reader = Reader(redis)
         self.storage = DirectoryStorage(settings.data_dir)
         self.storage.prepare()
         self.sweeper = self.another("first")
@@ -40,7 +40,7 @@ class Bench:
         await self.sweeper.sweep()
 
     async def task(self, task: Task) -> Task:
-        return await self.feed.task(task.task_id)
+        return await self.reader.task(task.task_id)
 
     async def created(self, **changes: Any) -> Task:
         task = a_task(**changes)

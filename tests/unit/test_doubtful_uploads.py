@@ -22,7 +22,7 @@ class Asked:
     """What the task says when it is asked: itself, or an error."""
 
     def __init__(self, answer: Task | Exception) -> None:
-        self.feed = self
+        self.reader = self
         self._answer = answer
 
     async def task(self, _: TaskId) -> Task:

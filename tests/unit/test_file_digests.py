@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from headway.api.downloads import file_digests
-from headway.api.downloads.file_digests import Digests
+from headway.api.downloads.file_digests import FileDigests
 from headway.shared.errors import UnknownFile
 
 
 @pytest.fixture
-async def opened() -> AsyncIterator[Digests]:
-    async with Digests() as opened:
+async def opened() -> AsyncIterator[FileDigests]:
+    async with FileDigests() as opened:
         yield opened
 
 
@@ -26,17 +26,19 @@ async def opened() -> AsyncIterator[Digests]:
 def read_paths(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Every file that was read, in order."""
     read: list[Path] = []
-    digest = Digests._digest
+    digest = FileDigests._digest
 
-    def counted(self: Digests, path: Path, identity: file_digests.Identity) -> str | None:
+    def counted(self: FileDigests, path: Path, identity: file_digests.Identity) -> str | None:
         read.append(path)
         return digest(self, path, identity)
 
-    monkeypatch.setattr(Digests, "_digest", counted)
+    monkeypatch.setattr(FileDigests, "_digest", counted)
     return read
 
 
-async def test_a_file_is_read_once_however_many_ask(opened: Digests, tmp_path: Path, read_paths: list[Path]) -> None:
+async def test_a_file_is_read_once_however_many_ask(
+    opened: FileDigests, tmp_path: Path, read_paths: list[Path]
+) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"a" * 3_000_000)
     answers = await asyncio.gather(*(opened.of(path) for _ in range(20)), opened.of(path))
@@ -47,7 +49,7 @@ async def test_a_file_is_read_once_however_many_ask(opened: Digests, tmp_path: P
 
 
 async def test_whoever_gives_up_leaves_the_digest_to_the_others(
-    opened: Digests, tmp_path: Path, read_paths: list[Path]
+    opened: FileDigests, tmp_path: Path, read_paths: list[Path]
 ) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"a" * 3_000_000)
@@ -62,7 +64,7 @@ async def test_whoever_gives_up_leaves_the_digest_to_the_others(
 
 
 @pytest.mark.parametrize("how", ["written", "replaced"])
-async def test_a_changed_file_has_its_own_digest(opened: Digests, tmp_path: Path, how: str) -> None:
+async def test_a_changed_file_has_its_own_digest(opened: FileDigests, tmp_path: Path, how: str) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"before")
     os.utime(path, (1, 1))
@@ -77,7 +79,7 @@ async def test_a_changed_file_has_its_own_digest(opened: Digests, tmp_path: Path
 
 
 async def test_a_file_that_changes_while_it_is_read_has_no_digest(
-    opened: Digests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: FileDigests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"a" * 10)
@@ -95,7 +97,7 @@ async def test_a_file_that_changes_while_it_is_read_has_no_digest(
 
 
 async def test_only_so_many_are_kept(
-    opened: Digests, tmp_path: Path, read_paths: list[Path], monkeypatch: pytest.MonkeyPatch
+    opened: FileDigests, tmp_path: Path, read_paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_digests, "KEPT", 2)
     paths = [tmp_path / name for name in "abc"]
@@ -107,7 +109,7 @@ async def test_only_so_many_are_kept(
     assert read_paths == [a, b, c, b], "the one that was not asked for the longest goes first"
 
 
-async def test_what_is_no_plain_file_is_unknown(opened: Digests, tmp_path: Path) -> None:
+async def test_what_is_no_plain_file_is_unknown(opened: FileDigests, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/etc/passwd")
     os.mkfifo(tmp_path / "pipe")
     for name in ("link", "pipe", "nothing", ".", "x" * 300, "a\0b"):
@@ -119,7 +121,7 @@ async def test_closing_gives_up_what_is_being_read(tmp_path: Path, read_paths: l
     path = tmp_path / "huge"
     with path.open("wb") as file:
         file.truncate(200_000_000_000)
-    async with Digests() as opened:
+    async with FileDigests() as opened:
         asking = asyncio.create_task(opened.of(path))
         while not read_paths:
             await asyncio.sleep(0)

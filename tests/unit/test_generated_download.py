@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from headway.api.downloads.generated_download import MadeResponse, accepts_gzip
+from headway.api.downloads.generated_download import GeneratedDownload, accepts_gzip
 from headway.shared.errors import ExportCut
 from tests.unit.test_sse import Server
 from tests.waiting import wait_until
@@ -68,7 +68,7 @@ def start(
     headers = [(b"accept-encoding", accept_encoding)]
     scope: dict[str, Any] = {"type": "http", "method": method, "path": "/x", "headers": headers}
     scope["headway.send"] = server.send
-    response = MadeResponse(pages(), filename="x.csv", media_type="text/csv", send_timeout_seconds=timeout_seconds)
+    response = GeneratedDownload(pages(), filename="x.csv", media_type="text/csv", send_timeout_seconds=timeout_seconds)
     return asyncio.create_task(response(scope, server.receive, server.send))
 
 

@@ -13,7 +13,7 @@ from headway.api.streams.last_events import LastEvents
 from headway.api.streams.listeners import Listener
 from headway.api.streams.relay import Registration
 from headway.api.streams.sse import NDJSON, SSE
-from headway.api.streams.timer_wheel import Pulse
+from headway.api.streams.timer_wheel import TimerWheel
 from headway.api.streams.wire import Wire
 from headway.shared.tasks.models import Event
 from tests.unit.test_wire import CHANNEL, LAST_CHUNK, Client, Stage, ids, staged, state
@@ -49,8 +49,8 @@ async def watched(stage: Stage, headers: str = "") -> tuple[Client, Listener]:
     """One more, with what it has in the relay, which has told it the snapshot."""
     before = set(listeners(stage))
     [client] = await stage.watch(1, headers)
-    assert stage.feed.state is not None
-    await client.until(stage.feed.state.data)
+    assert stage.reader.state is not None
+    await client.until(stage.reader.state.data)
     [listener] = set(listeners(stage)) - before
     return client, listener
 
@@ -66,7 +66,7 @@ async def others_of(stage: Stage) -> list[tuple[Client, Listener]]:
 
 def tell_a_story(stage: Stage) -> None:
     """An event, a doubt, an event. What a listener reads meanwhile agrees with it."""
-    stage.feed.state = Event(2, "", state(2))
+    stage.reader.state = Event(2, "", state(2))
     stage.states(2, 2)
     stage.live()
     stage.states(3, 3)
@@ -90,7 +90,7 @@ PLACES = [
     (Wire, "_send", LINES),
     (Wire, "stepped_out", ""),
     (Listener, "push", LINES),
-    (Listener, "distrust", ""),
+    (Listener, "mark_stale", ""),
     (Listener, "catch_up", ""),
     (Listener, "take", LINES),
 ]
@@ -103,7 +103,7 @@ async def test_whatever_the_relay_calls_may_fail_for_one(
     early = await others_of(stage)
     victim, broken = await watched(stage, headers)
     late = await others_of(stage)
-    await wait_until("all with SSE are in step", lambda: stage.in_step == 4 + (headers == ""))
+    await wait_until("all with SSE are caught up", lambda: stage.caught_up == 4 + (headers == ""))
     break_for(monkeypatch, owner, name, broken)
     with capture_logs() as logs:
         tell_a_story(stage)
@@ -119,7 +119,7 @@ async def test_whatever_the_relay_calls_may_fail_for_one(
     assert again.error is None
 
 
-@pytest.mark.parametrize("name", ["push", "distrust", "take", "next"])
+@pytest.mark.parametrize("name", ["push", "mark_stale", "take", "next"])
 async def test_the_same_without_a_connection_of_our_own(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     async with staged(carried=False) as stage:
         early = await others_of(stage)
@@ -198,10 +198,10 @@ async def test_a_rest_that_cannot_be_written_is_one_streams_alone(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [slow] = await stage.watch(buffer_bytes=2304)
-    await wait_until("it is in step", lambda: stage.in_step == 1)
+    await wait_until("it is caught up", lambda: stage.caught_up == 1)
     [broken] = listeners(stage)
     quick, listener = await watched(stage)
-    await wait_until("both are in step", lambda: stage.in_step == 2)
+    await wait_until("both are caught up", lambda: stage.caught_up == 2)
     break_for(monkeypatch, Wire, "fell_short", broken)
     version = 1
     while broken in listeners(stage):  # until the kernel's buffers are full
@@ -216,8 +216,8 @@ async def test_a_rest_that_cannot_be_written_is_one_streams_alone(
 
 async def test_a_message_that_nobody_understands_is_read_over(stage: Stage) -> None:
     others = await others_of(stage)
-    await wait_until("all with SSE are in step", lambda: stage.in_step == 2)
-    stage.feed.state = Event(2, "", state(2))
+    await wait_until("all with SSE are caught up", lambda: stage.caught_up == 2)
+    stage.reader.state = Event(2, "", state(2))
     with capture_logs() as logs:
         stage.send(b"2  " + state(2), b"nonsense", b"3  " + state(3))
         await end(stage)
@@ -239,10 +239,10 @@ async def test_the_clock_outlives_what_it_looks_at() -> None:
         def fail(self, error: Exception) -> None:
             self.errors.append(error)
 
-    pulse, first, second = Pulse(0.01), Broken(), Broken()
-    running = asyncio.create_task(pulse.run())
+    timer_wheel, first, second = TimerWheel(0.01), Broken(), Broken()
+    running = asyncio.create_task(timer_wheel.run())
     await asyncio.sleep(0)  # it begins
     for broken in (first, second):
-        pulse.set(broken, asyncio.get_running_loop().time())
+        timer_wheel.set(broken, asyncio.get_running_loop().time())
     await wait_until("both were looked at", lambda: first.errors and second.errors)
     running.cancel()

@@ -11,8 +11,8 @@ from headway.shared.files.storage import Partial
 from headway.shared.redis.client import RedisClient
 from headway.shared.settings import DAY_SECONDS, Settings
 from headway.shared.tasks.models import OwnerId, Result, Status, TaskId, utc_now
-from headway.worker.orphaned_files import is_left_behind
-from headway.worker.task_scan import Seen
+from headway.worker.orphaned_files import is_orphaned
+from headway.worker.task_scan import ScannedTask
 from tests.unit.sweeping import Bench, aged
 
 HOUR = 3600.0
@@ -25,7 +25,7 @@ def bench(any_redis: RedisClient, any_settings: Settings) -> Bench:
 
 async def test_files_go_with_the_task_that_expires(bench: Bench) -> None:
     task = await bench.created()
-    claim = await bench.publisher.claim(task.task_id, bench.feed)
+    claim = await bench.publisher.claim(task.task_id, bench.reader)
     assert claim is not None
     await bench.publisher.complete(task.task_id, Result(summary={}, files=[]), attempt=claim.attempt)
     folder = bench.folder(task.task_id, 0)
@@ -74,8 +74,8 @@ async def test_an_empty_redis_begins_to_count_anew(bench: Bench) -> None:
     assert folder.exists()
 
 
-def seen(status: Status, attempt: int = 1) -> Seen:
-    return Seen(TaskId("0" * 32), status, 5, attempt, OwnerId("anyone"), 10, utc_now(), 1000)
+def seen(status: Status, attempt: int = 1) -> ScannedTask:
+    return ScannedTask(TaskId("0" * 32), status, 5, attempt, OwnerId("anyone"), 10, utc_now(), 1000)
 
 
 @pytest.mark.parametrize(
@@ -94,21 +94,21 @@ def seen(status: Status, attempt: int = 1) -> Seen:
     ],
 )
 def test_a_partial_file_is_left_behind_when_nobody_can_be_writing_it(
-    attempt: int | None, idle: float, task: Seen | None, left_behind: bool
+    attempt: int | None, idle: float, task: ScannedTask | None, left_behind: bool
 ) -> None:
-    assert is_left_behind(Partial("x", TaskId("0" * 32), attempt, 1, idle), task) is left_behind
+    assert is_orphaned(Partial("x", TaskId("0" * 32), attempt, 1, idle), task) is left_behind
 
 
 def test_a_resumable_upload_is_never_left_behind_before_it_was_given_up() -> None:
     partial = Partial("x", TaskId("0" * 32), None, 1, 9 * DAY_SECONDS)
-    assert not is_left_behind(partial, replace(seen(Status.UPLOADING), upload_expires_at=utc_now()))
-    assert is_left_behind(partial, replace(seen(Status.FAILED), upload_expires_at=utc_now()))
+    assert not is_orphaned(partial, replace(seen(Status.UPLOADING), upload_expires_at=utc_now()))
+    assert is_orphaned(partial, replace(seen(Status.FAILED), upload_expires_at=utc_now()))
 
 
 async def test_partial_files_that_are_left_behind_are_removed_and_no_others(bench: Bench) -> None:
     task = await bench.created()
     for _ in range(2):
-        await bench.publisher.claim(task.task_id, bench.feed)
+        await bench.publisher.claim(task.task_id, bench.reader)
     old, current = [await bench.storage.scratch(task.task_id, attempt) for attempt in (1, 2)]
     for folder in (old, current):
         (folder / "half").write_bytes(b"x")

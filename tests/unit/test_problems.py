@@ -23,7 +23,7 @@ from headway.shared.redis.client import RedisClient
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import ANYONE, OwnerId, Result, Status
 from headway.shared.tasks.progress import Publisher
-from headway.shared.tasks.reader import Feed
+from headway.shared.tasks.reader import Reader
 from tests.processes import free_port
 
 #: Never raised while a request is answered: they end a start, or an attempt in a worker.
@@ -248,10 +248,10 @@ async def test_half_a_character_that_a_processor_wrote_does_not_break_the_task(
     client: httpx.AsyncClient, redis_client: RedisClient, settings: Settings
 ) -> None:
     """As `surrogateescape` makes them of a name in a zip, or of a CSV in another encoding."""
-    publisher, feed = Publisher(redis_client, settings), Feed(redis_client)
+    publisher, reader = Publisher(redis_client, settings), Reader(redis_client)
     task = draft("rehearsal", owner=ANYONE, status=Status.QUEUED, options={})
     await publisher.create(task)
-    assert await publisher.claim(task.task_id, feed) is not None
+    assert await publisher.claim(task.task_id, reader) is not None
     await publisher.complete(task.task_id, Result(summary={"name": "caf\udce9.csv"}, files=[]), attempt=1)
     for path in (f"/tasks/{task.task_id}", "/tasks"):
         answer = await client.get(path)

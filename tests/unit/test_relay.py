@@ -21,15 +21,15 @@ from headway.shared.redis.client import RedisClient
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import ANYONE, ErrorType, Event, OwnerId, Status, Task, TaskId
 from headway.shared.tasks.progress import Publisher
-from headway.shared.tasks.reader import Feed, Snapshot, decode_message
+from headway.shared.tasks.reader import Reader, Snapshot, decode_message
 from tests.waiting import wait_until
 
 
 class FaultyRelay(Relay):
     """A relay whose channel can lose messages and send them twice. Counts what arrived."""
 
-    def __init__(self, feed: Feed, settings: Settings) -> None:
-        super().__init__(feed, settings)
+    def __init__(self, reader: Reader, settings: Settings) -> None:
+        super().__init__(reader, settings)
         self.loses: set[int] = set()
         self.doubles = False
         self.arrived = 0
@@ -43,7 +43,7 @@ class FaultyRelay(Relay):
         self.arrived = max(self.arrived, version)
 
 
-class CountingFeed(Feed):
+class CountingFeed(Reader):
     reads = 0
 
     async def snapshot(self, task_id: TaskId, owner: OwnerId | None = None, after: int | None = None) -> Snapshot:
@@ -54,16 +54,16 @@ class CountingFeed(Feed):
 class Stage:
     """A task at work, a relay, and listeners that are closed at the end."""
 
-    def __init__(self, publisher: Publisher, feed: CountingFeed, relay: FaultyRelay, stack: AsyncExitStack) -> None:
+    def __init__(self, publisher: Publisher, reader: CountingFeed, relay: FaultyRelay, stack: AsyncExitStack) -> None:
         self.publisher = publisher
-        self.feed = feed
+        self.reader = reader
         self.relay = relay
         self.task: Task = draft("rehearsal", owner=ANYONE, status=Status.QUEUED, options={})
         self._stack = stack
 
     async def begin(self) -> None:
         await self.publisher.create(self.task)
-        assert await self.publisher.claim(self.task.task_id, self.feed) is not None
+        assert await self.publisher.claim(self.task.task_id, self.reader) is not None
 
     async def step(self, done: int) -> int:
         return await self.publisher.change(self.task.task_id, {"done": done}, allowed=(Status.PROCESSING,), attempt=1)
@@ -83,10 +83,10 @@ class Stage:
 
 @pytest.fixture
 async def stage(redis_client: RedisClient, settings: Settings) -> AsyncIterator[Stage]:
-    feed = CountingFeed(redis_client)
-    relay = FaultyRelay(feed, settings)
+    reader = CountingFeed(redis_client)
+    relay = FaultyRelay(reader, settings)
     async with relay, AsyncExitStack() as stack:
-        stage = Stage(Publisher(redis_client, settings), feed, relay, stack)
+        stage = Stage(Publisher(redis_client, settings), reader, relay, stack)
         await stage.begin()  # versions 1, queued, and 2, processing
         yield stage
 
@@ -159,7 +159,7 @@ async def test_a_lost_terminal_event_is_found_when_the_silence_is_distrusted(sta
     stage.relay.loses = {3}
     await stage.end()
     await stage.arrived(3)
-    listener.distrust()
+    listener.mark_stale()
     [end] = await read(listener)
     assert end.is_terminal
     assert await listener.next() is None
@@ -169,12 +169,12 @@ async def test_a_message_that_comes_twice_is_told_once(stage: Stage) -> None:
     stage.relay.doubles = True
     listener = await stage.listen()
     await read(listener)
-    reads = stage.feed.reads
+    reads = stage.reader.reads
     for done in range(5):
         await stage.step(done)
     await stage.arrived(7)
     assert versions(await read_until(listener, 7)) == [3, 4, 5, 6, 7]
-    assert stage.feed.reads == reads  # and is no hole that would have to be read
+    assert stage.reader.reads == reads  # and is no hole that would have to be read
 
 
 async def test_nothing_follows_the_terminal_event(stage: Stage) -> None:
@@ -241,11 +241,11 @@ async def test_an_id_from_the_future_gets_the_truth(stage: Stage) -> None:
 
 async def test_everybody_who_asks_for_the_same_is_served_by_one_read(stage: Stage) -> None:
     await read(await stage.listen())
-    before = stage.feed.reads
+    before = stage.reader.reads
     listeners = [await stage.listen(after=0) for _ in range(50)]
     told = await asyncio.gather(*(read(listener) for listener in listeners))
     assert [versions(events) for events in told] == [[1, 2]] * 50
-    assert stage.feed.reads == before + 1
+    assert stage.reader.reads == before + 1
 
 
 async def test_a_wait_that_was_given_up_for_a_heartbeat_loses_nothing(stage: Stage) -> None:
@@ -266,7 +266,7 @@ async def test_a_task_that_redis_no_longer_has_ends_as_lost(stage: Stage, redis_
     listener = await stage.listen()
     await read(listener)
     await redis_client.delete(keys.state(stage.task.task_id), keys.events(stage.task.task_id))
-    listener.distrust()
+    listener.mark_stale()
     [end] = await read(listener)
     assert end.version == 3
     assert (json.loads(end.data)["status"], json.loads(end.data)["error"]["type"]) == ("failed", "lost")
@@ -304,7 +304,7 @@ async def test_progress_does_not_fall_where_a_task_is_lost(stage: Stage, redis_c
     listener = await stage.listen()
     [snapshot] = await read(listener)
     await redis_client.delete(keys.state(stage.task.task_id), keys.events(stage.task.task_id))
-    listener.distrust()
+    listener.mark_stale()
     [end] = await read(listener)
     assert json.loads(end.data)["progress"] == json.loads(snapshot.data)["progress"] == 40
 

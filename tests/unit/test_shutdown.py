@@ -10,9 +10,9 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
-from headway.api.access.origin_check import Edge
+from headway.api.access.origin_check import OriginCheck
 from headway.api.serving import shutdown
-from headway.api.serving.shutdown import Stop
+from headway.api.serving.shutdown import Shutdown
 from headway.api.uploads.multipart_upload import body_of
 from headway.shared.errors import Stopping
 
@@ -23,17 +23,17 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headway.api.uploads.multipart_upload.BODY_SECONDS", 0)
 
 
-def scope_with(stop: Stop) -> Scope:
+def scope_with(stop: Shutdown) -> Scope:
     return {"type": "http", "method": "PUT", "headers": [], "state": {"headway": SimpleNamespace(stop=stop)}}
 
 
-async def read(stop: Stop, receive: Receive, patience_seconds: float = 600) -> bytes:
+async def read(stop: Shutdown, receive: Receive, patience_seconds: float = 600) -> bytes:
     request = Request(scope_with(stop), receive)
     return b"".join([piece async for piece in body_of(request, patience_seconds=patience_seconds)])
 
 
 async def test_a_body_that_does_not_come_is_given_up_when_the_server_stops() -> None:
-    stop = Stop()
+    stop = Shutdown()
 
     async def receive() -> Message:
         asyncio.get_running_loop().call_soon(stop.begin)
@@ -46,7 +46,7 @@ async def test_a_body_that_does_not_come_is_given_up_when_the_server_stops() -> 
 
 async def test_a_wait_that_ends_a_moment_before_its_time_is_no_slow_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headway.api.uploads.multipart_upload.BODY_SECONDS", 600)
-    stop = Stop()
+    stop = Shutdown()
     stop.begin()
 
     async def receive() -> Message:
@@ -59,7 +59,7 @@ async def test_a_wait_that_ends_a_moment_before_its_time_is_no_slow_client(monke
 
 @pytest.mark.parametrize("last", [3, 600])
 async def test_a_body_that_never_has_to_be_waited_for_is_given_up_too_unless_it_is_whole(last: int) -> None:
-    stop = Stop()
+    stop = Shutdown()
     pieces = 0
 
     async def receive() -> Message:
@@ -78,7 +78,7 @@ async def test_a_body_that_never_has_to_be_waited_for_is_given_up_too_unless_it_
 
 
 async def test_who_waits_after_the_signal_waits_as_long_as_is_left() -> None:
-    stop = Stop()
+    stop = Shutdown()
     stop.begin()
     with pytest.raises(TimeoutError):
         async with stop.limit(600, at_a_stop=0):
@@ -105,8 +105,8 @@ async def test_a_request_that_uvicorn_cuts_off_is_a_503_unless_its_answer_has_be
     async def receive() -> Message:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    edge = Edge(slow, (), local_only=False)
-    request = asyncio.create_task(edge(scope_with(Stop()), receive, send))
+    edge = OriginCheck(slow, (), local_only=False)
+    request = asyncio.create_task(edge(scope_with(Shutdown()), receive, send))
     await under_way.wait()
     request.cancel()
     with contextlib.suppress(asyncio.CancelledError):

@@ -79,7 +79,7 @@ async def test_a_whole_upload_that_the_disk_is_still_making_safe_is_left_alone(b
 async def test_a_task_whose_job_was_lost_is_put_back_and_runs(bench: Bench, claimed: bool) -> None:
     task = await bench.created()
     if claimed:
-        await bench.publisher.claim(task.task_id, bench.feed)
+        await bench.publisher.claim(task.task_id, bench.reader)
     before = await bench.task(task)
     await bench.taken_off_the_queue(task)
     await bench.sweep()
@@ -87,7 +87,7 @@ async def test_a_task_whose_job_was_lost_is_put_back_and_runs(bench: Bench, clai
     assert await bench.queue() == [keys.job_id(task.task_id, 1)]
     assert await bench.redis.get(keys.job(keys.job_id(task.task_id, 1))) is not None
     assert (await bench.task(task)).version == before.version, "being put back is no event"
-    claim = await bench.publisher.claim(task.task_id, bench.feed)
+    claim = await bench.publisher.claim(task.task_id, bench.reader)
     assert claim is not None
     assert claim.attempt == (2 if claimed else 1)
 
@@ -95,7 +95,7 @@ async def test_a_task_whose_job_was_lost_is_put_back_and_runs(bench: Bench, clai
 async def test_a_task_with_a_job_or_a_lease_is_not_put_back(bench: Bench) -> None:
     waiting = await bench.created()
     running = await bench.created()
-    await bench.publisher.claim(running.task_id, bench.feed)
+    await bench.publisher.claim(running.task_id, bench.reader)
     await bench.taken_off_the_queue(running)
     await bench.redis.set(keys.job_lease(keys.job_id(running.task_id, 1)), "some worker")
     await bench.sweep()
@@ -105,7 +105,7 @@ async def test_a_task_with_a_job_or_a_lease_is_not_put_back(bench: Bench) -> Non
 async def test_the_job_of_an_earlier_attempt_counts_as_the_tasks(bench: Bench) -> None:
     task = await bench.created()
     for _ in range(2):
-        await bench.publisher.claim(task.task_id, bench.feed)
+        await bench.publisher.claim(task.task_id, bench.reader)
     assert (await bench.task(task)).attempt == 2
     await bench.sweep()
     assert await bench.queue() == [keys.job_id(task.task_id, 1)]
@@ -165,7 +165,7 @@ async def test_what_expired_holds_no_bytes_of_its_owner_any_more(bench: Bench) -
     gone, there = await bench.created(size_bytes=60, input_name="a"), await bench.created(size_bytes=30, input_name="b")
     await bench.redis.delete(keys.state(gone.task_id))
     await bench.sweep()
-    assert await bench.feed.stored_bytes(there.owner) == 30
+    assert await bench.reader.stored_bytes(there.owner) == 30
 
 
 async def test_what_expired_is_taken_off_every_list_of_its_owner_a_page_a_round(

@@ -37,7 +37,7 @@ def state(version: int, status: str = "processing", padding: int = 0) -> bytes:
     return json.dumps(data, separators=(",", ":")).encode()
 
 
-class Feed:
+class Reader:
     """The truth, as far as a listener asks for it."""
 
     def __init__(self) -> None:
@@ -60,9 +60,9 @@ class HandFedRelay(Relay):
 class Stage:
     """A server of event streams. `send` is what Redis sends, all of it with one read."""
 
-    def __init__(self, relay: Relay, feed: Feed, port: int) -> None:
+    def __init__(self, relay: Relay, reader: Reader, port: int) -> None:
         self.relay = relay
-        self.feed = feed
+        self.reader = reader
         self.port = port
         self.clients: list[Client] = []
 
@@ -80,12 +80,12 @@ class Stage:
         self.relay._on_subscribed(CHANNEL)
 
     @property
-    def in_step(self) -> int:
+    def caught_up(self) -> int:
         topic = self.relay._topics.get(CHANNEL)
         return len(topic.wires) if topic is not None else 0
 
     async def watch(self, count: int = 1, headers: str = "", buffer_bytes: int = 0) -> list[Client]:
-        before = self.in_step
+        before = self.caught_up
         clients = [await self.open(headers, buffer_bytes) for _ in range(count)]
         await wait_until("they are asked for", lambda: self.relay.listener_count >= before + count)
         self.live()
@@ -139,8 +139,8 @@ def ids(text: bytes) -> list[int]:
 async def staged(*, carried: bool = True, **seconds: float) -> AsyncIterator[Stage]:
     """`carried`: as under `headway api`, else as under any other server."""
     settings = Settings(redis_url="redis://127.0.0.1:1/0", **seconds)  # type: ignore[arg-type]
-    feed: Any = Feed()
-    relay = HandFedRelay(feed, settings)
+    reader: Any = Reader()
+    relay = HandFedRelay(reader, settings)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         scope["headway.send"] = send
@@ -161,7 +161,7 @@ async def staged(*, carried: bool = True, **seconds: float) -> AsyncIterator[Sta
     async with relay:
         serving = asyncio.create_task(server._serve())
         await wait_until("it listens", lambda: server.started)
-        stage = Stage(relay, feed, server.servers[0].sockets[0].getsockname()[1])
+        stage = Stage(relay, reader, server.servers[0].sockets[0].getsockname()[1])
         yield stage
         for client in stage.clients:
             client.writer.transport.abort()
@@ -180,18 +180,18 @@ async def stage() -> AsyncIterator[Stage]:
 
 async def test_what_one_read_brought_is_written_to_all_and_no_task_is_woken_for_it(stage: Stage) -> None:
     clients = await stage.watch(20)
-    await wait_until("all are in step", lambda: stage.in_step == 20)
+    await wait_until("all are caught up", lambda: stage.caught_up == 20)
     tasks = asyncio.all_tasks()
     stage.send(*(b"%d  %b" % (version, state(version)) for version in range(2, 12)))
     assert asyncio.all_tasks() == tasks
     for client in clients:
         assert ids(await client.until(state(11) + b"\n\n\r\n")) == list(range(1, 12))
-    assert stage.feed.reads == 1
+    assert stage.reader.reads == 1
 
 
 async def test_an_event_made_once_for_all_is_the_event_that_is_made_for_one(stage: Stage) -> None:
     [client] = await stage.watch()
-    await wait_until("it is in step", lambda: stage.in_step == 1)
+    await wait_until("it is caught up", lambda: stage.caught_up == 1)
     stage.send(b"2  " + state(2), b'3 log {"message":"hello"}')
     text = await client.until(b"hello" + b'"}\n\n\r\n')
     events = [Event(2, "", state(2)), Event(3, "log", b'{"message":"hello"}')]
@@ -202,21 +202,21 @@ async def test_an_event_made_once_for_all_is_the_event_that_is_made_for_one(stag
 
 async def test_a_hole_is_read_from_the_truth_and_then_it_is_in_step_again(stage: Stage) -> None:
     [client] = await stage.watch()
-    await wait_until("it is in step", lambda: stage.in_step == 1)
+    await wait_until("it is caught up", lambda: stage.caught_up == 1)
     stage.send(b"2  " + state(2))
-    stage.feed.state = Event(5, "", state(5))
+    stage.reader.state = Event(5, "", state(5))
     stage.send(b"5  " + state(5))
     text = await client.until(state(5) + b"\n\n")
     assert ids(text) == [1, 2, 4, 5]  # 3 and 4 are told as a gap
     assert b"event: gap" in text
-    await wait_until("it is in step", lambda: stage.in_step == 1)
+    await wait_until("it is caught up", lambda: stage.caught_up == 1)
     stage.send(b"6  " + state(6))
     await client.until(state(6) + b"\n\n")
 
 
 async def test_a_message_that_comes_twice_is_told_once(stage: Stage) -> None:
     [client] = await stage.watch()
-    await wait_until("it is in step", lambda: stage.in_step == 1)
+    await wait_until("it is caught up", lambda: stage.caught_up == 1)
     stage.send(b"2  " + state(2), b"2  " + state(2), b"1  " + state(1), b"3  " + state(3))
     assert ids(await client.until(state(3) + b"\n\n")) == [1, 2, 3]
 
@@ -224,7 +224,7 @@ async def test_a_message_that_comes_twice_is_told_once(stage: Stage) -> None:
 async def test_the_end_of_a_task_ends_the_answer_and_the_connection_can_be_used_again(stage: Stage) -> None:
     [client] = await stage.watch()
     for _ in range(2):
-        await wait_until("it is in step", lambda: stage.in_step == 1)
+        await wait_until("it is caught up", lambda: stage.caught_up == 1)
         stage.send(b"2  " + state(2), b"3  " + state(3, "completed"))
         text = await client.until(LAST_CHUNK)
         assert text.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -237,7 +237,7 @@ async def test_the_end_of_a_task_ends_the_answer_and_the_connection_can_be_used_
 
 async def test_a_request_that_comes_while_a_stream_is_open_is_answered_after_it(stage: Stage) -> None:
     [client] = await stage.watch()
-    await wait_until("it is in step", lambda: stage.in_step == 1)
+    await wait_until("it is caught up", lambda: stage.caught_up == 1)
     client.ask("Accept: application/x-ndjson\r\nConnection: close\r\n")
     stage.send(b"2  " + state(2, "completed"))
     assert ids(await client.until(LAST_CHUNK)) == [1, 2]
@@ -251,7 +251,7 @@ async def test_a_request_that_comes_while_a_stream_is_open_is_answered_after_it(
 
 async def test_a_client_that_leaves_is_forgotten(stage: Stage) -> None:
     stays, leaves = await stage.watch(2)
-    await wait_until("both are in step", lambda: stage.in_step == 2)
+    await wait_until("both are caught up", lambda: stage.caught_up == 2)
     leaves.writer.transport.abort()
     await wait_until("one is left", lambda: stage.relay.listener_count == 1)
     stage.send(b"2  " + state(2))
@@ -261,9 +261,9 @@ async def test_a_client_that_leaves_is_forgotten(stage: Stage) -> None:
 async def test_one_who_takes_less_than_there_is_gets_the_newest_and_is_told_the_gap(stage: Stage) -> None:
     [slow] = await stage.watch(buffer_bytes=2304)
     [quick] = await stage.watch()
-    await wait_until("both are in step", lambda: stage.in_step == 2)
+    await wait_until("both are caught up", lambda: stage.caught_up == 2)
     version, padding = 1, 12_000
-    while stage.in_step == 2:  # until the kernel's buffers are full
+    while stage.caught_up == 2:  # until the kernel's buffers are full
         version += 1
         stage.send(b"%d  %b" % (version, state(version, padding=padding)))
         await asyncio.sleep(0)
@@ -276,16 +276,16 @@ async def test_one_who_takes_less_than_there_is_gets_the_newest_and_is_told_the_
     assert told == sorted(set(told))
     gap = json.loads(text.split(b"event: gap\ndata: ")[1].split(b"\n")[0])
     assert (gap["from"] - 1, gap["to"] + 1) == (told[told.index(gap["to"]) - 1], told[told.index(gap["to"]) + 1])
-    await wait_until("it is in step again", lambda: stage.in_step == 2)
+    await wait_until("it is caught up again", lambda: stage.caught_up == 2)
 
 
 async def test_who_takes_nothing_for_the_send_time_out_is_reset() -> None:
     async with staged(send_timeout_seconds=1, heartbeat_seconds=1) as stage:
         [slow] = await stage.watch(buffer_bytes=2304)
         slow.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        await wait_until("it is in step", lambda: stage.in_step == 1)
+        await wait_until("it is caught up", lambda: stage.caught_up == 1)
         version = 1
-        while stage.in_step == 1:
+        while stage.caught_up == 1:
             version += 1
             stage.send(b"%d  %b" % (version, state(version, padding=12_000)))
             await asyncio.sleep(0)
@@ -299,10 +299,10 @@ async def test_an_end_that_is_not_taken_is_no_way_to_stay() -> None:
     async with staged(send_timeout_seconds=1, heartbeat_seconds=1) as stage:
         [slow] = await stage.watch(buffer_bytes=2304)
         slow.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        await wait_until("it is in step", lambda: stage.in_step == 1)
+        await wait_until("it is caught up", lambda: stage.caught_up == 1)
         [wire] = stage.relay._topics[CHANNEL].wires.values()
         version = 1
-        while stage.in_step == 1:
+        while stage.caught_up == 1:
             version += 1
             stage.send(b"%d  %b" % (version, state(version, padding=12_000)))
             await asyncio.sleep(0)
@@ -326,7 +326,7 @@ async def test_an_idle_stream_has_a_heartbeat_and_a_busy_one_has_none() -> None:
 
 async def test_a_stop_ends_every_stream_whole_with_a_time_to_come_back(stage: Stage) -> None:
     clients = await stage.watch(5, "Connection: close\r\n")
-    await wait_until("all are in step", lambda: stage.in_step == 5)
+    await wait_until("all are caught up", lambda: stage.caught_up == 5)
     stage.relay.drain()
     goodbyes = {await client.end() for client in clients}
     assert all(text.endswith(b"come back\n\r\n" + LAST_CHUNK) for text in goodbyes)
@@ -336,9 +336,9 @@ async def test_a_stop_ends_every_stream_whole_with_a_time_to_come_back(stage: St
 
 async def test_a_task_that_is_lost_ends_with_the_progress_that_was_seen(stage: Stage) -> None:
     [client] = await stage.watch(1, "Connection: close\r\n")
-    await wait_until("it is in step", lambda: stage.in_step == 1)
+    await wait_until("it is caught up", lambda: stage.caught_up == 1)
     stage.send(b"2  " + state(2).replace(b'"progress":1', b'"progress":40'))
-    stage.feed.state = None
+    stage.reader.state = None
     stage.live()  # the subscription was made anew
     last = (await client.end()).split(b"data: ")[-1].split(b"\n")[0]
     lost = json.loads(last)
