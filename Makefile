@@ -18,6 +18,9 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_SYSTEM_CERTS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# All that a checkout runs: the platform and the libraries of its processors.
+EXTRAS := --extra server --extra processors
+
 # Holds the path it was made at: a virtualenv that was copied or moved with its checkout runs the other one's code.
 READY := .venv/ready
 ifneq ($(shell read -r made_at 2>/dev/null <$(READY) && echo "$$made_at"):$(wildcard .venv/bin/python),$(CURDIR):.venv/bin/python)
@@ -41,12 +44,11 @@ test: $(READY) ## run the tests (ARGS="-k word" goes to pytest)
 	@.venv/bin/pytest -n 3 --dist loadfile $(ARGS)
 
 # No cache for the lint: ruff's keeps the order of imports it found before a module of ours was there.
-check: $(READY) ## formatting, lint, types, import contracts, known holes in dependencies; `make test` checks the docs
+check: $(READY) ## formatting, lint, types, known holes in dependencies; `make test` checks the docs
 	@.venv/bin/ruff format --check
 	@.venv/bin/ruff check --no-cache
 	@.venv/bin/mypy
-	@.venv/bin/lint-imports
-	@UV_HTTP_RETRIES=0 .venv/bin/uv audit --frozen --no-dev --quiet >.venv/audit.txt 2>&1; case $$? in \
+	@UV_HTTP_RETRIES=0 .venv/bin/uv audit --frozen --no-dev $(EXTRAS) --quiet >.venv/audit.txt 2>&1; case $$? in \
 	0) ;; 1) cat .venv/audit.txt; exit 1 ;; *) echo "Not audited: the database of advisories cannot be reached." ;; esac
 
 # Needs cc and two cores that nobody else uses; takes about ten minutes. Peers that cannot be installed are left out.
@@ -76,9 +78,9 @@ $(READY): pyproject.toml uv.lock
 	[ -w "$${HOME:-}" ] || export UV_CACHE_DIR="$${UV_CACHE_DIR:-.venv/cache}"; \
 	uv=$$(sed -n '/^name = "uv"$$/,/^version/s/^version = "\(.*\)"$$/\1/p' uv.lock); \
 	case "$$(.venv/bin/uv --version 2>/dev/null) " in "uv $$uv "*) ;; *) $$pip install --quiet "uv==$$uv" ;; esac; \
-	if ! .venv/bin/uv sync --frozen --quiet --python "$$venv"; then \
+	if ! .venv/bin/uv sync --frozen --quiet $(EXTRAS) --python "$$venv"; then \
 	  echo "uv could not; trying pip, with its own package index" >&2; \
-	  .venv/bin/uv export --frozen --quiet --no-emit-project --output-file .venv/locked.txt; \
+	  .venv/bin/uv export --frozen --quiet $(EXTRAS) --no-emit-project --output-file .venv/locked.txt; \
 	  $$pip install --quiet --require-hashes --requirement .venv/locked.txt; \
 	  $$pip install --quiet --no-deps --editable .; \
 	fi; \

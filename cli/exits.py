@@ -21,6 +21,7 @@ from pathlib import Path
 import typer
 
 from headway.client.errors import ClientError, Declined, Unreachable, WrongUse
+from headway.needs import how_to_install, missing_extra
 
 
 class ExitCode(IntEnum):
@@ -61,9 +62,15 @@ def printable(text: object) -> str:
 
 @contextmanager
 def exits() -> Iterator[None]:
-    """Around a command: our errors become a message and an exit code, never a traceback."""
+    """Around a command: our errors become a message and an exit code, never a traceback. So does an extra of the
+    package that is not installed."""
     try:
         yield
+    except ImportError as error:
+        if (extra := missing_extra(error)) is None:
+            raise
+        complain(how_to_install("This command", extra))
+        raise typer.Exit(ExitCode.WRONG_USE) from None
     except ClientError as error:
         complain(str(error))
         raise typer.Exit(code_of(error)) from None

@@ -1,12 +1,13 @@
-"""The Python client: `from headway import Client`, or `AsyncClient`. It knows the platform by its HTTP interface alone,
-and imports nothing else of ours.
+"""Headway. `from headway import Client`, or `AsyncClient`, is the Python client: it knows the platform by its HTTP
+interface alone, and imports nothing else of ours. The platform itself is `headway.app`; what a processor imports is
+`headway.processors`.
 
     client = Client("http://127.0.0.1:8000")
     for event in client.watch(client.submit("trips.csv", "csv-profile")["task_id"]):
         print(event.progress, event.message)
 
-What is asked of the platform is said once, in calls.py; how a stream is followed across its breaks, in following.py.
-The two clients are thin shells around them. Everything that goes wrong is a ClientError.
+What is asked of the platform is said once, in client/calls.py; how a stream is followed across its breaks, in
+client/following.py. The two clients are thin shells around them. Everything that goes wrong is a ClientError.
 """
 
 from __future__ import annotations

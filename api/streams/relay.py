@@ -1,9 +1,10 @@
 """From Redis to everybody who watches: one subscription a process, a topic a channel, bounded listeners.
 
-The relay passes on what arrives and says when something may have been missed; what a watcher is owed is its listener's
-business (api/streams/listeners.py). How it gets there is a wire's (api/streams/wire.py) or, where the server's connection cannot be
-had, a response's (api/streams/sse.py). A topic lives from its first listener until a while after its last, so that a reload
-costs Redis nothing. A receiver that dies is run again, and readiness fails meanwhile.
+The relay passes on what arrives and says when something may have been missed. What a watcher is owed is its
+listener's business (api/streams/listeners.py). How it gets there is a wire's (api/streams/wire.py) or, where the
+server's connection cannot be had, a response's (api/streams/sse.py). A topic lives from its first listener until a
+while after its last, so that a reload costs Redis nothing. A receiver that dies is run again; until then readiness
+fails.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class Relay:
         self._group = await self._stack.enter_async_context(asyncio.TaskGroup())
         self._services = [
             self._group.create_task(self._receive(), name="relay receiver"),
-            self._group.create_task(self._mark_silent_stale(), name="relay distrust"),
+            self._group.create_task(self._mark_silent_stale(), name="relay stale"),
             self._group.create_task(self.timer_wheel.run(), name="relay pulse"),
         ]
         return self

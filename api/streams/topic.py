@@ -41,7 +41,7 @@ class Wire(Protocol):
     listener: Listener
 
     def stepped_out(self, version: int, state: Event | None) -> None:
-        """It was caught up up to here, and is no longer."""
+        """It has had everything until now. From here on it waits for its own turn."""
 
     def fell_short(self, rest: bytes) -> None:
         """The connection did not take the rest of what it was given."""

@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from headway.needs import how_to_install, missing_extra
 from headway.shared.errors import InvalidRequest
 from headway.shared.tasks.models import FieldError
 
@@ -195,12 +196,19 @@ def load_registry(modules: Iterable[str] = ()) -> Registry:
         try:
             declared = list(_declared_in(importlib.import_module(module_name)))
         except (Exception, SystemExit) as error:
-            broken[module_name] = f"{type(error).__name__}: {error}"
+            broken[module_name] = _why(error, module_name)
             continue
         if not declared:
             broken[module_name] = "no function in it is decorated with @processor"
         found |= {one.name: one for one in declared}
     return Registry(dict(sorted(found.items())), broken)
+
+
+def _why(error: BaseException, module_name: str) -> str:
+    why = f"{type(error).__name__}: {error}"
+    if isinstance(error, ImportError) and (extra := missing_extra(error)) is not None:
+        return f"{why}. {how_to_install(module_name, extra)}"
+    return why
 
 
 def _declared_in(module: ModuleType) -> Iterator[Processor]:

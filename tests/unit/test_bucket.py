@@ -294,5 +294,6 @@ def test_a_processor_sees_no_credentials() -> None:
 
 
 def test_a_directory_pays_nothing_for_the_bucket_and_no_child_inherits_it() -> None:
-    asked = "import sys, headway.worker.forkserver, headway.worker.child, headway.api.app, headway.shared.files.directory; sys.exit('obstore' in sys.modules)"
+    imported = "headway.worker.forkserver, headway.worker.child, headway.api.app, headway.shared.files.directory"
+    asked = f"import sys, {imported}; sys.exit('obstore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", asked], check=False).returncode == 0

@@ -10,18 +10,25 @@ from typing import Final
 import pytest
 
 ROOT: Final = Path(__file__).parents[2]
-PACKAGES: Final = ("api", "cli", "headway", "shared", "worker")
+#: The folders that headway/ links to.
+LINKED: Final = ("api", "cli", "shared", "worker")
+PACKAGES: Final = ("headway", *LINKED)
 MODULES: Final = sorted(path.relative_to(ROOT) for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 TREES: Final = {path: ast.parse((ROOT / path).read_text(encoding="utf-8")) for path in MODULES}
 
-#: Imports point down only.
+#: Imports point down only: cli, then api and worker side by side, then shared. The Python client stands alone.
 MAY_IMPORT: Final = {
-    "headway": {"headway"},
-    "shared": {"shared"},
+    "headway/client": {"client"},
+    "headway": {"client", "needs", "api", "shared"},
+    "shared": {"shared", "needs"},
     "api": {"api", "shared"},
     "worker": {"worker", "shared"},
-    "cli": set(PACKAGES),
+    "cli": {"cli", "api", "worker", "shared", "client", "needs", "__init__"},
 }
+
+
+def room_of(path: Path) -> str:
+    return "headway/client" if path.parts[:2] == ("headway", "client") else path.parts[0]
 
 
 def imports_of(tree: ast.Module) -> Iterator[str]:
@@ -51,9 +58,20 @@ def those(found: dict[Path, set[str]]) -> dict[str, set[str]]:
 
 def test_imports_point_down_only() -> None:
     wrong = {
-        path: {name for name in imports_of(tree) if name.split(".")[0] in set(PACKAGES) - MAY_IMPORT[path.parts[0]]}
+        path: {
+            name
+            for name in imports_of(tree)
+            if name.startswith("headway.")
+            and name.split(".")[1] not in MAY_IMPORT[room_of(path)]
+            and not (name.split(".")[1][0].isupper() and "client" in MAY_IMPORT[room_of(path)])
+        }
         for path, tree in TREES.items()
     }
+    assert those(wrong) == {}
+
+
+def test_every_module_is_imported_as_headway() -> None:
+    wrong = {path: {name for name in imports_of(tree) if name.split(".")[0] in LINKED} for path, tree in TREES.items()}
     assert those(wrong) == {}
 
 
@@ -114,7 +132,11 @@ def test_settings_are_read_where_a_process_starts_and_nowhere_else() -> None:
     reads = {path: {name for name in imports_of(tree) if "load_settings" in name} for path, tree in TREES.items()}
     starts = {str(path) for path, names in reads.items() if names}
     assert "api/main.py" in starts
-    assert {path for path in starts if not path.startswith("cli/")} == {"api/main.py", "worker/healthcheck.py"}
+    assert {path for path in starts if not path.startswith("cli/")} == {
+        "api/main.py",
+        "headway/app.py",
+        "worker/healthcheck.py",
+    }
 
 
 def test_no_task_of_the_event_loop_runs_without_an_owner() -> None:

@@ -1,0 +1,18 @@
+"""The platform as an ASGI application, for `uvicorn`, gunicorn with uvicorn's worker, or another application's `mount`.
+
+    from headway.app import Settings, create_app
+
+    app = create_app(Settings(redis_url="redis://127.0.0.1:6379/0"))
+
+Needs `pip install 'headway[server]'`. Without one, an ImportError says so.
+"""
+
+from __future__ import annotations
+
+from headway.needs import extra
+
+with extra("server", "headway.app"):
+    from headway.api.app import create_app
+    from headway.shared.settings import Settings, load_settings
+
+__all__ = ["Settings", "create_app", "load_settings"]
