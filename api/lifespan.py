@@ -25,7 +25,8 @@ from headway.api.serving.shutdown import Shutdown
 from headway.api.streams.relay import Relay
 from headway.api.uploads.idempotency import Idempotency
 from headway.api.uploads.upload_digests import UploadDigests
-from headway.shared.files.storage import Storage, open_storage
+from headway.shared.files.place import open_storage
+from headway.shared.files.storage import Storage
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import RedisClient, connect
 from headway.shared.settings import Settings

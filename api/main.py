@@ -4,7 +4,7 @@ import sys
 
 from headway.api.app import create_app
 from headway.shared.errors import SettingsError
-from headway.shared.files.storage import open_storage
+from headway.shared.files.place import open_storage
 from headway.shared.logging import configure
 from headway.shared.settings import load_settings
 

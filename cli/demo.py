@@ -17,7 +17,7 @@ from headway.cli import bar, summary
 from headway.cli.exits import TaskLost
 from headway.cli.sample import write_sample
 from headway.cli.submit import Submission, submit
-from headway.cli.watch import Watched
+from headway.cli.watched import Watched
 
 if TYPE_CHECKING:
     from headway.cli.up import Plan

@@ -19,7 +19,7 @@ from headway.client.errors import ClientError, Declined
 if TYPE_CHECKING:
     from headway import AsyncClient
     from headway.cli.bar import Display
-    from headway.cli.watch import Watched
+    from headway.cli.watched import Watched
 
 T = TypeVar("T")
 

@@ -103,7 +103,8 @@ def submit(
     """Submit files and watch them to their end."""
     with exits():
         from headway.cli.submit import Submission, batch_of, parse_options, send_only, submit
-        from headway.cli.watch import Watched, finish, run
+        from headway.cli.watch import finish, run
+        from headway.cli.watched import Watched
 
         paths, options = files or [], parse_options(option or [])
         what = [Submission(processor, options, path) for path in paths] or [Submission(processor, options)]
@@ -130,7 +131,8 @@ def watch(
 ) -> None:
     """Watch tasks, or a batch, to their end."""
     with exits():
-        from headway.cli.watch import Watched, finish, finish_batch, run, watch, watch_batch
+        from headway.cli.watch import finish, finish_batch, run, watch, watch_batch
+        from headway.cli.watched import Watched
         from headway.client.errors import WrongUse
 
         if bool(ids) == bool(batch):

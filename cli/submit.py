@@ -20,7 +20,8 @@ import typer
 from headway import AsyncClient, ClientError, Task, WrongUse
 from headway.cli.bar import Display
 from headway.cli.exits import complain
-from headway.cli.watch import Watched, follow
+from headway.cli.watch import follow
+from headway.cli.watched import Watched
 from headway.client.files import outgoing
 
 #: When sending fails because the task has ended, its terminal event is on the way and says more than the refusal does.

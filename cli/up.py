@@ -26,7 +26,7 @@ from headway.cli.embedded import Choice, Kind, choose, embedded_redis
 from headway.cli.exits import ExitCode, complain, settings_errors
 from headway.cli.lock import sole_use
 from headway.client.errors import ClientError, Unreachable, WrongUse
-from headway.shared.files.storage import open_storage
+from headway.shared.files.place import open_storage
 from headway.shared.settings import MEMORY_URL, Settings, load_settings
 from headway.shared.tracing import is_wanted
 

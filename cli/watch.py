@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, NoReturn, TypeVar, cast
 
 import typer
@@ -18,26 +18,12 @@ from headway import AsyncClient, Batch, ClientError, Event, Task
 from headway.cli import bar, summary
 from headway.cli.exits import ExitCode, complain, exits
 from headway.cli.interrupt import Left, asking, can_ask
+from headway.cli.watched import Watched
 from headway.client.calls import DEFAULT_URL
 
 T = TypeVar("T")
 #: A command's work: with the platform, on a display.
 Work = Callable[[AsyncClient, bar.Display], Coroutine[Any, Any, T]]
-
-
-@dataclass(slots=True)
-class Watched:
-    """What is watched, and for the words after a Ctrl-C what is known of it so far."""
-
-    url: str
-    #: Task id to what it is called.
-    tasks: dict[str, str] = field(default_factory=dict)
-    batch_id: str | None = None
-    #: Files that are not whole at the platform yet: leaving now ends their tasks.
-    sending: set[str] = field(default_factory=set)
-
-    def name(self, task_id: str) -> str:
-        return self.tasks.get(task_id) or task_id[:8]
 
 
 async def follow(

@@ -17,7 +17,7 @@ from arq.worker import func
 from headway.shared import keys
 from headway.shared.cancellation import cancel
 from headway.shared.errors import ProcessorFailure
-from headway.shared.files.storage import open_storage
+from headway.shared.files.place import open_storage
 from headway.shared.logging import configure, get_logger
 from headway.shared.redis.client import AWAY, RedisClient, connect, trouble_ahead
 from headway.shared.redis.subscription import Subscription

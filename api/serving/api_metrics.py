@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final, get_args
+from typing import Final, Protocol, get_args
 
 from prometheus_client import Gauge
 from prometheus_client.registry import Collector
@@ -19,9 +19,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from headway.api.serving.tally import Kind, Reason, Tally
 from headway.shared.cancellation import cancel
 from headway.shared.metric_registry import Metrics, shared_dir
-
-if TYPE_CHECKING:
-    from headway.api.lifespan import State
 
 #: From a bare server's fraction of a millisecond to what somebody would call broken.
 DELAY_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -119,9 +116,16 @@ class ApiMetrics(Metrics):
             self._request_seconds.labels(route).observe(seconds)
 
 
+class Measured(Protocol):
+    """What the lifespan shares with each request (api/lifespan.py), as far as it is asked here."""
+
+    @property
+    def metrics(self) -> ApiMetrics: ...
+
+
 async def counted(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
     """Calls the application, and counts the request when its answer is complete or a stream somebody else's."""
-    state: State | None = scope["state"].get("headway") if "state" in scope else None
+    state: Measured | None = scope["state"].get("headway") if "state" in scope else None
     if scope["type"] != "http" or state is None:
         await app(scope, receive, send)
         return

@@ -20,7 +20,7 @@ from uvicorn.supervisors import Multiprocess
 from headway.api.app import create_app
 from headway.api.serving.protocol import StreamProtocol
 from headway.shared.errors import SettingsError
-from headway.shared.files.storage import open_storage
+from headway.shared.files.place import open_storage
 from headway.shared.logging import configure, get_logger
 from headway.shared.metric_registry import sharing_metrics
 from headway.shared.settings import Settings

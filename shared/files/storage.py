@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Protocol
 
 from headway.shared.errors import BadInput, StorageFull
-from headway.shared.settings import Settings
 from headway.shared.tasks.models import TaskId
 
 #: Read, written and hashed this much at a time: large enough that the hop to a thread costs nothing beside the disk.
@@ -168,17 +167,6 @@ class Storage(Protocol):
     def task_folders(self) -> AsyncIterator[TaskFolder]: ...
 
     async def remove(self, partial: Partial) -> None: ...
-
-
-def open_storage(settings: Settings) -> Storage:
-    """The place that the settings name."""
-    if settings.storage_url:
-        from headway.shared.files.bucket import BucketStorage  # brings obstore along, which nobody else needs
-
-        return BucketStorage(settings)
-    from headway.shared.files.directory import DirectoryStorage
-
-    return DirectoryStorage(settings.data_dir, settings.disk_reserve_bytes)
 
 
 @contextmanager

@@ -13,7 +13,8 @@ import pytest
 
 from headway.shared.errors import BadInput, UnknownFile
 from headway.shared.files.directory import DirectoryStorage
-from headway.shared.files.storage import CHUNK_BYTES, Storage, StoredObject, open_storage
+from headway.shared.files.place import open_storage
+from headway.shared.files.storage import CHUNK_BYTES, Storage, StoredObject
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import TaskId
 from tests.s3_server import S3Server

@@ -75,6 +75,27 @@ def test_every_module_is_imported_as_headway() -> None:
     assert those(wrong) == {}
 
 
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Late imports, and those for the type checker alone, count too."""
+    names = {".".join(path.with_suffix("").parts).removesuffix(".__init__") for path in MODULES}
+    names = {name if name.startswith("headway") else f"headway.{name}" for name in names}
+    imported: dict[str, set[str]] = {}
+    for path, tree in TREES.items():
+        own = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+        own = own if own.startswith("headway") else f"headway.{own}"
+        imported[own] = {module for name in imports_of(tree) if (module := module_of(name, names)) not in (None, own)}
+    while leaves := {name for name, others in imported.items() if not others & imported.keys()}:
+        imported = {name: others for name, others in imported.items() if name not in leaves}
+    assert imported == {}
+
+
+def module_of(name: str, modules: set[str]) -> str | None:
+    """The module that an imported name is of, or is."""
+    while name and name not in modules:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
 def test_nothing_relative_and_nothing_of_the_tests_is_imported() -> None:
     wrong = {
         path: {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level}
