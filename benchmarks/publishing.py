@@ -39,11 +39,12 @@ from benchmarks.reporting import in_the_work, thread_seconds
 from benchmarks.tables import machine, publish, spread
 from headway.api.routes.tasks import draft
 from headway.shared import keys
+from headway.shared.json_text import text_of
 from headway.shared.redis.client import POOL_SIZE, RedisClient, connect
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import ANYONE, Status, TaskId
 from headway.shared.tasks.progress import Publisher
-from headway.shared.tasks.reader import Reader, text_of
+from headway.shared.tasks.reader import Reader
 from tests.processes import Platform, RedisServer
 from tests.waiting import wait_for
 

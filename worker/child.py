@@ -20,9 +20,9 @@ import filetype
 
 from headway.shared.errors import BadInput, StorageFull
 from headway.shared.files.storage import full_disk_is_said
+from headway.shared.json_text import text_of
 from headway.shared.tasks.models import ErrorType
 from headway.shared.tasks.processors import Processor
-from headway.shared.tasks.reader import text_of
 from headway.worker.confinement import temporary_folder
 from headway.worker.reporter import Reporter
 

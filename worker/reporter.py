@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar
 
 from headway.shared.files.storage import check_result_name
-from headway.shared.tasks.models import rfc3339, utc_now
+from headway.shared.json_text import text_of
+from headway.shared.tasks.models import TEXT_CHARACTERS, rfc3339, utc_now
 from headway.shared.tasks.processors import Processor
-from headway.shared.tasks.progress import TEXT_CHARACTERS
-from headway.shared.tasks.reader import text_of
 from headway.worker.tqdm_hook import hooked
 
 SAMPLE_SECONDS: Final = 0.05

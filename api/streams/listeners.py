@@ -22,9 +22,10 @@ from typing import ClassVar, Final, Protocol
 
 from headway.api.serving.tally import Kind, Reason, Tally
 from headway.api.streams.sse import Comment
+from headway.shared.json_text import text_of
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.models import DELETED, Event, FeedEvent, OwnerId, TaskId
-from headway.shared.tasks.reader import Reader, Snapshot, text_of
+from headway.shared.tasks.reader import Reader, Snapshot
 
 #: While Redis is away a listener asks again this often.
 RETRY_SECONDS: Final = 0.5

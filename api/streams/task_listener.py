@@ -8,8 +8,9 @@ from typing import Any
 
 from headway.api.streams.listeners import Item, Listener, Source
 from headway.shared.errors import UnknownTask
+from headway.shared.json_text import text_of
 from headway.shared.tasks.models import ErrorType, Event, OwnerId, Status, TaskId, rfc3339, utc_now
-from headway.shared.tasks.reader import Snapshot, text_of
+from headway.shared.tasks.reader import Snapshot
 
 
 class TaskListener(Listener):

@@ -22,11 +22,12 @@ from headway.api.uploads.multipart_upload import invalid
 from headway.shared.cancellation import cancel, heed_cancellation
 from headway.shared.errors import KeyInUse, KeyReused, Refused, UnknownTask
 from headway.shared.files.storage import Storage, StoredFile, Upload
+from headway.shared.json_text import text_of
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.idempotency import Answer, Answers, Lease
 from headway.shared.tasks.models import FieldError, OwnerId, Task, TaskId, new_task_id
-from headway.shared.tasks.reader import Reader, text_of
+from headway.shared.tasks.reader import Reader
 
 log = get_logger(__name__)
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, NewType
+from typing import Annotated, Any, Final, NewType
 
 from pydantic import BaseModel, Field, PlainSerializer
 
@@ -21,6 +21,9 @@ OwnerId = NewType("OwnerId", str)
 
 #: The owner of every task in open mode, where no keys are set.
 ANYONE = OwnerId("anyone")
+
+#: A message or a log line longer than this is cut: with every character escaped it still fits an event.
+TEXT_CHARACTERS: Final = 500
 
 
 def new_task_id() -> TaskId:

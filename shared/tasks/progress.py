@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from headway.shared import keys
 from headway.shared.errors import Conflict, QuotaFull, Refused, UnknownTask
+from headway.shared.json_text import text_of
 from headway.shared.redis.client import RedisClient
 from headway.shared.redis.script_pipeline import ScriptPipeline
 from headway.shared.settings import DAY_SECONDS, Settings
@@ -28,6 +29,7 @@ from headway.shared.tasks.models import (
     ACTIVE,
     DELETED,
     TERMINAL,
+    TEXT_CHARACTERS,
     Checkpoint,
     ErrorType,
     OwnerId,
@@ -40,7 +42,7 @@ from headway.shared.tasks.models import (
     utc_now,
 )
 from headway.shared.tasks.queue import WAKE, JobTicket, stop_message
-from headway.shared.tasks.reader import LIVE_FIELDS, Reader, patiently, text_of
+from headway.shared.tasks.reader import LIVE_FIELDS, Reader, patiently
 from headway.shared.tracing import OFF, TRACEPARENT, Tracing
 
 #: CONTRACT section 4: one event is at most this on the wire. 512 bytes are left for the `id:` line and the rest of the
@@ -48,8 +50,6 @@ from headway.shared.tracing import OFF, TRACEPARENT, Tracing
 EVENT_BYTES: Final = 16 * 1024
 RESULT_EVENT_BYTES: Final = EVENT_BYTES - 6 * 1024
 
-#: A message or a log line longer than this is cut: with every character escaped it still fits an event.
-TEXT_CHARACTERS: Final = 500
 
 #: A task that has not ended is kept at least this long, even where HEADWAY_TASK_TTL_SECONDS is short: a queue without
 #: workers over a holiday must not lose anything.

@@ -16,8 +16,9 @@ from headway.api.serving.tally import Tally
 from headway.api.streams.listeners import Listener
 from headway.api.streams.sse import Comment
 from headway.api.streams.task_listener import TaskListener
+from headway.shared.json_text import text_of
 from headway.shared.tasks.models import Event, OwnerId, TaskId
-from headway.shared.tasks.reader import Reader, Snapshot, text_of
+from headway.shared.tasks.reader import Reader, Snapshot
 
 Action = Literal["state", "note", "deliver", "lose", "double", "mark_stale", "read", "give up"]
 ACTIONS: Final = st.lists(

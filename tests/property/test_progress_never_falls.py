@@ -11,8 +11,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headway.shared.json_text import text_of
 from headway.shared.tasks.processors import Options, Processor
-from headway.shared.tasks.reader import text_of
 from headway.worker.meter import MOST_PROGRESS, Meter
 from headway.worker.reporter import Reporter
 

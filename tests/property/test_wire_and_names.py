@@ -13,8 +13,9 @@ from headway.api.streams.sse import NDJSON, SSE, Text
 from headway.api.uploads.multipart_upload import FILENAME_CHARACTERS, clean_content_type, clean_filename
 from headway.shared.errors import BadInput, InvalidRequest
 from headway.shared.files.storage import check_result_name
+from headway.shared.json_text import text_of
 from headway.shared.tasks.models import Event, TaskId
-from headway.shared.tasks.reader import decode_message, text_of
+from headway.shared.tasks.reader import decode_message
 from tests.streams import parse_block
 
 VERSIONS = st.integers(min_value=1, max_value=10**15)

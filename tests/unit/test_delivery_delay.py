@@ -9,8 +9,8 @@ from prometheus_client import generate_latest
 
 from headway.api.serving.api_metrics import ApiMetrics
 from headway.api.streams.delivery_delay import DelaySampler, made_at_of
+from headway.shared.json_text import text_of
 from headway.shared.tasks.models import rfc3339
-from headway.shared.tasks.reader import text_of
 from tests.waiting import wait_until
 
 

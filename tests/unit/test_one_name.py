@@ -69,3 +69,10 @@ else:
 def test_a_folder_under_another_name_says_its_right_one(name: str) -> None:
     code = f"try:\n    import {name}\nexcept ImportError as error:\n    print(error)\n"
     assert f"Import headway.{name}" in run(code)
+
+
+def test_a_child_brings_neither_redis_nor_arq_along() -> None:
+    """What is imported there costs each worker memory, and is at hand for a processor that was taken over."""
+    code = "import sys, headway.worker.forkserver, headway.worker.child\n"
+    code += "print({one.split('.')[0] for one in sys.modules} & {'arq', 'hiredis', 'httpx', 'jwt', 'redis', 'uvicorn'})"
+    assert run(code) == "set()"

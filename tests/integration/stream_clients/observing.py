@@ -16,11 +16,11 @@ from typing import Final
 
 import pytest
 
+from headway.shared.json_text import text_of
 from headway.shared.redis.client import connect
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import TaskId
 from headway.shared.tasks.progress import EVENT_BYTES, Publisher
-from headway.shared.tasks.reader import text_of
 from tests.browser.conftest import NAMES
 from tests.integration.stream_clients.processors import ROOT
 from tests.npm import installed

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from headway.shared.tasks.reader import text_of
+from headway.shared.json_text import text_of
 from tests.integration.stream_clients.processors import HARD_TEXT, telling_platform
 from tests.processes import SERVERS, Platform, RedisServer
 from tests.streams import assert_true_story, parse_block, watch
