@@ -18,7 +18,7 @@ import httpx
 import typer
 
 from headway.cli import findings
-from headway.cli.exits import ExitCode, printable
+from headway.cli.exits import ExitCode, complain, printable
 from headway.cli.findings import Finding
 from headway.cli.probes import Answer, Probes
 from headway.client.calls import is_loopback
@@ -34,7 +34,7 @@ async def doctor(url: str, key: str | None, idle_seconds: float, *, as_json: boo
         _print(finding, as_json=as_json)
 
     async with aclosing(Probes(url, key)) as probes:
-        await examine(probes, idle_seconds, tell)
+        await examine(probes, idle_seconds, tell, (lambda _: None) if as_json else complain)
     problems, warnings = levels.count("problem"), levels.count("warning")
     if not as_json:
         typer.echo(f"{_some(problems, 'problem')}, {_some(warnings, 'warning')}.".capitalize())
@@ -54,7 +54,10 @@ def _print(finding: Finding, *, as_json: bool) -> None:
         typer.echo(printable(f"{'':21} {finding.change}"))
 
 
-async def examine(probes: Probes, idle_seconds: float, tell: Callable[[Finding], None]) -> None:
+async def examine(
+    probes: Probes, idle_seconds: float, tell: Callable[[Finding], None], doing: Callable[[str], None] = lambda _: None
+) -> None:
+    """Tells each finding, and before what takes time what it is doing."""
     answer = await probes.ask("GET", "/readyz")
     ready = answer.json()
     if "checks" not in ready:
@@ -69,6 +72,7 @@ async def examine(probes: Probes, idle_seconds: float, tell: Callable[[Finding],
         return  # what it needs is not there: a stream would only wait
     async with probes.waiting_task() as (task, ahead_seconds):
         tell(findings.clock(ahead_seconds))
+        doing("Listening to a stream of paced events …")
         async with asyncio.TaskGroup() as group:
             listening = group.create_task(probes.paced(workers=findings.workers(ready).level == "ok"))
             holding = group.create_task(probes.idle(task, idle_seconds))
@@ -77,9 +81,12 @@ async def examine(probes: Probes, idle_seconds: float, tell: Callable[[Finding],
             paced = await listening
             for judge in (findings.buffering, findings.headers, findings.compression):
                 tell(judge(paced))
+            doing("Opening streams until no more are answered …")
             loopback = is_loopback(httpx.URL(probes.url).host)
             tell(findings.connections(await counting, await choosing, loopback=loopback))
+            doing(f"Holding a stream that says nothing, for {idle_seconds:g} s in all …")
             tell(findings.idle(await holding, ready.get("heartbeat_seconds")))
+        doing("Sending a file …")
         tell(findings.uploads(await _uploaded(probes, task)))
 
 

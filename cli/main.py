@@ -36,6 +36,21 @@ HERE = "http://127.0.0.1:8000"
 LOOPBACK = "127.0.0.1"
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(installed_version("headway"))
+        raise typer.Exit
+
+
+@app.callback()
+def headway(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def up(
     host: Host = LOOPBACK,
@@ -90,10 +105,17 @@ def together(host: Host = LOOPBACK, port: Port = 8000) -> None:
 
 @app.command()
 def submit(
-    processor: Annotated[str, typer.Option(help="What is to be done with it.", autocompletion=complete.processors)],
     files: Annotated[
         list[Path] | None, typer.Argument(metavar="[FILE]...", help="The files; none if the processor takes none.")
     ] = None,
+    processor: Annotated[
+        str | None,
+        typer.Option(
+            help="What is to be done with it. [default: the only one that takes these files]",
+            autocompletion=complete.processors,
+        ),
+    ] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Of a folder, all files below it.")] = False,
     option: Annotated[list[str] | None, typer.Option(metavar="K=V", help="A processor's option; repeatable.")] = None,
     batch: Annotated[str | None, typer.Option(metavar="ID", help="Put them into this batch.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Send, print the ids, and do not watch.")] = False,
@@ -102,11 +124,12 @@ def submit(
 ) -> None:
     """Submit files and watch them to their end."""
     with exits():
-        from headway.cli.submit import Submission, batch_of, parse_options, send_only, submit
+        from headway.cli.submit import Submission, batch_of, choose, files_of, parse_options, send_only, submit
         from headway.cli.watch import finish, run
         from headway.cli.watched import Watched
 
-        paths, options = files or [], parse_options(option or [])
+        paths, options = files_of(files or [], recursive=recursive), parse_options(option or [])
+        processor = processor or asyncio.run(choose(url, _key(), paths))
         what = [Submission(processor, options, path) for path in paths] or [Submission(processor, options)]
         watched = Watched(url, batch_id=batch_of(paths, batch))
         if detach:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import mimetypes
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
@@ -45,6 +46,54 @@ class Submission:
             return body
         with outgoing(self.path) as file:
             return body | file.announced()
+
+
+def files_of(paths: Sequence[Path], *, recursive: bool) -> list[Path]:
+    """The files that were named and, where that is wanted, those below the folders that were named, in the order of
+    their names; hidden ones are left out. Raises WrongUse."""
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        below = sorted(
+            one
+            for one in path.rglob("[!.]*")
+            if one.is_file() and not any(part.startswith(".") for part in one.relative_to(path).parts)
+        )
+        if not recursive:
+            raise WrongUse(f"{path} is a folder. To send the {_counted(len(below))} in it, add --recursive.")
+        if not below:
+            raise WrongUse(f"{path} is a folder without a file.")
+        found += below
+    return found
+
+
+def _counted(files: int) -> str:
+    return "1 file" if files == 1 else f"{files} files"
+
+
+async def choose(url: str, key: str | None, paths: Sequence[Path]) -> str:
+    """The only processor that takes all these files, by the types that their names tell. Raises WrongUse, which names
+    those there are, where it is not one."""
+    async with AsyncClient(url, key) as client:
+        processors = await client.processors()
+    if not paths:
+        raise WrongUse("Say which files, or with --processor which processor that takes none.")
+    types = {mimetypes.guess_type(path.name)[0] or "application/octet-stream" for path in paths}
+    fits = [one["name"] for one in processors if all(_takes(one["accepts"], content_type) for content_type in types)]
+    if len(fits) == 1:
+        complain(f"--processor {fits[0]}: the only one that takes {'it' if len(paths) == 1 else 'them'}.")
+        return str(fits[0])
+    names, these = ", ".join(fits or [one["name"] for one in processors]), " and ".join(sorted(types))
+    if not fits:
+        raise WrongUse(f"No processor takes {these}. There are: {names}. Name one with --processor.")
+    raise WrongUse(f"Several processors take {these}: {names}. Name one with --processor.")
+
+
+def _takes(accepts: Sequence[str], content_type: str) -> bool:
+    kind = content_type.partition("/")[0]
+    return any(accepted in ("*/*", content_type, f"{kind}/*") for accepted in accepts)
 
 
 def batch_of(paths: Sequence[Path], given: str | None) -> str | None:

@@ -41,7 +41,7 @@ class Address:
     """The platform at `url`, as the owner of `key` (None: open mode). Raises WrongUse for what is neither."""
 
     def __init__(self, url: str, key: str | None, answer_seconds: float = ANSWER_SECONDS) -> None:
-        self.url = url.rstrip("/")
+        self.url = _with_scheme(url.rstrip("/"))
         try:
             parsed = httpx.URL(self.url)
         except httpx.InvalidURL:
@@ -96,6 +96,16 @@ class Address:
         late = isinstance(error, httpx.TimeoutException)
         why = "it does not answer in time" if late else str(error) or "the connection was lost"
         return Unreachable(f"{self.url} cannot be reached: {why}. Is it running? Start it with: headway up")
+
+
+def _with_scheme(url: str) -> str:
+    """`127.0.0.1:8000` as a browser's address bar takes it: http on this machine's own loopback, https elsewhere."""
+    if "://" in url or not re.fullmatch(r"[\w.-]+(:\d+)?(/.*)?|\[[0-9a-fA-F:.]+\](:\d+)?(/.*)?", url):
+        return url
+    try:
+        return f"http://{url}" if is_loopback(httpx.URL(f"http://{url}").host) else f"https://{url}"
+    except httpx.InvalidURL:
+        return url
 
 
 def is_loopback(host: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -19,7 +20,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from headway import AsyncClient, WrongUse
 from headway.cli.main import app
+from headway.cli.submit import choose
 from tests.processes import Platform
 from tests.waiting import wait_for
 
@@ -495,3 +498,57 @@ def test_a_reader_that_has_seen_enough_is_no_traceback(platform: Platform) -> No
         assert submitting.stderr.read() == b""
         submitting.stdout = None
     headway(platform, "cancel", task_id)
+
+
+def test_the_version_is_an_option_and_a_command(platform: Platform) -> None:
+    said = headway(platform, "--version")
+    assert (said.returncode, said.stdout) == (0, headway(platform, "version").stdout)
+
+
+def test_an_address_needs_no_scheme(platform: Platform) -> None:
+    assert headway(platform, "tasks", "--url", platform.url.removeprefix("http://")).returncode == 0
+    elsewhere = headway(platform, "tasks", "--url", "127.0.0.1:1")
+    assert elsewhere.returncode == 3
+
+
+def test_without_a_processor_those_that_take_the_file_are_named(platform: Platform, small_file: Path) -> None:
+    done = headway(platform, "submit", small_file)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Several processors take text/plain: checksum, compress, ")
+    assert "image-thumbnails" not in done.stderr
+    none = headway(platform, "submit")
+    assert (none.returncode, "Say which files" in none.stderr) == (2, True)
+
+
+def test_the_only_processor_that_takes_the_files_is_taken() -> None:
+    takes = [
+        {"name": "any", "accepts": []},
+        {"name": "png", "accepts": ["image/*"]},
+        {"name": "csv", "accepts": ["text/csv"]},
+    ]
+
+    async def chosen(*names: str) -> str:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(AsyncClient, "processors", lambda _: _soon(takes))
+            return await choose("http://127.0.0.1:1", None, [Path(name) for name in names])
+
+    async def _soon(value: Any) -> Any:
+        return value
+
+    assert asyncio.run(chosen("a.png", "b.jpeg")) == "png"
+    assert asyncio.run(chosen("a.csv")) == "csv"
+    for wrong in (("a.png", "a.csv"), ("a.bin",)):
+        with pytest.raises(WrongUse, match="No processor takes"):
+            asyncio.run(chosen(*wrong))
+
+
+def test_a_folder_is_sent_whole_where_that_is_said(platform: Platform, tmp_path: Path) -> None:
+    for name in ("in/a.txt", "in/deep/b.txt", "in/.hidden", "in/.git/c.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    refused = headway(platform, "submit", tmp_path / "in", "--processor", "checksum")
+    assert (refused.returncode, "To send the 2 files in it, add --recursive." in refused.stderr) == (2, True)
+    done = headway(platform, "submit", tmp_path / "in", "--processor", "checksum", "--recursive")
+    assert (done.returncode, done.stdout.count("completed")) == (0, 2), done.stderr
+    (tmp_path / "empty").mkdir()
+    assert headway(platform, "submit", tmp_path / "empty", "-r", "--processor", "checksum").returncode == 2
