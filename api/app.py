@@ -40,6 +40,7 @@ from headway.api.serving.api_metrics import counted
 from headway.api.serving.lingering import Lingering
 from headway.api.streams.task_streams import TaskStreams
 from headway.shared.settings import Settings
+from headway.shared.tasks.registry import load_registry
 from headway.shared.tracing import Tracing, tracing_of
 
 STATIC = Path(__file__).parent / "static"
@@ -125,7 +126,7 @@ def create_app(settings: Settings) -> FastAPI:
         title="Headway",
         version=version("headway"),
         summary="Task progress that is true whatever dies",
-        lifespan=lifespan_of(settings, keyring, tracing),
+        lifespan=lifespan_of(settings, keyring, tracing, load_registry(settings.processors, settings.app_dir)),
         telemetry=_telemetry(tracing),
         docs_url=None,  # by routes/description.py: with a policy, as all of them
         openapi_url=None,

@@ -31,9 +31,9 @@ from headway.shared.logging import get_logger
 from headway.shared.redis.client import RedisClient, connect
 from headway.shared.settings import Settings
 from headway.shared.tasks.idempotency import Answers
-from headway.shared.tasks.processors import Registry, load_registry
 from headway.shared.tasks.progress import Publisher
 from headway.shared.tasks.reader import Reader
+from headway.shared.tasks.registry import Registry, say_what_was_found
 from headway.shared.tracing import Tracing
 
 log = get_logger(__name__)
@@ -63,13 +63,11 @@ class State:
     metrics: ApiMetrics
 
 
-def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing) -> Callable[[Any], Any]:
+def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing, registry: Registry) -> Callable[[Any], Any]:
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[Mapping[str, Any]]:
         storage = open_storage(settings)
-        registry = load_registry(settings.processors)
-        for module, reason in registry.broken.items():
-            log.error("processor module not loaded", module=module, reason=reason)
+        say_what_was_found(registry)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(tracing)
             metrics = ApiMetrics()

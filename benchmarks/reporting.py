@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.tables import spread
-from headway.shared.tasks.processors import load_registry
+from headway.shared.tasks.registry import load_registry
 from headway.worker.reporter import Reporter
 
 #: A CRC of this much takes about a microsecond.

@@ -30,6 +30,10 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on st
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 finds a free one.")]
 Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="The tasks' ids.", autocompletion=complete.tasks)]
+AppDir = Annotated[
+    Path | None,
+    typer.Option(help="Where the modules of HEADWAY_PROCESSORS are looked up first. [default: the current folder]"),
+]
 StatusName = Literal["uploading", "queued", "processing", "completed", "failed", "cancelled"]
 
 HERE = "http://127.0.0.1:8000"
@@ -56,9 +60,11 @@ def up(
     host: Host = LOOPBACK,
     port: Port = 8000,
     data_dir: Annotated[Path | None, typer.Option(help="Where everything is kept. [default: ./data]")] = None,
+    app_dir: AppDir = None,
     demo: Annotated[bool, typer.Option("--demo", help="Submit a sample and show its progress.")] = False,
 ) -> None:
     """Run everything: Redis if there is none, the API and a worker."""
+    _use(app_dir)
     with exits():
         from headway.cli.up import up
 
@@ -74,8 +80,10 @@ def api(
     host: Host = LOOPBACK,
     port: Port = 8000,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the port.")] = 1,
+    app_dir: AppDir = None,
 ) -> None:
     """Run the API alone. HEADWAY_REDIS_URL says where Redis is."""
+    _use(app_dir)
     with exits(), settings_errors():
         from headway.api.serving.server import run
         from headway.shared.settings import load_settings
@@ -84,8 +92,9 @@ def api(
 
 
 @app.command()
-def worker() -> None:
+def worker(app_dir: AppDir = None) -> None:
     """Run a worker alone. HEADWAY_REDIS_URL says where Redis is."""
+    _use(app_dir)
     with exits(), settings_errors():
         from headway.shared.settings import load_settings
         from headway.worker.main import run
@@ -295,6 +304,12 @@ def doctor(
 def version() -> None:
     """Say which version this is."""
     typer.echo(installed_version("headway"))
+
+
+def _use(app_dir: Path | None) -> None:
+    """For this process, and for those that it starts."""
+    if app_dir is not None:
+        os.environ["HEADWAY_APP_DIR"] = str(app_dir.absolute())
 
 
 def _key() -> str | None:

@@ -28,6 +28,7 @@ from headway.cli.lock import sole_use
 from headway.client.errors import ClientError, Unreachable, WrongUse
 from headway.shared.files.place import open_storage
 from headway.shared.settings import MEMORY_URL, Settings, load_settings
+from headway.shared.tasks.registry import load_registry
 from headway.shared.tracing import is_wanted
 
 READY_SECONDS: Final = 30.0
@@ -67,6 +68,8 @@ def up(host: str, port: int, data_dir: Path | None, when_ready: WhenReady | None
         check_host(settings, host)
         open_storage(settings).prepare()
         is_wanted()  # raises where traces cannot be sent
+        if settings.processors:
+            load_registry(settings.processors, settings.app_dir)  # raises where one cannot be loaded
     with sole_use(settings.data_dir):
         port = check_port(host, port)
         redis = choose(settings, os.environ)

@@ -165,6 +165,7 @@ class Settings(BaseSettings):
     processors: Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(_modules)] = Field(
         default_factory=list, examples=["mypackage.processors"]
     )
+    app_dir: Path = Field(default=Path(), examples=["/srv/our-app"])
     log_format: Literal["console", "json"] | None = Field(default=None, examples=["json"])
 
 

@@ -23,8 +23,9 @@ from headway.shared.files.storage import Storage
 from headway.shared.logging import get_logger
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import Checkpoint, ErrorType, Result, ResultFile, Status, TaskId
-from headway.shared.tasks.processors import Processor, Registry
+from headway.shared.tasks.processors import Processor
 from headway.shared.tasks.progress import Claim, Publisher
+from headway.shared.tasks.registry import Registry
 from headway.shared.tracing import OFF, Tracing
 from headway.worker.meter import Meter
 from headway.worker.sandbox import Sandbox

@@ -5,7 +5,7 @@ process with an event loop and threads cannot be forked safely. It has no Redis 
 It ends when the worker does: its socket closes, it kills its children's process groups, and exits; if it is killed
 itself, the kernel kills the children (PR_SET_PDEATHSIG, Linux).
 
-Started as `python -m headway.worker.forkserver FD LOG-FORMAT MODULE…`. Protocol on the socket FD, JSON lines:
+Started as `python -m headway.worker.forkserver FD LOG-FORMAT APP-DIR MODULE…`. Protocol on the socket FD, JSON lines:
 request, with the attempt's pipe as ancillary descriptor: {"id", "spec"}; answers: {"ready", "walls"}, {"id", "pid"},
 {"id", "status", "cpu_seconds", "rss_bytes"} when the child has ended, status as of waitpid.
 """
@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from headway.shared.logging import Format, configure
-from headway.shared.tasks.processors import Processor, load_registry
+from headway.shared.tasks.processors import Processor
+from headway.shared.tasks.registry import load_registry
 from headway.worker.child_output import speak_for
 from headway.worker.confinement import confine, gain_no_rights, has_landlock, leave_the_network
 
@@ -160,7 +161,8 @@ def main(descriptor: int, log_format: Format, modules: list[str]) -> None:
     for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(sig, signal.SIG_IGN)  # a Ctrl-C reaches the whole group; we end when the worker has
     control = socket.socket(fileno=descriptor)
-    registry = load_registry(modules)
+    app_dir, *named = modules
+    registry = load_registry(named, Path(app_dir))
 
     importlib.import_module("headway.worker.child")  # not at the top: only here are its limits and libraries wanted
     for processor in registry.processors.values():

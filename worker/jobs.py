@@ -27,9 +27,9 @@ from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import ErrorType, Status, TaskId
-from headway.shared.tasks.processors import Registry
 from headway.shared.tasks.progress import Claim, Publisher
 from headway.shared.tasks.reader import Reader
+from headway.shared.tasks.registry import Registry
 from headway.shared.tracing import OFF, TRACEPARENT, Span, Tracing
 from headway.worker.attempt import Attempt, Workplace
 from headway.worker.sandbox import Sandbox

@@ -23,10 +23,10 @@ from headway.shared.redis.client import AWAY, RedisClient, connect, trouble_ahea
 from headway.shared.redis.subscription import Subscription
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import TaskId
-from headway.shared.tasks.processors import load_registry
 from headway.shared.tasks.progress import Publisher
 from headway.shared.tasks.queue import PROCESS_FILE, WAKE
 from headway.shared.tasks.reader import Reader
+from headway.shared.tasks.registry import load_registry, say_what_was_found
 from headway.shared.tracing import tracing_of
 from headway.worker.arq_worker import LeasedWorker
 from headway.worker.confinement import hide_from_children
@@ -52,16 +52,15 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     storage = open_storage(settings)
     storage.prepare()
-    registry = load_registry(settings.processors)
-    for module, reason in registry.broken.items():
-        log.error("processor module not loaded", module=module, reason=reason)
+    registry = load_registry(settings.processors, settings.app_dir)
+    say_what_was_found(registry)
     tracing = tracing_of("headway-worker")
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(tracing)
         metrics = WorkerMetrics(registry.processors, Outcome, unless_told=Outcome.LOST)
         await stack.enter_async_context(served(metrics, settings))
         redis = await stack.enter_async_context(connect(settings, retries=3, on_reconnect=metrics.commands_reconnected))
-        sandbox = await stack.enter_async_context(Sandbox(settings.processors, metrics.child_ended))
+        sandbox = await stack.enter_async_context(Sandbox(settings.processors, metrics.child_ended, settings.app_dir))
         leases = Leases(redis, worker_id, settings.lease_seconds)
         runner = Runner(
             settings,

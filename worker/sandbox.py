@@ -108,8 +108,9 @@ class Child:
 class Sandbox:
     """Owns the fork server, and starts another if that one should die."""
 
-    def __init__(self, modules: list[str], used: Used = lambda *_: None) -> None:
-        self._modules = modules
+    def __init__(self, modules: list[str], used: Used = lambda *_: None, app_dir: Path = Path()) -> None:
+        """`modules` are looked up in `app_dir` first."""
+        self._modules = [str(app_dir.absolute()), *modules]
         self._used = used
         self._server: _Server | None = None
         self._starting = asyncio.Lock()
@@ -177,6 +178,7 @@ class _Server:
             self._process = await asyncio.create_subprocess_exec(
                 *(
                     sys.executable,
+                    "-P",  # of the current folder only what was named: a `redis.py` that lies there is not ours
                     "-m",
                     "headway.worker.forkserver",
                     str(theirs.fileno()),

@@ -24,6 +24,7 @@ from headway.shared.files.place import open_storage
 from headway.shared.logging import configure, get_logger
 from headway.shared.metric_registry import sharing_metrics
 from headway.shared.settings import Settings
+from headway.shared.tasks.registry import load_registry
 from headway.shared.tracing import is_wanted
 
 log = get_logger(__name__)
@@ -90,6 +91,7 @@ def run(settings: Settings, *, host: str = "127.0.0.1", port: int = 8000, worker
     """Serves until a signal. Returns the exit code. Raises SettingsError before anything has started."""
     check_exposure(settings, host)
     open_storage(settings).prepare()
+    load_registry(settings.processors, settings.app_dir)
     is_wanted()  # raises here, not in each of the processes
     configure(settings.log_format)
     sock = bind(host, port)

@@ -15,24 +15,24 @@ in a process of its own, so it may block, crash, or be killed; what it returns i
 
 from __future__ import annotations
 
-import importlib
+import asyncio
+import functools
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
-from types import ModuleType
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, Final, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from headway.needs import how_to_install, missing_extra
 from headway.shared.errors import InvalidRequest
 from headway.shared.tasks.models import FieldError
 
-ENTRY_POINT_GROUP = "headway.processors"
-
 T = TypeVar("T")
+
+#: A processor's name stands in addresses, command lines and metrics.
+_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 
 
 class Options(BaseModel):
@@ -128,6 +128,24 @@ class Processor:
     #: Where it was found, for a message about it.
     origin: str = ""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError or TypeError for a declaration that could not work, where it is written."""
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(
+                f"{self.name!r} is no name for a processor: letters, digits, '.', '_' and '-', at most 64. Example: "
+                "@processor('line-count')"
+            )
+        if not (isinstance(self.options, type) and issubclass(self.options, Options)):
+            raise TypeError(
+                f"options={self.options!r} of the processor {self.name!r} is no class of options. Example: "
+                "class Sizes(Options): width: int = 100"
+            )
+        wrong = [one for one in self.accepts if not re.fullmatch(r"[\w.+-]+/(?:[\w.+-]+|\*)|\*/\*", one)]
+        if wrong:
+            raise ValueError(
+                f"accepts={wrong!r} of the processor {self.name!r}: a media type is 'text/csv' or 'text/*'"
+            )
+
     def parse_options(self, options: Mapping[str, Any]) -> Options:
         """Raises InvalidRequest with a line for each option that is wrong."""
         try:
@@ -158,9 +176,30 @@ def processor(
     function stays a plain function."""
 
     def declare(run: Callable[[Job], Mapping[str, Any] | None]) -> Callable[[Job], Mapping[str, Any] | None]:
+        if inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run):
+            raise TypeError(
+                f"{run.__qualname__} is a generator, which is no processor: call job.track or job.advance for "
+                "progress, and return the summary"
+            )
+        try:
+            inspect.signature(run).bind(None)
+        except TypeError:
+            raise TypeError(
+                f"{run.__qualname__}{inspect.signature(run)} is no processor: it is called with one argument, the job. "
+                f"Example: def {run.__name__}(job: Job)"
+            ) from None
         text = description or inspect.cleandoc(run.__doc__ or "").partition("\n")[0]
         run.__headway_processor__ = Processor(  # type: ignore[attr-defined]
-            *(name, run, text, tuple(accepts), options, dict(phases or {}), needs_file, tuple(preload)),
+            *(
+                name,
+                _without_a_loop(run),
+                text,
+                tuple(accepts),
+                options,
+                dict(phases or {}),
+                needs_file,
+                tuple(preload),
+            ),
             *(confined, run.__module__),
         )
         return run
@@ -168,51 +207,14 @@ def processor(
     return declare
 
 
-@dataclass(frozen=True, slots=True)
-class Registry:
-    """The processors of this installation by name, and what could not be loaded, module to reason."""
+def _without_a_loop(run: Callable[[Job], Any]) -> Callable[[Job], Mapping[str, Any] | None]:
+    """An `async def` runs in an event loop of its own, in the child's main thread."""
+    if not inspect.iscoroutinefunction(run):
+        return run
 
-    processors: Mapping[str, Processor]
-    broken: Mapping[str, str]
+    @functools.wraps(run)
+    def with_a_loop(job: Job) -> Mapping[str, Any] | None:
+        summary: Mapping[str, Any] | None = asyncio.run(run(job))
+        return summary
 
-    def get(self, name: str) -> Processor:
-        """Raises InvalidRequest naming those there are."""
-        if (found := self.processors.get(name)) is None:
-            known = ", ".join(self.processors)
-            message = f"Choose one of: {known}."
-            raise InvalidRequest(
-                f"There is no processor {name[:80]!r}. {message}", [FieldError(field="processor", message=message)]
-            )
-        return found
-
-
-def load_registry(modules: Iterable[str] = ()) -> Registry:
-    """Imports every entry point and every module of HEADWAY_PROCESSORS. A broken one is reported, never raised, and
-    stops no other. Of two with the same name the setting's wins, so that a built-in can be replaced."""
-    found: dict[str, Processor] = {}
-    broken: dict[str, str] = {}
-    named = [entry.module for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name)]
-    for module_name in dict.fromkeys((*named, *modules)):
-        try:
-            declared = list(_declared_in(importlib.import_module(module_name)))
-        except (Exception, SystemExit) as error:
-            broken[module_name] = _why(error, module_name)
-            continue
-        if not declared:
-            broken[module_name] = "no function in it is decorated with @processor"
-        found |= {one.name: one for one in declared}
-    return Registry(dict(sorted(found.items())), broken)
-
-
-def _why(error: BaseException, module_name: str) -> str:
-    why = f"{type(error).__name__}: {error}"
-    if isinstance(error, ImportError) and (extra := missing_extra(error)) is not None:
-        return f"{why}. {how_to_install(module_name, extra)}"
-    return why
-
-
-def _declared_in(module: ModuleType) -> Iterator[Processor]:
-    for value in vars(module).values():
-        declared = getattr(value, "__headway_processor__", None)
-        if isinstance(declared, Processor):
-            yield declared
+    return with_a_loop

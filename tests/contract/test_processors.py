@@ -19,7 +19,8 @@ import pytest_asyncio
 from PIL import Image
 
 from headway.shared.files.storage import check_result_name
-from headway.shared.tasks.processors import Processor, load_registry
+from headway.shared.tasks.processors import Processor
+from headway.shared.tasks.registry import load_registry
 from headway.worker.sandbox import Sandbox
 from tests.sandboxed import MEMORY_BYTES, Attempt, run
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from headway.shared.errors import BadInput, InvalidRequest
-from headway.shared.tasks.processors import load_registry
+from headway.shared.tasks.registry import load_registry
 from headway.worker.processors import text_stats as module
 from headway.worker.processors.compress import compress
 from headway.worker.processors.text_stats import text_stats

@@ -11,7 +11,7 @@ import duckdb
 import pytest
 
 from headway.shared.errors import BadInput
-from headway.shared.tasks.processors import load_registry
+from headway.shared.tasks.registry import load_registry
 from headway.worker.processors.csv_to_parquet import csv_to_parquet
 from tests.unit.recording_job import RecordingJob
 

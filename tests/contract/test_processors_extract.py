@@ -17,7 +17,7 @@ import pytest
 
 from headway.shared.errors import BadInput
 from headway.shared.files.storage import check_result_name
-from headway.shared.tasks.processors import load_registry
+from headway.shared.tasks.registry import load_registry
 from headway.worker.processors import unpacked_files
 from headway.worker.processors.extract import extract
 from headway.worker.processors.result_names import Names, plain_name

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from headway.shared.errors import BadInput, InvalidRequest
-from headway.shared.tasks.processors import load_registry
+from headway.shared.tasks.registry import load_registry
 from headway.worker.processors.image_thumbnails import image_thumbnails
 from tests.unit.recording_job import RecordingJob
 

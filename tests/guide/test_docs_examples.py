@@ -157,7 +157,7 @@ def test_the_packages_entry_point_is_found_once_it_is_installed(tmp_path: Path) 
     [toml] = blocks(PAGE, "toml")
     project = tomllib.loads(toml)["project"]
     site = install_by_hand(tmp_path, {"lines.py": MODULES["lines"]}, project["entry-points"], name=project["name"])
-    listing = "from headway.shared.tasks.processors import load_registry; print(sorted(load_registry().processors))"
+    listing = "from headway.shared.tasks.registry import load_registry; print(sorted(load_registry().processors))"
     env = os.environ | {"PYTHONPATH": str(site)}
     said = subprocess.run(
         [sys.executable, "-c", listing], env=env, capture_output=True, text=True, check=True, cwd=ROOT

@@ -27,9 +27,9 @@ from headway.shared.redis.client import RedisClient
 from headway.shared.redis.script_pipeline import ScriptPipeline
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import Status, Task, TaskId
-from headway.shared.tasks.processors import load_registry
 from headway.shared.tasks.progress import Publisher
 from headway.shared.tasks.reader import Reader
+from headway.shared.tasks.registry import load_registry
 from headway.worker.jobs import Outcome, Runner
 from headway.worker.sandbox import Sandbox
 from headway.worker.worker_metrics import WorkerMetrics

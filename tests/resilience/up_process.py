@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,18 +51,21 @@ def parent_of(pid: int) -> int:
         return 0
 
 
+#: As tests start it, and as a user's shell does.
+MODULE = (sys.executable, "-m", "headway.cli.main")
+SCRIPT = (str(Path(sys.executable).with_name("headway")),)
+
+
 class Up:
     """One `headway up` on a free port, known by its pid. Leaving it kills it and what it started."""
 
-    def __init__(self, folder: Path, *arguments: str, **env: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, command: Sequence[str] = MODULE, **env: str) -> None:
         self.data_dir = folder / "data"
         self._out, self._err = folder / "up.out", folder / "up.err"
         environ = {name: value for name, value in os.environ.items() if not name.startswith("HEADWAY_")}
         argv = ["up", "--port", "0", "--data-dir", str(self.data_dir), *arguments]
         with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "headway.cli.main", *argv], env=environ | env, stdout=out, stderr=err, cwd=folder
-            )
+            self.process = subprocess.Popen([*command, *argv], env=environ | env, stdout=out, stderr=err, cwd=folder)
         self._known: set[Seen] = set()
 
     def __enter__(self) -> Up:

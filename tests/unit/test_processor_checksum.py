@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from headway.shared.tasks.processors import load_registry
+from headway.shared.tasks.registry import load_registry
 from headway.worker.processors.checksum import BUFFER_BYTES, checksum
 from tests.unit.recording_job import RecordingJob
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from headway.shared.errors import BadInput, InvalidRequest
-from headway.shared.tasks.processors import load_registry
+from headway.shared.tasks.registry import load_registry
 from headway.worker.processors import csv_profile as module
 from headway.worker.processors.csv_profile import csv_profile
 from tests.unit.recording_job import RecordingJob

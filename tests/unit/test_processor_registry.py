@@ -1,4 +1,4 @@
-"""How processors are found: what is broken is named and stops nothing else."""
+"""How processors are found: what was asked for is there, or the start ends with the reason."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from headway.shared.errors import InvalidRequest
-from headway.shared.tasks.processors import Job, Options, Processor, load_registry, processor
+from headway.shared.errors import InvalidRequest, SettingsError
+from headway.shared.tasks.processors import Job, Options, Processor, processor
+from headway.shared.tasks.registry import load_registry
 
 ModuleMaker = Callable[[str], str]
 NAMES = itertools.count()
@@ -58,27 +59,26 @@ def test_processors_are_listed_by_name(module: ModuleMaker) -> None:
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ("raise RuntimeError('it broke')", "RuntimeError: it broke"),
-        ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of_this_name'"),
-        ("def broken(:", "SyntaxError: "),
-        ("import sys; sys.exit('no licence')", "SystemExit: no licence"),
+        ("raise RuntimeError('it broke')", "line 2: RuntimeError: it broke"),
+        ("import nothing_of_this_name", "line 2: ModuleNotFoundError: No module named 'nothing_of_this_name'"),
+        ("def broken(:", "line 2: SyntaxError: "),
+        ("import sys; sys.exit('no licence')", "line 2: SystemExit: no licence"),
         ("def run(job): return {}", "no function in it is decorated with @processor"),
     ],
 )
-def test_a_broken_module_is_named_with_its_reason_and_stops_no_other(
-    module: ModuleMaker, body: str, reason: str
-) -> None:
-    broken, good = module(body), module(declaring("good"))
-    registry = load_registry([broken, good])
-    assert registry.broken.keys() - load_registry().broken.keys() == {broken}
-    assert registry.broken[broken].startswith(reason)
-    assert registry.processors.keys() >= BUILT_IN | {"good"}
+def test_a_broken_module_that_was_asked_for_ends_the_start(module: ModuleMaker, body: str, reason: str) -> None:
+    name = module(body)
+    with pytest.raises(SettingsError) as wrong:
+        load_registry([module(declaring("good")), name])
+    assert f"HEADWAY_PROCESSORS names {name!r}" in str(wrong.value)
+    assert reason in str(wrong.value)
 
 
-def test_a_module_that_is_not_there_is_named(module: ModuleMaker) -> None:
-    registry = load_registry(["headway_test_no_such_module", module(declaring("good"))])
-    assert "headway_test_no_such_module" in registry.broken["headway_test_no_such_module"]
-    assert "good" in registry.processors
+def test_a_module_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours" / "pictures.py").touch()
+    with pytest.raises(SettingsError, match=r"no module 'ours\.picture'.*Did you mean 'ours\.pictures'\?"):
+        load_registry(["ours.picture"], tmp_path)
 
 
 def test_a_built_in_can_be_replaced(module: ModuleMaker) -> None:
@@ -87,10 +87,14 @@ def test_a_built_in_can_be_replaced(module: ModuleMaker) -> None:
     assert load_registry([name]).get("checksum").origin == name
 
 
-def test_of_two_modules_with_one_name_the_later_wins(module: ModuleMaker) -> None:
+def test_two_modules_with_one_name_end_the_start(module: ModuleMaker) -> None:
     first, second = module(declaring("mine")), module(declaring("mine"))
-    assert load_registry([first, second]).get("mine").origin == second
-    assert load_registry([second, first]).get("mine").origin == first
+    with pytest.raises(SettingsError, match=f"{first} and {second} both declare a processor 'mine'"):
+        load_registry([first, second])
+
+
+def test_what_replaces_a_built_in_is_told(module: ModuleMaker) -> None:
+    assert load_registry([module(declaring("checksum"))]).replaced == {"checksum": "headway.worker.processors.checksum"}
 
 
 def test_one_module_may_declare_several(module: ModuleMaker) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from headway.shared.errors import InvalidRequest
-from headway.shared.tasks.processors import load_registry
+from headway.shared.tasks.registry import load_registry
 from headway.worker.processors.rehearsal import rehearsal
 from tests.unit.recording_job import RecordingJob
 

@@ -52,6 +52,7 @@ CASES: Final[dict[str, Case]] = {
             *("s3://bucket/a//b", "s3://bucket/../b", f"s3://key:{SECRET}@bucket/x", f"s3://bucket?secret={SECRET}"),
         ),
     ),
+    "app_dir": Case(Path(), "/srv/our-app", Path("/srv/our-app"), ()),
     "files_dir": Case(Path("files"), "/srv/files", Path("/srv/files"), ()),
     "api_keys": Case(
         {},
@@ -118,7 +119,11 @@ def complaint_about(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> s
 
 def test_every_setting_has_a_case_here() -> None:
     assert CASES.keys() == Settings.model_fields.keys()
-    assert {name for name, case in CASES.items() if not case.bad} == {"data_dir", "files_dir"}  # any text is a path
+    assert {name for name, case in CASES.items() if not case.bad} == {
+        "app_dir",
+        "data_dir",
+        "files_dir",
+    }  # any text is a path
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
