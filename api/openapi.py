@@ -209,7 +209,7 @@ def complete(document: dict[str, Any], routes: Iterable[Stated], *, open_mode: b
             _complete_operation(operation, method.upper(), policy, open_mode)
     components = document.setdefault("components", {})
     _, defined = models_json_schema(list(_models.values()), ref_template="#/components/schemas/{model}")
-    components["schemas"] = components.get("schemas", {}) | defined["$defs"]
+    components["schemas"] = _without_null_defaults(components.get("schemas", {}) | defined["$defs"])
     components["securitySchemes"] = _SECURITY
     _drop_unused(document)
     return document
@@ -233,6 +233,16 @@ def _complete_operation(operation: dict[str, Any], method: str, policy: Policy, 
     operation["security"] = [{name: []} for name in _GOOD_FOR[policy]]
     if open_mode:
         operation["security"].insert(0, {})
+
+
+def _without_null_defaults(part: Any) -> Any:
+    """They say that a field may be left out, which `required` does; generators take them for a value to be sent."""
+    if isinstance(part, list):
+        return [_without_null_defaults(one) for one in part]
+    if isinstance(part, dict):
+        kept = {name: value for name, value in part.items() if not (name == "default" and value is None)}
+        return {name: _without_null_defaults(value) for name, value in kept.items()}
+    return part
 
 
 def _drop_unused(document: dict[str, Any]) -> None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypedDict
 
+from api.intake import BATCH_ID
 from shared import models
 from shared.models import FieldError, Result, Status, TaskError, Time
 
@@ -43,6 +45,30 @@ class Task(models.Task):
 
     progress: Percent
     links: Links
+
+
+class FormFields(BaseModel):
+    """What a form may have beside its processor."""
+
+    file: Annotated[bytes | SkipJsonSchema[None], Field(description="Not for a processor that needs none")] = None
+    options: Annotated[str | SkipJsonSchema[None], Field(description="A JSON object, as text")] = None
+    batch_id: Annotated[str | SkipJsonSchema[None], Field(pattern=f"^{BATCH_ID}$")] = None
+    sha256: Annotated[
+        str | SkipJsonSchema[None],
+        Field(pattern="^[0-9a-fA-F]{64}$", description="Of the file, in hex; another file is refused"),
+    ] = None
+
+
+class Submission(FormFields):
+    """A file and what is to be done with it, as a form."""
+
+    processor: str
+
+
+class StartForm(FormFields):
+    """The tutorial's form."""
+
+    processor: Annotated[str | SkipJsonSchema[None], Field(description="`checksum`, where none is named")] = None
 
 
 class SubmittedTask(Task):

@@ -94,7 +94,8 @@ def check(request: httpx.Request, answer: httpx.Response, body: bytes | None) ->
         return
     schema = (content.get(media_type) or content.get("*/*") or {}).get("schema")
     assert schema is not None, f"{said} with {media_type!r}, not one of {list(content)}"
-    if body is None or request.method == "HEAD" or not media_type.endswith("json") or media_type not in content:
+    is_json = media_type == "application/json" or media_type.endswith("+json")
+    if body is None or request.method == "HEAD" or not is_json or media_type not in content:
         return
     key = (request.method, template, answer.status_code)
     _looked_at[key] += 1

@@ -35,7 +35,7 @@ from api.lifespan import State
 from api.openapi import JSON, answer, body, header, problems, reference, together
 from api.receiving import UPLOAD_SHARE, abort_unless_queued
 from api.room import check_room
-from api.schemas import SubmittedTask, TaskList
+from api.schemas import Submission, SubmittedTask, TaskList
 from api.schemas import Task as TaskSchema
 from api.upload_digests import clean_sha256
 from shared.errors import (
@@ -81,16 +81,6 @@ class Announcement(BaseModel):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
 
 
-FORM: Final = {
-    "type": "object",
-    "properties": {
-        "file": {"type": "string", "format": "binary"},
-        "processor": {"type": "string"},
-        "options": {"type": "string", "description": "JSON object"},
-        "batch_id": {"type": "string", "pattern": f"^{BATCH_ID}$"},
-        "sha256": {"type": "string", "description": "Of the file, in hex; another file is refused"},
-    },
-}
 SUBMITTED_HEADERS: Final = {
     "Location": header("The task"),
     "Idempotency-Replayed": header("`true`: the first answer to this Idempotency-Key again", always=False),
@@ -188,7 +178,7 @@ def draft(
         FORM_PROBLEMS,
     ),
     openapi_extra=body(
-        {"multipart/form-data": FORM | {"required": ["processor"]}, JSON: reference(Announcement, "validation")}
+        {"multipart/form-data": reference(Submission, "validation"), JSON: reference(Announcement, "validation")}
     ),
 )
 async def submit(request: Request, state: StateDep, owner: OwnerDep, _: IdempotencyKey = None) -> Any:

@@ -15,9 +15,9 @@ from starlette.responses import JSONResponse, StreamingResponse
 from api.dependencies import OwnerDep, StateDep
 from api.idempotency import Claim
 from api.identity import names_of
-from api.openapi import TEXT, answer, body, problems, together
-from api.routes.tasks import FORM, FORM_PROBLEMS, SUBMITTED_HEADERS, IdempotencyKey, draft, submit_form
-from api.schemas import StartedTask
+from api.openapi import TEXT, answer, body, problems, reference, together
+from api.routes.tasks import FORM_PROBLEMS, SUBMITTED_HEADERS, IdempotencyKey, draft, submit_form
+from api.schemas import StartedTask, StartForm
 from api.sse import SSE, Comment, EventStreamResponse
 from shared.errors import InvalidRequest, TooMany
 from shared.models import Event, Status, Task, rfc3339, utc_now
@@ -30,7 +30,7 @@ router = APIRouter(tags=["tutorial"])
     status_code=202,
     summary="Start a task the tutorial's way",
     responses=together({202: answer("Started", StartedTask, SUBMITTED_HEADERS)}, FORM_PROBLEMS),
-    openapi_extra=body({"multipart/form-data": FORM}, required=False),
+    openapi_extra=body({"multipart/form-data": reference(StartForm, "validation")}, required=False),
 )
 async def process_file(request: Request, state: StateDep, owner: OwnerDep, _: IdempotencyKey = None) -> Any:
     """With a form: as POST /tasks. With no body: a rehearsal of 10 steps of 2 s."""
