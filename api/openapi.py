@@ -221,12 +221,13 @@ def _complete_operation(operation: dict[str, Any], method: str, policy: Policy, 
     if JSON in found.get("422", {}).get("content", {}):
         del found["422"]
     for described in found.values():
-        for media_type, media in list(described.get("content", {}).items()):
-            schema = media.get("schema", {})
-            if "$ref" in schema:  # beside what it made of the function's annotation
+        content = described.pop("content", {})
+        for media in content.values():
+            if "$ref" in (schema := media.get("schema", {})):  # beside what it made of the function's annotation
                 media["schema"] = {"$ref": schema["$ref"]}
-            elif not schema and media_type == JSON:  # it knows of no body
-                del described["content"][JSON]
+        # What it says of a body that it does not know.
+        if content := {media_type: media for media_type, media in content.items() if media.get("schema")}:
+            described["content"] = content
     everybodys = _described(_by_policy(policy, method, "requestBody" in operation))
     joined = together(found, {str(status): described for status, described in everybodys.items()})
     operation["responses"] = {status: joined[status] for status in sorted(joined, key=str)}
