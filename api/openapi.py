@@ -79,17 +79,12 @@ def answer(
 
 
 def stream(description: str, *events: type[BaseModel]) -> dict[str, Any]:
-    """An event stream, in its three formats. `contentSchema` is of the data of each event."""
-    one = {"anyOf": [reference(event) for event in events]} if events else {}
-    told = {"contentSchema": one} if events else {}
-    return answer(
-        description,
-        {
-            "text/event-stream": {**TEXT, "contentMediaType": "text/event-stream", **told},
-            "application/x-ndjson": {**TEXT, "contentMediaType": "application/x-ndjson", **told},
-            "text/plain": TEXT,
-        },
-    )
+    """An event stream, in its three formats. `contentSchema` is of the data of each event. There is no `type`: some
+    take the schema of a stream for that of the whole text, some for that of one event."""
+    told: Schema = {"contentSchema": {"anyOf": [reference(event) for event in events]}} if events else {}
+    formats = ("text/event-stream", "application/x-ndjson")
+    described: dict[str, Schema] = {one: {"contentMediaType": one, **told} for one in formats}
+    return answer(description, described | {"text/plain": TEXT})
 
 
 RETRY_AFTER: Final = "Retry-After"

@@ -207,6 +207,7 @@ class BatchCancellation(BaseModel):
 class Note(BaseModel):
     """A note on a task. Plain text."""
 
+    task_id: str
     author: str
     text: str
     at: Time

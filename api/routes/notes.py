@@ -52,4 +52,4 @@ async def post_note(state: StateDep, task: TaskDep, note: NewNote) -> dict[str, 
     """Sent to watchers as a `note` event. Plain text: whoever shows it does not run it."""
     said = {"author": note.author, "text": note.text, "at": rfc3339(utc_now())}
     version = await state.publisher.emit(task.task_id, "note", said)
-    return said | {"version": version}
+    return {"task_id": task.task_id, **said, "version": version}

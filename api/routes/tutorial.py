@@ -107,7 +107,8 @@ class _Clock:
     "/sse-updates",
     response_class=Response,
     responses=together(
-        {200: answer("A greeting, then the time", {"text/event-stream": TEXT})}, problems(InvalidRequest, TooMany)
+        {200: answer("A greeting, then the time", {"text/event-stream": {"contentMediaType": "text/event-stream"}})},
+        problems(InvalidRequest, TooMany),
     ),
 )
 async def sse_updates(

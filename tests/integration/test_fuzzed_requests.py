@@ -29,6 +29,9 @@ from tests import described
 from tests.processes import Platform, RedisServer
 
 KEY: Final = "the-secret-key-of-alice-4711"
+#: schemathesis cannot know that a piece of an upload is bytes.
+schemathesis.serializer.alias("application/offset+octet-stream", "application/octet-stream")
+
 #: Of each operation, open and keyed: enough to meet each of its parameters, few enough for a minute in all.
 EXAMPLES: Final = 20
 CHECKS: Final = [
