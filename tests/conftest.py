@@ -18,6 +18,7 @@ import pytest
 
 from headway.shared.redis.client import RedisClient, connect
 from headway.shared.settings import Settings
+from tests import described
 from tests.processes import Platform, RedisServer
 from tests.s3_server import S3Server
 from tests.waiting import PATIENCE_SECONDS
@@ -28,6 +29,9 @@ for _kind in ("connect", "read", "write", "pool"):
 
 # `httpx.get` makes a client, and each client reads the machine's certificates anew: 25 ms of CPU, thousands of times.
 httpx_transports.create_ssl_context = cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
+
+# Every answer that a test gets is held to /openapi.json.
+described.install()
 
 
 @pytest.fixture(autouse=True)

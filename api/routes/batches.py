@@ -13,11 +13,13 @@ from starlette.responses import Response
 
 from headway.api.dependencies import LastEventIdDep, OwnerDep, StateDep, stream_of
 from headway.api.lifespan import State
-from headway.api.routes.events import STREAM
+from headway.api.openapi import answer, problems, stream, together
+from headway.api.routes.events import SEEN
 from headway.api.routes.tasks import cancel_task
+from headway.api.schemas import Batch, BatchCancellation, BatchState, GapEvent
 from headway.api.streams.batch_listener import batch_has_ended
 from headway.api.uploads.multipart_upload import BATCH_ID
-from headway.shared.errors import Conflict, UnknownTask
+from headway.shared.errors import Conflict, TooMany, UnknownTask
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.models import Task, TaskId
 
@@ -37,7 +39,11 @@ def get_batch_id(batch_id: str) -> str:
 BatchIdDep = Annotated[str, Depends(get_batch_id)]
 
 
-@router.get("/batches/{batch_id}", summary="The roll-up of a batch")
+@router.get(
+    "/batches/{batch_id}",
+    summary="The roll-up of a batch",
+    responses=together({200: answer("The roll-up", Batch)}, problems(UnknownTask)),
+)
 async def get_batch(state: StateDep, owner: OwnerDep, batch_id: BatchIdDep) -> dict[str, Any]:
     """`total`, `counts` by status, `progress` (an ended task counts as 100, however it ended), `eta_seconds`, and
     `status`: `active`, or `ended` when every task has."""
@@ -46,7 +52,13 @@ async def get_batch(state: StateDep, owner: OwnerDep, batch_id: BatchIdDep) -> d
     return rollup | {"links": {"self": here, "events": f"{here}/events", "tasks": f"/tasks?batch_id={batch_id}"}}
 
 
-@router.get("/batches/{batch_id}/events", response_class=Response, responses=STREAM, summary="Watch a batch")
+@router.get(
+    "/batches/{batch_id}/events",
+    response_class=Response,
+    responses=together({200: stream("The roll-ups", BatchState, GapEvent)}, SEEN, problems(UnknownTask, TooMany)),
+    summary="Watch a batch",
+    operation_id="watch_batch",
+)
 async def batch_events(
     request: Request, state: StateDep, owner: OwnerDep, batch_id: BatchIdDep, after: LastEventIdDep
 ) -> Any:
@@ -61,7 +73,12 @@ async def batch_events(
     return stream_of(request.scope, state, state.relay.listen_to_batch(owner, batch_id, after))
 
 
-@router.post("/batches/{batch_id}/cancel", status_code=202, summary="Cancel every task of a batch that has not ended")
+@router.post(
+    "/batches/{batch_id}/cancel",
+    status_code=202,
+    summary="Cancel every task of a batch that has not ended",
+    responses=together({202: answer("What was done", BatchCancellation)}, problems(UnknownTask)),
+)
 async def cancel_batch(state: StateDep, owner: OwnerDep, batch_id: BatchIdDep) -> dict[str, Any]:
     """`tasks` of the batch, of them `cancelled` by this request, and `ended` before it came to them. A task that is
     added to the batch meanwhile is not looked at. Where Redis goes away in the middle, ask again."""

@@ -1,37 +1,65 @@
-"""`/openapi.json` and `/docs`: what there is, for who may use it."""
+"""`/openapi.json` and `/docs`: what there is, for who may use it.
+
+The page is Swagger UI, whose files the package fastapi-offline brings; they are served under `/static` (api/app.py), so
+that nothing is loaded from another host.
+"""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
 from typing import Any, Final
 
 from fastapi import APIRouter, Request
-from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import HTMLResponse, JSONResponse
 
 from headway.api.dependencies import OwnerDep
+from headway.api.openapi import JSON, TEXT, answer
 
-router = APIRouter(include_in_schema=False)
+router = APIRouter(tags=["description"])
 
-#: Where FastAPI's page has Swagger UI from. It is the one script of another host that ever runs on this origin.
-_CDN: Final = "https://cdn.jsdelivr.net"
+#: Every address is relative: the page works behind a path prefix too.
+PAGE: Final = """\
+<!doctype html>
+<html lang="en">
+  <head>
+    <meta charset="utf-8">
+    <meta name="viewport" content="width=device-width">
+    <title>Headway: the API</title>
+    <link rel="icon" href="static/favicon.svg">
+    <link rel="stylesheet" href="static/swagger-ui.css">
+  </head>
+  <body>
+    <div id="swagger-ui"></div>
+    <noscript>This page needs JavaScript. <a href="openapi.json">openapi.json</a> says the same.</noscript>
+    <script src="static/swagger-ui-bundle.js"></script>
+    <script src="static/docs.js" type="module"></script>
+  </body>
+</html>
+"""
+#: Swagger UI sets the style of single elements, and its pictures are in its style sheet.
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
 
 
-@router.get("/openapi.json")
+@router.get(
+    "/openapi.json",
+    summary="The API in OpenAPI 3.1",
+    operation_id="get_openapi",
+    responses={200: answer("The document", {JSON: {"type": "object"}})},
+)
 async def schema(request: Request, _: OwnerDep) -> JSONResponse:
-    return JSONResponse(request.app.openapi())
+    document: dict[str, Any] = request.app.openapi()
+    if prefix := request.scope.get("root_path"):
+        document = document | {"servers": [{"url": prefix}]}
+    return JSONResponse(document)
 
 
-@router.get("/docs")
-async def docs(request: Request, _: OwnerDep) -> HTMLResponse:
-    """Swagger UI. Of inline code only the one script that starts it runs, by its digest."""
-    page = get_swagger_ui_html(openapi_url="/openapi.json", title="Headway", swagger_favicon_url="/static/favicon.svg")
-    scripts: list[Any] = re.findall(rb"<script>(.*?)</script>", bytes(page.body), re.DOTALL)
-    digests = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(one).digest()).decode()}'" for one in scripts)
-    page.headers["Content-Security-Policy"] = (
-        f"default-src 'none'; script-src {_CDN} {digests}; style-src {_CDN} 'unsafe-inline'; img-src 'self' data:; "
-        "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-    )
-    return page
+@router.get(
+    "/docs",
+    summary="The API as a page",
+    response_class=HTMLResponse,
+    responses={200: answer("Swagger UI", {"text/html": TEXT})},
+)
+async def docs(_: OwnerDep) -> HTMLResponse:
+    return HTMLResponse(PAGE, headers={"Content-Security-Policy": POLICY})

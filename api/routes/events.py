@@ -9,32 +9,62 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from headway.api.dependencies import LastEventIdDep, OwnerDep, StateDep, TaskStreamDep, get_task_id, stream_of
+from headway.api.openapi import Responses, answer, problems, stream, together
+from headway.api.schemas import DeletedEvent, GapEvent, LogEvent, NoteEvent, TaskState, TransferEvent
 from headway.api.uploads.multipart_upload import BATCH_ID, invalid
-from headway.shared.errors import UnknownTask
+from headway.shared.errors import InvalidRequest, TooMany, UnknownTask
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.reader import Scope
 
 router = APIRouter(tags=["events"])
 
-STREAM: Final[dict[int | str, dict[str, Any]]] = {
-    200: {
-        "description": "The stream. Also as application/x-ndjson or text/plain, by Accept.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+SEEN: Final[Responses] = {204: answer("The end has been seen; EventSource stops")}
+STREAM: Final = together(
+    {200: stream("The states of the task, and its events", TaskState, LogEvent, NoteEvent, TransferEvent, GapEvent)},
+    SEEN,
+    problems(UnknownTask, TooMany),
+)
+STREAM_OF_MANY: Final = together(
+    {
+        200: stream(
+            "The states of the tasks, and their events",
+            *(TaskState, LogEvent, NoteEvent, TransferEvent, GapEvent, DeletedEvent),
+        )
     },
-    204: {"description": "The end has been seen; EventSource stops"},
-}
+    SEEN,
+    problems(UnknownTask, InvalidRequest, TooMany),
+)
 #: Named tasks of one connection; more are watched as a batch, or all.
 NAMED_TASKS: Final = 200
 
 
-@router.get("/tasks/{task_id}/events", response_class=Response, responses=STREAM, summary="Watch a task")
-@router.get("/task-progress/{task_id}", response_class=Response, responses=STREAM, tags=["tutorial"])
+@router.get(
+    "/tasks/{task_id}/events",
+    response_class=Response,
+    responses=STREAM,
+    summary="Watch a task",
+    operation_id="watch_task",
+)
+@router.get(
+    "/task-progress/{task_id}",
+    response_class=Response,
+    responses=STREAM,
+    summary="Watch a task, the tutorial's way",
+    operation_id="task_progress",
+    tags=["tutorial"],
+)
 async def task_events(stream: TaskStreamDep) -> Any:
     """The snapshot at once, then each event, until the terminal one. With `Last-Event-ID`: every event after it."""
     return stream
 
 
-@router.get("/events", response_class=Response, responses=STREAM, summary="Watch many tasks on one connection")
+@router.get(
+    "/events",
+    response_class=Response,
+    responses=STREAM_OF_MANY,
+    summary="Watch many tasks on one connection",
+    operation_id="watch_tasks",
+)
 async def many_events(
     request: Request,
     state: StateDep,

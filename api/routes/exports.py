@@ -20,8 +20,9 @@ from starlette.responses import Response
 
 from headway.api.dependencies import OwnerDep, StateDep
 from headway.api.downloads.generated_download import GeneratedDownload
+from headway.api.openapi import TEXT, answer, header, problems, together
 from headway.api.uploads.multipart_upload import BATCH_ID
-from headway.shared.errors import ExportCut
+from headway.shared.errors import ExportCut, InvalidRequest
 from headway.shared.tasks.models import OwnerId, Status
 from headway.shared.tasks.reader import Reader, Rows, patiently
 
@@ -49,6 +50,18 @@ FORMULA_STARTS: Final = tuple("=+-@\t\r\n＝＋－＠")
 
 #: Rows of the tutorial's table made at a time: about 1 ms.
 NUMBERED_ROWS: Final = 2000
+
+
+TABLE: Final = together(
+    {
+        200: answer(
+            "The table, made while it is sent",
+            {"text/csv": TEXT},
+            {"Content-Disposition": header("`attachment`, with a name")},
+        )
+    },
+    problems(InvalidRequest),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +123,14 @@ async def task_pages(
         table = csv_of(rows.rows, wanted)
 
 
-@router.head("/tasks.csv", include_in_schema=False)
-@router.get("/tasks.csv", summary="Every task as CSV, newest first", response_class=Response, tags=["tasks"])
+@router.head("/tasks.csv", response_class=Response, responses=TABLE, tags=["tasks"])
+@router.get(
+    "/tasks.csv",
+    summary="Every task as CSV, newest first",
+    response_class=Response,
+    responses=TABLE,
+    tags=["tasks"],
+)
 async def tasks_csv(
     state: StateDep,
     owner: OwnerDep,
@@ -139,8 +158,8 @@ async def numbered_pages(rows: int) -> AsyncGenerator[bytes, None]:
         yield "".join(f"{i},Item {i},{i * 10}\n" for i in range(start, end)).encode()
 
 
-@router.head("/download-large-csv", include_in_schema=False)
-@router.get("/download-large-csv", response_class=Response, tags=["tutorial"])
+@router.head("/download-large-csv", response_class=Response, responses=TABLE, tags=["tutorial"])
+@router.get("/download-large-csv", response_class=Response, responses=TABLE, tags=["tutorial"])
 async def download_large_csv(
     state: StateDep, _: OwnerDep, rows: Annotated[int, Query(ge=0, le=100_000_000)] = 100_000
 ) -> Any:

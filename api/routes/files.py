@@ -6,7 +6,7 @@ from __future__ import annotations
 import mimetypes
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Query
 from starlette.responses import Response
@@ -14,12 +14,54 @@ from starlette.responses import Response
 from headway.api.dependencies import OwnerDep, ReadTaskDep, StateDep
 from headway.api.downloads.attachment import Attachment, Show
 from headway.api.lifespan import State
-from headway.shared.errors import Refused, UnknownFile
+from headway.api.openapi import BINARY, answer, asked, header, parameters, problems, together
+from headway.shared.errors import (
+    InvalidRequest,
+    PreconditionFailed,
+    RangeNotSatisfiable,
+    Refused,
+    StorageAway,
+    UnknownFile,
+    UnknownTask,
+)
 from headway.shared.files.storage import StoredObject
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.models import Task
 
 router = APIRouter(tags=["files"])
+
+#: It has the type that it was uploaded or made with, or that its name stands for. The first is for generated clients.
+_CONTENT: Final = {"application/octet-stream": BINARY, "*/*": BINARY}
+_TAGS: Final = {
+    "ETag": header("Strong: the SHA-256 of the content. Absent where the file changes while it is read", always=False),
+    "Last-Modified": header("When it was written"),
+    "Accept-Ranges": header("`bytes`"),
+}
+_HEADERS: Final = _TAGS | {
+    "Content-Disposition": header("`attachment`, with the file's name"),
+    "Repr-Digest": header("The SHA-256 of the content (RFC 9530)", always=False),
+}
+DOWNLOAD: Final = together(
+    {
+        200: answer("The whole file", _CONTENT, _HEADERS),
+        206: answer(
+            "One range, or several as `multipart/byteranges`",
+            _CONTENT,
+            _HEADERS | {"Content-Range": header("Of one range: `bytes FIRST-LAST/SIZE`", always=False)},
+        ),
+        304: answer("The client has it", None, _TAGS),
+    },
+    problems(UnknownFile, PreconditionFailed, RangeNotSatisfiable, StorageAway),
+)
+OF_A_TASK: Final = together(DOWNLOAD, problems(UnknownTask, InvalidRequest))
+CONDITIONS: Final = parameters(
+    Range=asked("`bytes=FIRST-LAST`, or several; up to 64"),
+    If_Range=asked("The range counts for this strong tag or date alone; else the whole file is sent"),
+    If_None_Match=asked("304 for one of these tags"),
+    If_Match=asked("412 for any other tag"),
+    If_Modified_Since=asked("304 where it has not changed since"),
+    If_Unmodified_Since=asked("412 where it has changed since"),
+)
 
 TransferQuery = Annotated[bool, Query(description="Show the download's progress on the task's stream")]
 
@@ -57,8 +99,8 @@ def transfer_of(state: State, task: Task, name: str) -> Show:
     return show
 
 
-@router.head("/tasks/{task_id}/files/{name}", include_in_schema=False)
-@router.get("/tasks/{task_id}/files/{name}", response_class=Response)
+@router.head("/tasks/{task_id}/files/{name}", response_class=Response, responses=OF_A_TASK, openapi_extra=CONDITIONS)
+@router.get("/tasks/{task_id}/files/{name}", response_class=Response, responses=OF_A_TASK, openapi_extra=CONDITIONS)
 async def result_file(state: StateDep, task: ReadTaskDep, name: str, transfer: TransferQuery = False) -> Attachment:
     """A file of the result, once the task has completed."""
     file = next((file for file in task.result.files if file.name == name), None) if task.result else None
@@ -69,8 +111,8 @@ async def result_file(state: StateDep, task: ReadTaskDep, name: str, transfer: T
     return attachment(state, content, name=name, content_type=file.content_type, sha256=file.sha256, show=show)
 
 
-@router.head("/tasks/{task_id}/input", include_in_schema=False)
-@router.get("/tasks/{task_id}/input", response_class=Response)
+@router.head("/tasks/{task_id}/input", response_class=Response, responses=OF_A_TASK, openapi_extra=CONDITIONS)
+@router.get("/tasks/{task_id}/input", response_class=Response, responses=OF_A_TASK, openapi_extra=CONDITIONS)
 async def input_file(state: StateDep, task: ReadTaskDep, transfer: TransferQuery = False) -> Attachment:
     """The file as it was uploaded."""
     name, sha256 = task.filename, task.input_sha256
@@ -81,8 +123,12 @@ async def input_file(state: StateDep, task: ReadTaskDep, transfer: TransferQuery
     return attachment(state, content, name=name, content_type=task.content_type, sha256=sha256, show=show)
 
 
-@router.head("/download/{filename}", include_in_schema=False)
-@router.get("/download/{filename}", response_class=Response, tags=["tutorial"])
+@router.head(
+    "/download/{filename}", response_class=Response, responses=DOWNLOAD, openapi_extra=CONDITIONS, tags=["tutorial"]
+)
+@router.get(
+    "/download/{filename}", response_class=Response, responses=DOWNLOAD, openapi_extra=CONDITIONS, tags=["tutorial"]
+)
 async def offered_file(state: StateDep, _: OwnerDep, filename: str) -> Attachment:
     """A file of HEADWAY_FILES_DIR."""
     content, sha256 = await state.digests.of(_offered(state.settings.files_dir, filename))

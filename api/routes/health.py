@@ -10,6 +10,8 @@ from fastapi import APIRouter, Response
 from headway.api.access.identity import PUBLIC
 from headway.api.dependencies import StateDep
 from headway.api.lifespan import State
+from headway.api.openapi import answer
+from headway.api.schemas import Health, Readiness, Unreadiness
 from headway.shared import keys
 from headway.shared.redis.client import AWAY, durability, trouble_ahead, why_away
 
@@ -21,7 +23,12 @@ SILENT_LEASES = 3
 LOOKED_AT = 512
 
 
-@router.get("/healthz", dependencies=[PUBLIC], summary="Is the process alive")
+@router.get(
+    "/healthz",
+    dependencies=[PUBLIC],
+    summary="Is the process alive",
+    responses={200: answer("It is", Health)},
+)
 async def healthz() -> dict[str, str]:
     return {"status": "ok"}
 
@@ -30,7 +37,10 @@ async def healthz() -> dict[str, str]:
     "/readyz",
     dependencies=[PUBLIC],
     summary="Can it do its work",
-    responses={503: {"description": "Not ready; `checks` says why"}},
+    responses={
+        200: answer("It can", Readiness),
+        503: answer("Not ready; `checks` says why", Unreadiness),
+    },
 )
 async def readyz(response: Response, state: StateDep) -> dict[str, Any]:
     """200 while Redis and the relay work. Without a worker, or with a Redis that is full or evicts, it is still 200,

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from headway.api.dependencies import OwnerDep, StateDep
 from headway.api.lifespan import State
+from headway.api.openapi import TEXT, answer
 from headway.api.routes.health import SILENT_LEASES
 from headway.shared import keys
 from headway.shared.logging import get_logger
@@ -40,10 +41,10 @@ PAGE: Final = 256
 LOOKED_AT: Final = 2000
 
 EXPOSITION: Final[dict[int | str, dict[str, Any]]] = {
-    200: {
-        "description": "Prometheus' text format, or OpenMetrics by Accept",
-        "content": {"text/plain": {"schema": {"type": "string"}}},
-    },
+    200: answer(
+        "Prometheus' text format, or OpenMetrics by Accept",
+        {"text/plain": TEXT, "application/openmetrics-text": TEXT},
+    )
 }
 
 

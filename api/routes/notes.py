@@ -9,7 +9,10 @@ from fastapi import APIRouter
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from headway.api.dependencies import ReadTaskDep, StateDep, TaskDep
+from headway.api.openapi import answer, problems, together
+from headway.api.schemas import Note, NoteList
 from headway.api.serving.small_body import SmallBody
+from headway.shared.errors import Conflict, InvalidRequest, TooLarge, UnknownTask
 from headway.shared.tasks.models import rfc3339, utc_now
 
 router = APIRouter(tags=["notes"], route_class=SmallBody)
@@ -25,23 +28,28 @@ def _has_a_word(text: str) -> str:
     return text
 
 
-class Note(BaseModel):
+class NewNote(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     author: Annotated[str, Field(max_length=AUTHOR_CHARACTERS), AfterValidator(_has_a_word)]
     text: Annotated[str, Field(max_length=NOTE_CHARACTERS), AfterValidator(_has_a_word)]
 
 
-@router.get("/tasks/{task_id}/notes", summary="What was said")
+@router.get("/tasks/{task_id}/notes", summary="What was said", responses={200: answer("The notes", NoteList)})
 async def get_notes(state: StateDep, task: ReadTaskDep) -> dict[str, Any]:
     """The notes that the task's history still holds, oldest first, those after its end included."""
     notes = await state.reader.named(task.task_id, "note")
     return {"notes": [json.loads(note.data) | {"version": note.version} for note in notes]}
 
 
-@router.post("/tasks/{task_id}/notes", status_code=201, summary="Say something to everybody who watches")
-async def post_note(state: StateDep, task: TaskDep, note: Note) -> dict[str, Any]:
+@router.post(
+    "/tasks/{task_id}/notes",
+    status_code=201,
+    summary="Say something to everybody who watches",
+    responses=together({201: answer("The note", Note)}, problems(UnknownTask, Conflict, InvalidRequest, TooLarge)),
+)
+async def post_note(state: StateDep, task: TaskDep, note: NewNote) -> dict[str, Any]:
     """Sent to watchers as a `note` event. Plain text: whoever shows it does not run it."""
     said = {"author": note.author, "text": note.text, "at": rfc3339(utc_now())}
     version = await state.publisher.emit(task.task_id, "note", said)
-    return said | {"version": version}
+    return {"task_id": task.task_id, **said, "version": version}

@@ -7,11 +7,17 @@ from typing import Any
 from fastapi import APIRouter
 
 from headway.api.dependencies import OwnerDep, StateDep
+from headway.api.openapi import answer
+from headway.api.schemas import ProcessorList
 
 router = APIRouter(tags=["processors"])
 
 
-@router.get("/processors", summary="The processors of this installation")
+@router.get(
+    "/processors",
+    summary="The processors of this installation",
+    responses={200: answer("The processors", ProcessorList)},
+)
 async def list_processors(state: StateDep, _: OwnerDep) -> dict[str, list[dict[str, Any]]]:
     """Each with its name, description, accepted media types, and the JSON Schema of its options."""
     return {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from datetime import datetime
+from typing import Final
 
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
@@ -16,6 +17,19 @@ from starlette.responses import Response
 from headway.api.access.identity import token_of
 from headway.api.dependencies import OwnerDep, StateDep, TaskDep
 from headway.api.lifespan import State
+from headway.api.openapi import (
+    BINARY,
+    Responses,
+    Schema,
+    answer,
+    asked,
+    body,
+    header,
+    parameters,
+    problems,
+    together,
+    wrong_method_answer,
+)
 from headway.api.problems import wrong_method
 from headway.api.routes.tasks import draft
 from headway.api.uploads.capacity_check import check_capacity
@@ -30,6 +44,8 @@ from headway.api.uploads.multipart_upload import (
 from headway.api.uploads.receiving import expiry
 from headway.api.uploads.resumable_upload import check_alive, declared_bytes, digest_of, offset_of, take_piece
 from headway.api.uploads.tus import (
+    PIECE_TYPE,
+    VERSION,
     Checksum,
     TusRoute,
     bytes_of,
@@ -42,7 +58,25 @@ from headway.api.uploads.tus import (
     whole_sha256,
 )
 from headway.api.uploads.upload_digests import clean_sha256, wanted_prefix
-from headway.shared.errors import BadHeader, Refused, StorageFull
+from headway.shared.errors import (
+    AnotherFile,
+    BadHeader,
+    ChecksumMismatch,
+    Conflict,
+    InvalidRequest,
+    NotTheAnnouncedFile,
+    QuotaFull,
+    Refused,
+    StorageAway,
+    StorageFull,
+    TooLarge,
+    UnknownFile,
+    UnknownTask,
+    UnsupportedType,
+    UploadBusy,
+    UploadGone,
+    WrongTusVersion,
+)
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.models import ErrorType, OwnerId, Status, Task, TaskId
 
@@ -50,8 +84,59 @@ router = APIRouter(tags=["resumable uploads"], route_class=TusRoute)
 
 _spoken = [Depends(check_version)]
 
+_BYTES: Final[Schema] = {"type": "integer", "minimum": 0}
+_VERSIONED: Final = {"Tus-Resumable": header(f"`{VERSION}`")}
+_SPOKEN: Final = {"Tus_Resumable": asked("The version of tus", {"type": "string", "enum": [VERSION]}, required=True)}
+_PLACE: Final = _VERSIONED | {
+    "Headway-Task-Id": header("The upload's task"),
+    "Upload-Offset": header("The bytes that are safe", _BYTES),
+    "Upload-Expires": header("When it is given up, if nothing comes. Absent once all is there", always=False),
+}
+_CREATED: Final = _PLACE | {
+    "Location": header("Where its bytes go"),
+    "Headway-Task-Token": header("Reads the task. Absent in open mode", always=False),
+}
+_STANDING: Final = _PLACE | {
+    "Upload-Length": header("The bytes of the whole file", _BYTES),
+    "Upload-Metadata": header("As it was sent", always=False),
+    "Headway-Upload-Digest": header("Where it was asked for", always=False),
+}
+_CHECKSUM: Final = asked("`ALGORITHM BASE64` of the body: sha1, md5, sha256 or crc32")
+_PIECE: Final = {"Upload_Checksum": _CHECKSUM} | {
+    "Upload_Offset": asked("Where the body begins", _BYTES, required=True),
+    "Headway_Upload_Digest": asked("Of what stands before the body; with another, nothing changes"),
+}
+_WANT_DIGEST: Final = {"Headway_Want_Digest": asked("`1`: answer Headway-Upload-Digest too")}
+#: What can be wrong with an upload, whatever is asked of it.
+_LOST: Final = problems(UnknownTask, UploadGone, WrongTusVersion)
+#: And where the last of its bytes are there, so that its task is to be queued.
+_QUEUED: Final = problems(UploadBusy, NotTheAnnouncedFile, StorageFull, QuotaFull, StorageAway)
+_LOOKED_AT: Final = together({200: answer("Where it stands", None, _STANDING)}, _LOST, _QUEUED, problems(UnknownFile))
+_TAKEN: Final = together(
+    {204: answer("The bytes are safe", None, _PLACE)},
+    _LOST,
+    _QUEUED,
+    problems(BadHeader, Conflict, AnotherFile, TooLarge, UnsupportedType, ChecksumMismatch),
+)
+_ENDED: Final = together({204: answer("It is cancelled", None, _VERSIONED)}, _LOST, problems(Conflict, StorageAway))
+_CAPABILITIES: Final[Responses] = {
+    204: answer(
+        "What is spoken here",
+        None,
+        _VERSIONED
+        | {name: header("As tus has it") for name in ("Tus-Version", "Tus-Extension", "Tus-Checksum-Algorithm")}
+        | {"Tus-Max-Size": header("Bytes", _BYTES)},
+    )
+}
 
-@router.options("/uploads", include_in_schema=False)
+
+@router.options(
+    "/uploads",
+    status_code=204,
+    summary="What of tus is spoken here",
+    operation_id="get_upload_capabilities",
+    responses=_CAPABILITIES,
+)
 @router.options("/uploads/", include_in_schema=False)
 @router.options("/uploads/{task_id}", include_in_schema=False)
 async def options(state: StateDep, _: OwnerDep) -> Response:
@@ -59,7 +144,28 @@ async def options(state: StateDep, _: OwnerDep) -> Response:
     return Response(status_code=204, headers=capabilities(int(state.settings.max_upload_bytes)))
 
 
-@router.post("/uploads", status_code=201, dependencies=_spoken, summary="Begin a resumable upload")
+@router.post(
+    "/uploads",
+    status_code=201,
+    dependencies=_spoken,
+    summary="Begin a resumable upload",
+    operation_id="create_upload",
+    responses=together(
+        {201: answer("Begun", None, _CREATED)},
+        _LOST,
+        _QUEUED,
+        problems(BadHeader, InvalidRequest, TooLarge, ChecksumMismatch),
+    ),
+    openapi_extra=body({PIECE_TYPE: BINARY}, required=False)
+    | parameters(
+        **_SPOKEN,
+        Upload_Length=asked("The bytes of the whole file", _BYTES, required=True),
+        Upload_Metadata=asked(
+            "`key BASE64,…`: filename, processor, and as wanted filetype, options, batch_id, sha256", required=True
+        ),
+        Upload_Checksum=_CHECKSUM,
+    ),
+)
 @router.post("/uploads/", dependencies=_spoken, include_in_schema=False)
 async def create(request: Request, state: StateDep, owner: OwnerDep) -> Response:
     """Makes the task, `uploading`, and answers with where its bytes go. A body is its first piece."""
@@ -87,7 +193,14 @@ async def create(request: Request, state: StateDep, owner: OwnerDep) -> Response
     return Response(status_code=201, headers=headers)
 
 
-@router.head("/uploads/{task_id}", dependencies=_spoken, summary="How much of it is safe")
+@router.head(
+    "/uploads/{task_id}",
+    dependencies=_spoken,
+    summary="How much of it is safe",
+    operation_id="get_upload",
+    responses=_LOOKED_AT,
+    openapi_extra=parameters(**_SPOKEN, **_WANT_DIGEST),
+)
 async def head(request: Request, state: StateDep, task: TaskDep) -> Response:
     """Also while a piece is coming, which it does not disturb. With `Headway-Want-Digest: 1` the answer has the digest
     of what is safe in `Headway-Upload-Digest` (docs/reference.md), and a piece that is coming is ended there."""
@@ -104,7 +217,15 @@ async def head(request: Request, state: StateDep, task: TaskDep) -> Response:
     return Response(status_code=200, headers=headers)
 
 
-@router.patch("/uploads/{task_id}", status_code=204, dependencies=_spoken, summary="Send a piece of it")
+@router.patch(
+    "/uploads/{task_id}",
+    status_code=204,
+    dependencies=_spoken,
+    summary="Send a piece of it",
+    operation_id="send_piece",
+    responses=_TAKEN,
+    openapi_extra=body({PIECE_TYPE: BINARY}) | parameters(**_SPOKEN, **_PIECE),
+)
 async def piece(request: Request, state: StateDep, task: TaskDep) -> Response:
     """At the last byte the task is `queued`. A piece that is cut off is kept as far as it came."""
     check_alive(task)
@@ -114,7 +235,15 @@ async def piece(request: Request, state: StateDep, task: TaskDep) -> Response:
     return Response(status_code=204, headers=_headers(task, offset))
 
 
-@router.delete("/uploads/{task_id}", status_code=204, dependencies=_spoken, summary="Cancel it")
+@router.delete(
+    "/uploads/{task_id}",
+    status_code=204,
+    dependencies=_spoken,
+    summary="Cancel it",
+    operation_id="delete_upload",
+    responses=_ENDED,
+    openapi_extra=parameters(**_SPOKEN),
+)
 async def terminate(state: StateDep, task: TaskDep) -> Response:
     """Cancels the task, whose bytes are freed; one that has ended is deleted with its files."""
     check_alive(task)
@@ -127,7 +256,19 @@ async def terminate(state: StateDep, task: TaskDep) -> Response:
     return Response(status_code=204)
 
 
-@router.post("/uploads/{task_id}", dependencies=_spoken, include_in_schema=False)
+@router.post(
+    "/uploads/{task_id}",
+    dependencies=_spoken,
+    summary="PATCH, DELETE or HEAD, for who can send GET and POST alone",
+    operation_id="override_upload_method",
+    responses=together(_LOOKED_AT, _TAKEN, _ENDED, problems(UnknownFile), wrong_method_answer()),
+    openapi_extra=body({PIECE_TYPE: BINARY}, required=False)
+    | parameters(
+        **_SPOKEN,
+        **_PIECE | _WANT_DIGEST | {"Upload_Offset": asked("As of PATCH", _BYTES)},
+        X_HTTP_Method_Override=asked("`PATCH`, `DELETE` or `HEAD`", required=True),
+    ),
+)
 async def overridden(request: Request, state: StateDep, task: TaskDep) -> Response:
     """For clients behind something that knows GET and POST alone."""
     match request.headers.get("x-http-method-override", "").upper():

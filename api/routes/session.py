@@ -12,8 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from headway.api.access.identity import COOKIE, PUBLIC, address_of
 from headway.api.access.sessions import SESSION_SECONDS
 from headway.api.dependencies import IdentityDep, OwnerDep, StateDep
+from headway.api.openapi import answer, header, problems, together
+from headway.api.schemas import Session
 from headway.api.serving.small_body import SmallBody
-from headway.shared.errors import NotAllowed
+from headway.shared.errors import InvalidRequest, NotAllowed, TooLarge
 from headway.shared.logging import get_logger
 from headway.shared.tasks.models import OwnerId, rfc3339
 
@@ -38,7 +40,21 @@ def _told(owner: OwnerId | None, expires_at: float | None) -> dict[str, Any]:
     return {"owner": owner, "expires_at": until}
 
 
-@router.post("/session", dependencies=[PUBLIC], summary="Sign in with a key, for a cookie")
+@router.post(
+    "/session",
+    dependencies=[PUBLIC],
+    summary="Sign in with a key, for a cookie",
+    responses=together(
+        {
+            200: answer(
+                "Signed in",
+                Session,
+                {"Set-Cookie": header("`headway_session`; not in open mode", always=False)},
+            )
+        },
+        problems(NotAllowed, InvalidRequest, TooLarge),
+    ),
+)
 async def sign_in(
     request: Request, response: Response, state: StateDep, asking: IdentityDep, given: SignIn
 ) -> dict[str, Any]:
@@ -64,7 +80,7 @@ async def sign_in(
     return _told(owner, expires_at)
 
 
-@router.get("/session", summary="Who is asking")
+@router.get("/session", summary="Who is asking", operation_id="get_session", responses={200: answer("You", Session)})
 async def look(response: Response, state: StateDep, owner: OwnerDep, asking: IdentityDep) -> dict[str, Any]:
     """As the sign-in answered; of who comes with a key, `expires_at` is null."""
     response.headers["Cache-Control"] = "no-store"
@@ -73,7 +89,7 @@ async def look(response: Response, state: StateDep, owner: OwnerDep, asking: Ide
     return _told(owner, asking.expires_at if asking is not None else None)
 
 
-@router.delete("/session", status_code=204, summary="Sign out")
+@router.delete("/session", status_code=204, summary="Sign out", responses={204: answer("Signed out")})
 async def sign_out(request: Request, response: Response, state: StateDep, _: OwnerDep, asking: IdentityDep) -> None:
     """The session is over for every API process, and so are its streams. A key that is sent along stays good."""
     if asking is not None and asking.session_id is not None:

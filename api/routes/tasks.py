@@ -17,6 +17,9 @@ from structlog.contextvars import bind_contextvars
 from headway.api.access.identity import with_token
 from headway.api.dependencies import OwnerDep, ReadTaskDep, StateDep, TaskDep, TaskIdDep
 from headway.api.lifespan import State
+from headway.api.openapi import JSON, answer, body, header, problems, reference, together
+from headway.api.schemas import Submission, SubmittedTask, TaskList
+from headway.api.schemas import Task as TaskSchema
 from headway.api.uploads.capacity_check import check_capacity
 from headway.api.uploads.idempotency import HEADER, Claim
 from headway.api.uploads.multipart_upload import (
@@ -35,7 +38,19 @@ from headway.api.uploads.multipart_upload import (
 )
 from headway.api.uploads.receiving import UPLOAD_SHARE, abort_unless_queued
 from headway.api.uploads.upload_digests import clean_sha256
-from headway.shared.errors import Conflict, InvalidRequest, NotTheAnnouncedFile, UnsupportedType
+from headway.shared.errors import (
+    Conflict,
+    InvalidRequest,
+    KeyInUse,
+    KeyReused,
+    NotTheAnnouncedFile,
+    QuotaFull,
+    StorageAway,
+    StorageFull,
+    TooLarge,
+    UnknownTask,
+    UnsupportedType,
+)
 from headway.shared.files.storage import StoredFile
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.models import FieldError, OwnerId, Status, Task, TaskId, new_task_id, utc_now
@@ -64,6 +79,19 @@ class Announcement(BaseModel):
     batch_id: str | None = None
     #: Of the file, in hex. A file that turns out to be another ends the task as `failed`.
     sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
+
+
+SUBMITTED_HEADERS: Final = {
+    "Location": header("The task"),
+    "Idempotency-Replayed": header("`true`: the first answer to this Idempotency-Key again", always=False),
+}
+#: What can be wrong with a form, or with a file that comes with it.
+FORM_PROBLEMS: Final = problems(
+    *(KeyInUse, TooLarge, UnsupportedType, InvalidRequest, KeyReused, NotTheAnnouncedFile),
+    *(StorageFull, QuotaFull, StorageAway),
+)
+ONE_TASK: Final = answer("The task", TaskSchema)
+CHANGED: Final = together({202: ONE_TASK}, problems(UnknownTask, Conflict))
 
 
 class TaskPage(BaseModel):
@@ -141,28 +169,17 @@ def draft(
     "/tasks",
     status_code=202,
     summary="Submit a file, or announce one",
-    responses={201: {"description": "Announced: send the file to links.upload"}},
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "multipart/form-data": {
-                    "schema": {
-                        "type": "object",
-                        "required": ["processor"],
-                        "properties": {
-                            "file": {"type": "string", "format": "binary"},
-                            "processor": {"type": "string"},
-                            "options": {"type": "string", "description": "JSON object"},
-                            "batch_id": {"type": "string"},
-                            "sha256": {"type": "string", "description": "Of the file, in hex; another file is refused"},
-                        },
-                    }
-                },
-                "application/json": {"schema": Announcement.model_json_schema()},
-            },
-        }
-    },
+    operation_id="submit_task",
+    responses=together(
+        {
+            201: answer("Announced: send the file to links.upload", SubmittedTask, SUBMITTED_HEADERS),
+            202: answer("Queued", SubmittedTask, SUBMITTED_HEADERS),
+        },
+        FORM_PROBLEMS,
+    ),
+    openapi_extra=body(
+        {"multipart/form-data": reference(Submission, "validation"), JSON: reference(Announcement, "validation")}
+    ),
 )
 async def submit(request: Request, state: StateDep, owner: OwnerDep, _: IdempotencyKey = None) -> Any:
     """Multipart: the file with its processor; answers 202 when it is stored and queued. JSON: announces a file, whose
@@ -297,7 +314,11 @@ async def _read_announcement(request: Request, patience_seconds: float) -> Annou
         raise InvalidRequest(detail, fields) from None
 
 
-@router.get("/tasks", summary="List tasks, newest first")
+@router.get(
+    "/tasks",
+    summary="List tasks, newest first",
+    responses=together({200: answer("A page", TaskList)}, problems(InvalidRequest)),
+)
 async def list_tasks(
     state: StateDep,
     owner: OwnerDep,
@@ -343,12 +364,18 @@ def _place(cursor: str | None) -> tuple[int, TaskId] | None:
     return int(created_ms), TaskId(task_id)
 
 
-@router.get("/tasks/{task_id}", summary="One task")
+@router.get("/tasks/{task_id}", summary="One task", operation_id="get_task", responses={200: ONE_TASK})
 async def get_one(task: ReadTaskDep) -> dict[str, Any]:
     return represent(task)
 
 
-@router.post("/tasks/{task_id}/cancel", status_code=202, summary="Cancel a task that has not ended")
+@router.post(
+    "/tasks/{task_id}/cancel",
+    status_code=202,
+    summary="Cancel a task that has not ended",
+    operation_id="cancel_task",
+    responses=CHANGED,
+)
 async def cancel(state: StateDep, task: TaskDep) -> dict[str, Any]:
     """From this answer on the task is `cancelled`, whatever was running."""
     await cancel_task(state, task)
@@ -362,7 +389,13 @@ async def cancel_task(state: State, task: Task) -> None:
         await state.storage.discard_upload(task.task_id)  # a piece that is still coming removes its own
 
 
-@router.post("/tasks/{task_id}/retry", status_code=202, summary="Run a failed or cancelled task again")
+@router.post(
+    "/tasks/{task_id}/retry",
+    status_code=202,
+    summary="Run a failed or cancelled task again",
+    operation_id="retry_task",
+    responses=CHANGED,
+)
 async def retry(state: StateDep, task: TaskDep) -> dict[str, Any]:
     """The same task, the next attempt. 409 where it has not failed, or where its file never arrived."""
     if task.status.is_terminal and task.filename is not None and task.input_name is None:
@@ -371,7 +404,13 @@ async def retry(state: StateDep, task: TaskDep) -> dict[str, Any]:
     return represent(await state.reader.task(task.task_id))
 
 
-@router.delete("/tasks/{task_id}", status_code=204, summary="Delete an ended task, its files and its history")
+@router.delete(
+    "/tasks/{task_id}",
+    status_code=204,
+    summary="Delete an ended task, its files and its history",
+    operation_id="delete_task",
+    responses=together({204: answer("It is gone")}, problems(UnknownTask, Conflict, StorageAway)),
+)
 async def delete(state: StateDep, task_id: TaskIdDep, owner: OwnerDep) -> None:
     task = await state.reader.task(task_id, owner)
     await state.publisher.delete(task)

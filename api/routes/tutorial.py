@@ -14,15 +14,24 @@ from starlette.responses import JSONResponse, StreamingResponse
 
 from headway.api.access.identity import names_of
 from headway.api.dependencies import OwnerDep, StateDep
-from headway.api.routes.tasks import IdempotencyKey, draft, submit_form
+from headway.api.openapi import TEXT, answer, body, problems, reference, together
+from headway.api.routes.tasks import FORM_PROBLEMS, SUBMITTED_HEADERS, IdempotencyKey, draft, submit_form
+from headway.api.schemas import StartedTask, StartForm
 from headway.api.streams.sse import SSE, Comment, EventStreamResponse
 from headway.api.uploads.idempotency import Claim
+from headway.shared.errors import InvalidRequest, TooMany
 from headway.shared.tasks.models import Event, Status, Task, rfc3339, utc_now
 
 router = APIRouter(tags=["tutorial"])
 
 
-@router.post("/process-file", status_code=202, summary="Start a task the tutorial's way")
+@router.post(
+    "/process-file",
+    status_code=202,
+    summary="Start a task the tutorial's way",
+    responses=together({202: answer("Started", StartedTask, SUBMITTED_HEADERS)}, FORM_PROBLEMS),
+    openapi_extra=body({"multipart/form-data": reference(StartForm, "validation")}, required=False),
+)
 async def process_file(request: Request, state: StateDep, owner: OwnerDep, _: IdempotencyKey = None) -> Any:
     """With a form: as POST /tasks. With no body: a rehearsal of 10 steps of 2 s."""
 
@@ -45,7 +54,11 @@ async def process_file(request: Request, state: StateDep, owner: OwnerDep, _: Id
     return await state.idempotency.once(request, owner, make, show)
 
 
-@router.get("/stream-numbers", response_class=StreamingResponse)
+@router.get(
+    "/stream-numbers",
+    response_class=StreamingResponse,
+    responses={200: answer("Ten lines", {"text/plain": TEXT})},
+)
 async def stream_numbers(_: OwnerDep) -> StreamingResponse:
     """`Number: 1` to `Number: 10`, one a second, each sent when it is made."""
 
@@ -90,7 +103,14 @@ class _Clock:
         return [(Event(self._count, "", data.encode()), None)]
 
 
-@router.get("/sse-updates", response_class=Response)
+@router.get(
+    "/sse-updates",
+    response_class=Response,
+    responses=together(
+        {200: answer("A greeting, then the time", {"text/event-stream": {"contentMediaType": "text/event-stream"}})},
+        problems(InvalidRequest, TooMany),
+    ),
+)
 async def sse_updates(
     request: Request, state: StateDep, _: OwnerDep, seconds: Annotated[int | None, Query(ge=1, le=86_400)] = None
 ) -> Any:

@@ -10,12 +10,28 @@ from fastapi import APIRouter, Request
 
 from headway.api.dependencies import StateDep, TaskDep
 from headway.api.lifespan import State
-from headway.api.routes.tasks import represent
+from headway.api.openapi import BINARY, asked, body, parameters, problems, together
+from headway.api.routes.tasks import ONE_TASK, represent
 from headway.api.uploads.multipart_upload import body_of, check_length, invalid
 from headway.api.uploads.receiving import abort_unless_queued, not_the_announced, queue, receive
 from headway.api.uploads.tus import Checksum
 from headway.api.uploads.upload_digests import declared_sha256
-from headway.shared.errors import BadHeader, ChecksumMismatch, Conflict, Refused, Stopping, TooSlow, UploadCut
+from headway.shared.errors import (
+    BadHeader,
+    ChecksumMismatch,
+    Conflict,
+    InvalidRequest,
+    NotTheAnnouncedFile,
+    QuotaFull,
+    Refused,
+    Stopping,
+    StorageAway,
+    StorageFull,
+    TooLarge,
+    TooSlow,
+    UnknownTask,
+    UploadCut,
+)
 from headway.shared.files.storage import StoredFile
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.models import Status, Task
@@ -23,7 +39,22 @@ from headway.shared.tasks.models import Status, Task
 router = APIRouter(tags=["uploads"])
 
 
-@router.put("/tasks/{task_id}/upload", summary="Send the file of an announced task, as the raw body")
+@router.put(
+    "/tasks/{task_id}/upload",
+    summary="Send the file of an announced task, as the raw body",
+    operation_id="upload_file",
+    responses=together(
+        {200: ONE_TASK},
+        problems(BadHeader, UnknownTask, Conflict, TooLarge, InvalidRequest, NotTheAnnouncedFile),
+        problems(StorageFull, QuotaFull, StorageAway),
+    ),
+    openapi_extra=body({"application/octet-stream": BINARY})
+    | parameters(
+        Repr_Digest=asked("`sha-256=:BASE64:` of the file (RFC 9530); another file is refused"),
+        Content_Digest=asked("The same"),
+        Upload_Checksum=asked("`ALGORITHM BASE64` of the file: sha1, md5, sha256 or crc32"),
+    ),
+)
 async def put_upload(request: Request, state: StateDep, task: TaskDep) -> dict[str, Any]:
     """The bytes received show on the task's stream while they arrive; at the end the task is `queued`."""
     if task.status is not Status.UPLOADING:

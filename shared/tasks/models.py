@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, NewType
 
-from pydantic import BaseModel, Field, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 TaskId = NewType("TaskId", str)
 OwnerId = NewType("OwnerId", str)
@@ -40,7 +40,11 @@ def rfc3339(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-Time = Annotated[datetime, PlainSerializer(rfc3339, return_type=str)]
+Time = Annotated[
+    datetime,
+    PlainSerializer(rfc3339, return_type=str),
+    WithJsonSchema({"type": "string", "format": "date-time"}, mode="serialization"),
+]
 
 
 class Status(StrEnum):
@@ -100,6 +104,8 @@ class ResultFile(BaseModel):
 
 
 class Result(BaseModel):
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
     summary: dict[str, Any]
     files: list[ResultFile]
     truncated: bool = Field(

@@ -1,0 +1,303 @@
+"""What the API answers, as schemas for `/openapi.json`. No answer is made from them; the tests hold every real answer
+to them (tests/described.py).
+
+A task, its result and its error are described from `headway.shared.tasks.models`, so that a new field cannot be
+forgotten here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
+from typing_extensions import TypedDict
+
+from headway.api.uploads.multipart_upload import BATCH_ID
+from headway.shared.tasks import models
+from headway.shared.tasks.models import FieldError, Result, Status, TaskError, Time
+
+TaskPath = Annotated[str, Field(examples=["/tasks/6f1c0b4e9a7d4c52a7e0d8a3c1b2f4e6"])]
+Count = Annotated[int, Field(ge=0)]
+#: 0 to 100.
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    """For a field that may be absent: pydantic takes that for a default, which a client would fill in."""
+    schema.pop("default", None)
+
+
+class Links(TypedDict):
+    self: TaskPath
+    events: Annotated[str, Field(description="The task's event stream")]
+    cancel: NotRequired[Annotated[str, Field(description="Where the task has not ended")]]
+    retry: NotRequired[Annotated[str, Field(description="Where the task can be run again")]]
+    input: NotRequired[Annotated[str, Field(description="The file as it was uploaded, once it is whole")]]
+    upload: NotRequired[Annotated[str, Field(description="Where the file of an announced task is sent")]]
+
+
+Links.__doc__ = "Paths that lead somewhere in the task's present state."
+
+
+class Task(models.Task):
+    """A task. Sizes in bytes, durations in seconds, times in UTC. `progress` is 0 to 100 over the whole of the work;
+    `done` of `total` `unit`s is the count inside the phase `step` of `total_steps`."""
+
+    progress: Percent
+    links: Links
+
+
+class FormFields(BaseModel):
+    """What a form may have beside its processor."""
+
+    file: Annotated[bytes | SkipJsonSchema[None], Field(description="Not for a processor that needs none")] = None
+    options: Annotated[str | SkipJsonSchema[None], Field(description="A JSON object, as text")] = None
+    batch_id: Annotated[str | SkipJsonSchema[None], Field(pattern=f"^{BATCH_ID}$")] = None
+    sha256: Annotated[
+        str | SkipJsonSchema[None],
+        Field(pattern="^[0-9a-fA-F]{64}$", description="Of the file, in hex; another file is refused"),
+    ] = None
+
+
+class Submission(FormFields):
+    """A file and what is to be done with it, as a form."""
+
+    processor: str
+
+
+class StartForm(FormFields):
+    """The tutorial's form."""
+
+    processor: Annotated[str | SkipJsonSchema[None], Field(description="`checksum`, where none is named")] = None
+
+
+class SubmittedTask(Task):
+    """A task as its submission is answered."""
+
+    token: Annotated[
+        str,
+        Field(
+            description="Reads this one task, as a bearer token. Absent in open mode",
+            json_schema_extra=_without_default,
+        ),
+    ] = ""
+
+
+class TaskList(BaseModel):
+    """A page of tasks, newest first."""
+
+    tasks: list[Task]
+    next_cursor: Annotated[str | None, Field(description="For the next page; null at the end")]
+
+
+class TaskState(BaseModel):
+    """The live state of a task: the data of a stream's unnamed events. Each one replaces the one before it."""
+
+    task_id: str
+    version: Annotated[int, Field(description="Rises with each event; the id of the event on the task's own stream")]
+    status: Status
+    progress: Percent
+    step: Count
+    total_steps: Count
+    message: str
+    done: Count
+    total: Count | None
+    unit: str | None
+    rate: Annotated[float | None, Field(description="Units a second, smoothed")]
+    eta_seconds: float | None
+    attempt: Count
+    size_bytes: Count | None
+    started_at: Time | None
+    updated_at: Time
+    finished_at: Time | None
+    result: Result | None
+    error: TaskError | None
+
+
+class Named(BaseModel):
+    """A named event. On a stream of many tasks it says of which it is."""
+
+    task_id: Annotated[str, Field(json_schema_extra=_without_default)] = ""
+
+
+class LogEvent(Named):
+    """`log`: a line that the processor wrote."""
+
+    level: str
+    message: str
+    at: Time
+
+
+class NoteEvent(Named):
+    """`note`: what somebody said to everybody who watches."""
+
+    author: str
+    text: str
+    at: Time
+
+
+class TransferEvent(Named):
+    """`transfer`: how far somebody's download with `transfer=1` has come."""
+
+    file: str
+    sent: Count
+    total: Count
+    progress: Percent
+
+
+class GapEvent(Named):
+    """`gap`: events that can no longer be replayed; the state that follows stands for them."""
+
+    first: Annotated[int, Field(alias="from")]
+    to: int
+
+
+class DeletedEvent(BaseModel):
+    """`deleted`: the task is gone. On streams of many tasks alone."""
+
+    task_id: str
+
+
+class Counts(BaseModel):
+    """Tasks of a batch by status."""
+
+    uploading: Count
+    queued: Count
+    processing: Count
+    completed: Count
+    failed: Count
+    cancelled: Count
+
+
+class BatchState(BaseModel):
+    """The roll-up of a batch."""
+
+    batch_id: str
+    version: int
+    status: Literal["active", "ended"]
+    progress: Annotated[float, Field(ge=0, le=100, description="A task that has ended counts as 100, however it ended")]
+    eta_seconds: float | None
+    total: Count
+    counts: Counts
+
+
+class BatchLinks(TypedDict):
+    """Paths of a batch."""
+
+    self: str
+    events: str
+    tasks: str
+
+
+class Batch(BatchState):
+    """The roll-up of a batch, with the paths of its tasks and its stream."""
+
+    links: BatchLinks
+
+
+class BatchCancellation(BaseModel):
+    """What cancelling a batch did."""
+
+    batch_id: str
+    tasks: Annotated[Count, Field(description="All that were looked at")]
+    cancelled: Annotated[Count, Field(description="Those that this request cancelled")]
+    ended: Annotated[Count, Field(description="Those that had ended before")]
+
+
+class Note(BaseModel):
+    """A note on a task. Plain text."""
+
+    task_id: str
+    author: str
+    text: str
+    at: Time
+    version: int
+
+
+class NoteList(BaseModel):
+    """The notes that the task's history still holds, oldest first."""
+
+    notes: list[Note]
+
+
+class Processor(BaseModel):
+    """What can be done with a file here."""
+
+    name: str
+    description: str
+    accepts: Annotated[list[str], Field(description="Media types, `*` allowed")]
+    needs_file: bool
+    options: Annotated[dict[str, Any], Field(description="The JSON Schema of its options")]
+
+
+class ProcessorList(BaseModel):
+    """The processors of this installation."""
+
+    processors: list[Processor]
+
+
+class Session(BaseModel):
+    """Who is asking, and until when."""
+
+    owner: Annotated[str | None, Field(description="null in open mode, where nobody is asked")]
+    expires_at: Annotated[Time | None, Field(description="null for who comes with a key")]
+
+
+class Health(BaseModel):
+    """The process is alive."""
+
+    status: Literal["ok"]
+
+
+class Check(BaseModel):
+    """One of the things that the platform needs, with a reason."""
+
+    model_config = ConfigDict(extra="allow")
+
+    ok: bool
+    reason: str
+
+
+class Checks(TypedDict):
+    redis: Check
+    relay: Check
+    workers: Check
+
+
+class Readiness(BaseModel):
+    """Whether the platform can do its work, and why."""
+
+    status: Literal["ready", "degraded"]
+    version: str
+    heartbeat_seconds: float
+    checks: Checks
+
+
+class Unreadiness(BaseModel):
+    """Redis or the relay is not well; `checks` says why."""
+
+    status: Literal["unready"]
+    checks: Checks
+
+
+class StartedTask(BaseModel):
+    """The tutorial's answer: the id to watch, and a word."""
+
+    task_id: str
+    message: str
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Annotated[str, Field(description="What kind of error", examples=["urn:headway:problem:unknown-task"])]
+    title: str
+    status: Annotated[int, Field(ge=400, le=599)]
+    detail: Annotated[str, Field(description="What to do about this one")]
+    errors: Annotated[
+        list[FieldError],
+        Field(description="Of a bad request: what is wrong where", json_schema_extra=_without_default),
+    ] = []

@@ -1,0 +1,128 @@
+"""Requests that schemathesis makes up from `/openapi.json`, right ones and wrong ones: no input gives a 5xx, and every
+answer is one that the document describes. The same requests each time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from tests import described
+from tests.processes import Platform, RedisServer
+
+KEY: Final = "the-secret-key-of-alice-4711"
+#: schemathesis cannot know that a piece of an upload is bytes.
+schemathesis.serializer.alias("application/offset+octet-stream", "application/octet-stream")
+
+#: Of each operation, open and keyed: enough to meet each of its parameters, few enough for a minute in all.
+EXAMPLES: Final = 20
+CHECKS: Final = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    response_headers_conformance,
+    unsupported_method,
+]
+#: Streams without an end, and one that takes its time; tests/integration/test_stream_formats.py reads them.
+ENDLESS: Final = {("GET", "/events"), ("GET", "/sse-updates"), ("GET", "/stream-numbers")}
+OPERATIONS: Final = sorted(
+    (method.upper(), path)
+    for path, methods in described.document()["paths"].items()
+    for method in methods
+    if (method.upper(), path) not in ENDLESS
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    url: str
+    headers: dict[str, str]
+    schema: Any
+    #: What there is to be asked for.
+    tasks: list[str]
+    streams: list[str]
+
+
+@pytest.fixture(scope="module", params=["open", "keyed"])
+def target(
+    request: pytest.FixtureRequest, redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Target]:
+    keyed = request.param == "keyed"
+    env = {"HEADWAY_API_KEYS": json.dumps({"alice": KEY})} if keyed else {}
+    headers = {"Authorization": f"Bearer {KEY}"} if keyed else {}
+    with Platform(tmp_path_factory.mktemp(request.param), redis_server.fresh_url(), **env) as platform:
+        (platform.files_dir / "offered.txt").write_text("offered")
+        platform.start_api()
+        with httpx.Client(base_url=platform.url, headers=headers) as client:
+
+            def task(**body: Any) -> str:
+                answer = client.post("/tasks", json=body | {"batch_id": "b"})
+                assert answer.status_code in (201, 202), answer.text
+                return str(answer.json()["task_id"])
+
+            # Nobody works here, so that nothing changes but by what is asked.
+            waiting, cancelled = task(processor="rehearsal"), task(processor="rehearsal")
+            assert client.post(f"/tasks/{cancelled}/cancel").status_code == 202
+            announced = task(processor="checksum", filename="a")
+            tus = {"Tus-Resumable": "1.0.0", "Upload-Length": "9"}
+            metadata = {"Upload-Metadata": "filename YS5iaW4=,processor Y2hlY2tzdW0="}
+            begun = client.post("/uploads", headers=tus | metadata).headers["headway-task-id"]
+            document = client.get("/openapi.json").json()
+        schema = schemathesis.openapi.from_dict(document)
+        schema.config.update(base_url=platform.url)
+        yield Target(platform.url, headers, schema, [waiting, cancelled, announced, begun], [cancelled])
+
+
+def _known(path: str, target: Target) -> list[dict[str, str]]:
+    """Path parameters that lead to something."""
+    if "{task_id}" in path:
+        is_stream = path.endswith("/events") or path.startswith("/task-progress")
+        tasks = target.streams if is_stream else target.tasks
+        return [{"task_id": task_id} | ({"name": "a"} if "{name}" in path else {}) for task_id in tasks]
+    if "{batch_id}" in path:
+        return [] if path.endswith("/events") else [{"batch_id": "b"}]
+    return [{"filename": "offered.txt"}] if "{filename}" in path else []
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_whatever_is_asked_is_answered_as_described(target: Target, method: str, path: str) -> None:
+    operation = target.schema[path][method]
+    strategies = [operation.as_strategy(path_parameters=known) for known in _known(path, target)]
+    strategies.append(operation.as_strategy())
+    if operation.query or operation.headers or operation.body:
+        strategies.append(operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
+
+    @examples(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=st.one_of(strategies))
+    def ask(case: Any) -> None:
+        if "rows" in (case.query or {}) and str(case.query["rows"]).isdigit():
+            case.query["rows"] = min(int(case.query["rows"]), 1000)
+        case.call_and_validate(headers=target.headers, checks=CHECKS, timeout=30)
+
+    ask()
