@@ -99,8 +99,9 @@ class Address:
 
 
 def _with_scheme(url: str) -> str:
-    """`127.0.0.1:8000` as a browser's address bar takes it: http on this machine's own loopback, https elsewhere."""
-    if "://" in url or not re.fullmatch(r"[\w.-]+(:\d+)?(/.*)?|\[[0-9a-fA-F:.]+\](:\d+)?(/.*)?", url):
+    """`127.0.0.1:8000` and `tasks.example.org`, as an address bar takes them: http on this machine's own loopback,
+    https elsewhere. A word alone is no address."""
+    if not re.fullmatch(r"([\w-]+(\.[\w-]+)+|[\w.-]+:\d+|\[[0-9a-fA-F:.]+\](:\d+)?)(/.*)?", url):
         return url
     try:
         return f"http://{url}" if is_loopback(httpx.URL(f"http://{url}").host) else f"https://{url}"
