@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from api.listeners import Item, Listener, Source
+from shared import keys
 from shared.errors import UnknownTask
 from shared.models import Event, OwnerId
 
@@ -34,6 +37,9 @@ class BatchListener(Listener):
         self.version = event.version
         items.append((event, None))
         self.ended = batch_has_ended(event)
+
+    def ask_version(self, pipe: Any) -> None:
+        pipe.hget(keys.BATCH_STATE % keys.of_batch(self._owner, self._batch_id), "version")
 
 
 def batch_has_ended(event: Event) -> bool:

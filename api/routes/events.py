@@ -11,7 +11,7 @@ from starlette.responses import Response
 from api.dependencies import LastEventIdDep, OwnerDep, StateDep, TaskStreamDep, get_task_id, stream_of
 from api.intake import BATCH_ID, invalid
 from shared.errors import UnknownTask
-from shared.feed import Scope
+from shared.owner_feed import Scope
 from shared.redis import AWAY
 
 router = APIRouter(tags=["events"])
@@ -53,12 +53,12 @@ async def many_events(
     scope = Scope(named or None, batch_id)
     if named:
         try:
-            truth = await state.feed.owner(owner, scope, after=after, known=named)
+            found = await state.relay.owner_feed.named(owner, named)
         except AWAY:
             pass  # told when it is back, as the stream of one task
         else:
-            if truth.gone:
-                raise UnknownTask(f"There is no task {min(truth.gone)}.")
-            if after is not None and not truth.history and not truth.states and truth.ended == named:
+            if found.gone:
+                raise UnknownTask(f"There is no task {min(found.gone)}.")
+            if after is not None and found.changed_at <= after <= found.number and found.ended == named:
                 return Response(status_code=204)
     return stream_of(request.scope, state, state.relay.listen_to_owner(owner, scope, after))

@@ -16,12 +16,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from shared import keys
 from shared.calls import Calls
 from shared.errors import Conflict, Refused
-from shared.feed import Feed, Scope
-from shared.models import ANYONE, ErrorType, Result, Status, Task
+from shared.feed import Feed
+from shared.models import ErrorType, Result, Status, Task
 from shared.progress import Publisher
 from shared.redis import RedisClient
 from shared.settings import Settings
 from tests.contract.test_progress_channel import a_task
+from tests.feeds import feed_truth
 
 
 class LosesAnswers(Calls):
@@ -139,14 +140,16 @@ async def test_a_note_counts_once_and_is_answered_with_its_own_version(
     assert await versions(feed, task) == ["state", "note", "note"]
 
 
-async def test_a_deletion_counts_once(publisher: Publisher, calls: LosesAnswers, feed: Feed) -> None:
+async def test_a_deletion_counts_once(
+    publisher: Publisher, calls: LosesAnswers, feed: Feed, any_redis: RedisClient
+) -> None:
     task = a_task()
     await publisher.create(task)
     await publisher.cancel(task)
     ended = await feed.task(task.task_id)
     calls.meanwhile = lambda: asyncio.sleep(0)
     await publisher.delete(ended)
-    truth = await feed.owner(ANYONE, Scope(), after=0)
+    truth = await feed_truth(any_redis, after=0)
     assert [(event.version, event.name) for event in truth.states] == [(3, "deleted")]
 
 

@@ -12,12 +12,13 @@ import pytest
 import redis
 
 from shared import keys
-from shared.feed import Feed, Scope
+from shared.feed import Feed
 from shared.models import ANYONE, Status, Task
 from shared.progress import Publisher
 from shared.redis import RedisClient, connect
 from shared.settings import Settings
 from tests.contract.test_progress_channel import a_task
+from tests.feeds import feed_truth
 from tests.processes import RedisServer
 from tests.sentinels import Node
 from tests.unit.sweeping import Bench
@@ -32,6 +33,7 @@ class Side:
 
     publisher: Publisher
     feed: Feed
+    redis: RedisClient
 
     async def progress(self, task: Task, *, times: int = 1) -> int:
         """Returns the version."""
@@ -52,7 +54,7 @@ class Sides(AsyncExitStack):
     async def connected(self, url: str) -> Side:
         settings = Settings(redis_url=url)
         client = await self.enter_async_context(connect(settings))
-        return Side(Publisher(client, settings), Feed(client))
+        return Side(Publisher(client, settings), Feed(client), client)
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ async def test_after_a_promotion_every_number_is_above_all_that_were_seen(tmp_pa
 
         # What the old primary still takes is lost, and was seen.
         seen = await before.progress(task, times=2)
-        number = (await before.feed.owner(ANYONE, Scope())).number
+        number = (await feed_truth(before.redis)).number
         await before.publisher.cancel(await before.feed.task(task.task_id))
         batch = await before.feed.batch(ANYONE, BATCH)
 
@@ -93,7 +95,7 @@ async def test_after_a_promotion_every_number_is_above_all_that_were_seen(tmp_pa
         truth = await after.feed.snapshot(task.task_id, after=seen)
         assert [event.version for event in truth.history] == [first, first + 1]
         assert truth.missed_from == seen + 1, "it is told by a gap"
-        feed = await after.feed.owner(ANYONE, Scope(), after=number)
+        feed = await feed_truth(after.redis, after=number)
         assert feed.number > number + 1
         assert [state.task_version for state in feed.states] == [first + 1]
         await after.publisher.cancel(await after.feed.task(task.task_id))
