@@ -193,7 +193,7 @@ class Topic:
         self.write(self.written_at)
         self.step_out()
         self.version = None
-        self.tell(Listener.distrust)
+        self.tell(lambda listener: listener.distrust())
 
     def tell(self, what: Callable[[Listener], None]) -> None:
         """Everybody but those in step. An error of one is none of the others'."""

@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from shared.feed import text_of
 from shared.models import ErrorType, Event, Status, TaskId, rfc3339, utc_now
+
+_MESSAGE: Final = "Redis came back without this task. Submit the file again."
+_UNKNOWN: Final[Sequence[str]] = ("total", "unit", "rate", "eta_seconds", "size_bytes", "started_at", "result")
 
 
 def lost_event(task_id: TaskId, version: int, last: Event | None = None) -> Event:
     """The end of a task that Redis no longer knows while somebody watches it; `last` is the state they saw."""
     seen = json.loads(last.data) if last is not None else {}
-    message = "Redis came back without this task. Submit the file again."
+    return Event(version, "", _text(task_id, version, seen.get("progress", 0), seen.get("attempt", 1)).encode())
+
+
+def lost_text() -> str:
+    """The same for any task: `"<TASK>"`, `"<VERSION>"`, `"<PROGRESS>"` and `"<ATTEMPT>"` stand for its JSON texts."""
+    return _text("<TASK>", "<VERSION>", "<PROGRESS>", "<ATTEMPT>")
+
+
+def _text(task_id: str, version: Any, progress: Any, attempt: Any) -> str:
     now = rfc3339(utc_now())
-    unknown: Sequence[str] = ("total", "unit", "rate", "eta_seconds", "size_bytes", "started_at", "result")
     state: dict[str, Any] = {
         "task_id": task_id,
         "version": version,
         "status": Status.FAILED,
-        "progress": seen.get("progress", 0),
+        "progress": progress,
         "step": 0,
         "total_steps": 0,
-        "message": message,
+        "message": _MESSAGE,
         "done": 0,
-        "attempt": seen.get("attempt", 1),
-        **dict.fromkeys(unknown),
+        "attempt": attempt,
+        **dict.fromkeys(_UNKNOWN),
         "updated_at": now,
         "finished_at": now,
-        "error": {"type": ErrorType.LOST, "message": message, "retryable": False},
+        "error": {"type": ErrorType.LOST, "message": _MESSAGE, "retryable": False},
     }
-    return Event(version, "", text_of(state).encode())
+    return text_of(state)

@@ -10,8 +10,9 @@ import pytest
 from shared import keys
 from shared.errors import Refused
 from shared.feed import Feed
-from shared.models import ANYONE, Result, Status, Task
-from shared.owner_feed import Scope
+from shared.lost import lost_event
+from shared.models import ANYONE, FeedEvent, Result, Status, Task
+from shared.owner_feed import Scope, decode_feed_message
 from shared.progress import Publisher
 from shared.redis import RedisClient
 from shared.settings import Settings
@@ -100,8 +101,57 @@ async def test_what_expired_is_in_none_of_its_owners_lists_nor_on_the_feed(
     assert await any_redis.zrange(keys.OWNER_TASKS % ANYONE, 0, -1) == [kept.task_id.encode()]
     assert await any_redis.zrange(keys.OWNER_CHANGED % ANYONE, 0, -1) == [kept.task_id.encode()]
     assert await feed.stored_bytes(ANYONE) == 0
-    history = [values[b"t"] for _, values in await any_redis.xrange(keys.OWNER_EVENTS % ANYONE)]
-    assert history == [kept.task_id.encode()] * 4
+    history = [(values[b"t"], values[b"n"]) for _, values in await any_redis.xrange(keys.OWNER_EVENTS % ANYONE)]
+    assert history[:4] == [(kept.task_id.encode(), name) for name in (b"", b"", b"note", b"")]
+    assert history[4:] == [(expired.task_id.encode(), b"deleted")]
+
+
+@pytest.mark.parametrize("batch_id", [None, "b"])
+async def test_who_watches_is_told_once_of_what_redis_no_longer_knows(
+    publisher: Publisher, feed: Feed, any_redis: RedisClient, batch_id: str | None
+) -> None:
+    expired, lost, kept = await ended(publisher, feed, batch_id=batch_id), a_task(batch_id=batch_id), a_task()
+    await claimed(publisher, feed, lost)
+    await publisher.change(lost.task_id, {"progress": 40.5}, allowed=(Status.PROCESSING,), attempt=1)
+    await publisher.emit(lost.task_id, "note", {"text": '"progress":99'})
+    await publisher.create(kept)
+    seen = (await feed_truth(any_redis)).number
+    gone = [expired.task_id, lost.task_id]
+    for task_id in gone:
+        await any_redis.delete(keys.state(task_id), keys.events(task_id))
+    async with any_redis.pubsub() as watching:
+        await watching.subscribe(keys.OWNER_LIVE % ANYONE)
+        for _ in range(3):  # a page that was read before, an id named twice: no second word
+            await publisher.let_go(ANYONE, [*gone, *gone, kept.task_id])
+        await publisher.emit(kept.task_id, "note", {"text": "the last"})
+        heard: list[FeedEvent] = []
+        while not heard or heard[-1].name != "note":
+            message = await watching.get_message(ignore_subscribe_messages=True, timeout=10)
+            heard += [decode_feed_message(message["data"])] if message else []
+    deleted, end, _ = heard
+    assert [event.version for event in heard] == [seen + 1, seen + 2, seen + 3]
+    assert (deleted.name, deleted.task_id, deleted.batch_id) == ("deleted", expired.task_id, batch_id or "")
+    assert set(found := json.loads(deleted.data)) == {"task_id", "batch_id", "at"}
+    assert (found["task_id"], found["batch_id"]) == (expired.task_id, batch_id)
+    assert (end.name, end.task_id, end.task_version, end.is_terminal) == ("", lost.task_id, 5, True)
+    state = json.loads(end.data)
+    assert list(state) == list(json.loads(lost_event(lost.task_id, 5).data))
+    assert (state["task_id"], state["version"], state["progress"], state["attempt"]) == (lost.task_id, 5, 40.5, 1)
+    assert state["error"]["type"] == "lost"
+    assert (await feed_truth(any_redis, after=seen)).history == heard, "also to who was away"
+    for key in await any_redis.keys("headway:owner:*"):
+        assert await any_redis.pttl(key) > 0, key
+
+
+async def test_nobody_is_told_anything_of_an_owner_who_has_no_feed_any_more(
+    publisher: Publisher, any_redis: RedisClient
+) -> None:
+    task = a_task()
+    await publisher.create(task)
+    await any_redis.delete(keys.state(task.task_id), keys.OWNER_VERSION % ANYONE, keys.OWNER_EVENTS % ANYONE)
+    await publisher.let_go(ANYONE, [task.task_id])
+    assert not await any_redis.exists(keys.OWNER_VERSION % ANYONE, keys.OWNER_EVENTS % ANYONE)
+    assert await any_redis.zcard(keys.OWNER_TASKS % ANYONE) == 0
 
 
 async def test_two_batches_whose_names_meet_are_two_batches(
