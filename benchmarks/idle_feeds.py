@@ -1,4 +1,4 @@
-"""What feeds cost Redis that nothing happens on: every command it counts, while they are opened, idle, and after a break.
+"""What idle feeds cost Redis: every command it counts while they are opened, while nothing happens, and after a break.
 
     .venv/bin/python -m benchmarks.idle_feeds [--feeds 1000] [--tasks 1000] [--minutes 2]
 
