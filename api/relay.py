@@ -278,7 +278,8 @@ class Relay:
     def _doubt(self, topic: Topic, cause: Cause) -> None:
         """Everybody who listens to it reads the truth again: never without a cause, since it costs Redis what they
         watch. A listener that finds a hole in the versions doubts for itself."""
-        log.debug("doubt", cause=cause, listeners=len(topic))
+        if cause != "subscribed":
+            log.warning("the truth is read again", cause=cause, listeners=len(topic))
         topic.distrust()
 
     async def _receive(self) -> None:

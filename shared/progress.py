@@ -362,7 +362,7 @@ class Publisher:
         local task = gone[values[2]]
         last = tonumber(string.match(entry[1], '%d+'))
         if task and values[8] ~= 'deleted' then
-          events[#events + 1] = entry[1]
+          events[#events + 1] = {entry[1], task}
           task.version, task.batch = tonumber(values[4]), values[6]
           task.progress = values[8] == '' and string.match(values[10], '"progress":([%d.]+)') or task.progress
           task.attempt = values[8] == '' and string.match(values[10], '"attempt":(%d+)') or task.attempt
@@ -385,7 +385,9 @@ class Publisher:
       end
       if redis.call('ZREM', KEYS[3], task_id) + redis.call('ZREM', KEYS[4], task_id) > 0 then task.known = true end
     end
-    for _, id in ipairs(events) do redis.pcall('XDEL', KEYS[2], id) end
+    for _, event in ipairs(events) do
+      if event[2].known then redis.pcall('XDEL', KEYS[2], event[1]) end
+    end
     for _, task_id in ipairs(order) do
       local task = gone[task_id]
       if task.known and number then -- else somebody has told it, or nobody has ever been told anything

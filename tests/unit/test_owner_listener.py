@@ -256,7 +256,7 @@ async def test_a_last_word_that_was_lost_is_found_by_its_number(stage: Stage, mo
     await stage.arrived(2)
     with capture_logs() as logs:
         await idle_minute(stage, monkeypatch)
-    assert {(line["event"], line["cause"]) for line in logs if line["event"] == "doubt"} == {("doubt", "behind")}
+    assert [line["cause"] for line in logs if line["event"] == "the truth is read again"] == ["behind"]
     [end] = await told(listener)
     assert end.is_terminal
 
