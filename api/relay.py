@@ -52,7 +52,7 @@ SILENCE_SECONDS: Final = 60.0
 ASKED_AT_ONCE: Final = 500
 
 #: Why the truth is read again.
-Cause = Literal["subscribed", "not understood", "not written", "behind"]
+Cause = Literal["subscribed", "not understood", "not written", "behind", "unreadable"]
 
 _Decode = Callable[[bytes], Event]
 _ReadKey = tuple[str, OwnerId | None, int | None, int]
@@ -319,9 +319,12 @@ class Relay:
             async with self.feed.redis.pipeline(transaction=False) as pipe:
                 for topic in asked:
                     topic.anyone.ask_version(pipe)
-                versions = await pipe.execute()
+                versions = await pipe.execute(raise_on_error=False)
             for topic, messages, found in zip(asked, before, versions, strict=True):
-                if topic.messages == messages and topic.strays_from(int(found or 0)):
+                if isinstance(found, Exception):
+                    if not isinstance(found, AWAY):  # its listeners come upon it, each for itself
+                        self._doubt(topic, "unreadable")
+                elif topic.messages == messages and topic.strays_from(int(found or 0)):
                     self._doubt(topic, "behind")
 
 

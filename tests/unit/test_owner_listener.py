@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
 import api.listeners
@@ -259,6 +260,23 @@ async def test_a_last_word_that_was_lost_is_found_by_its_number(stage: Stage, mo
     assert [line["cause"] for line in logs if line["event"] == "the truth is read again"] == ["behind"]
     [end] = await told(listener)
     assert end.is_terminal
+
+
+async def test_a_channel_that_cannot_be_asked_about_is_the_trouble_of_those_who_watch_it(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stage.tasks(1)
+    feed = await stage.listen()
+    await told(feed)
+    async with stage.relay.listen_to_owner(OwnerId("bob"), ALL, None) as bobs:
+        await wait_until("bob's is live", lambda: stage.relay.is_live(bobs.channel))
+        await told(bobs)
+        await stage.redis.delete(keys.OWNER_VERSION % ANYONE)
+        await stage.redis.rpush(keys.OWNER_VERSION % ANYONE, "of another type")  # type: ignore[misc]
+        await idle_minute(stage, monkeypatch)
+        assert (feed.stale, bobs.stale, stage.relay.broken) == (True, False, None)
+        with pytest.raises(ResponseError):
+            await told(feed)
 
 
 async def test_a_doubt_finds_tasks_that_redis_lost(stage: Stage) -> None:
