@@ -418,7 +418,7 @@ def test_feeds_that_lose_their_subscription_ask_redis_once_for_all_of_them(
         client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
 
         def calls(name: str) -> int:
-            return int(client.info("commandstats").get(f"cmdstat_{name}", {}).get("calls", 0))  # type: ignore[union-attr]
+            return int(client.info("commandstats").get(f"cmdstat_{name}", {}).get("calls", 0))
 
         wait_for("it is subscribed again", lambda: calls("subscribe"))
         wait_for("it has been read", lambda: calls("exists"))
