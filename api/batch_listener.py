@@ -36,7 +36,7 @@ class BatchListener(Listener):
     def _hand_over(self, event: Event, items: list[Item]) -> None:
         self.version = event.version
         items.append((event, None))
-        self.ended = batch_has_ended(event)
+        self.ended = self.ended or batch_has_ended(event)
 
     def ask_version(self, pipe: Any) -> None:
         pipe.hget(keys.BATCH_STATE % keys.of_batch(self._owner, self._batch_id), "version")

@@ -28,19 +28,8 @@ class OwnerListener(Listener):
     """
 
     __slots__ = (
-        *(
-            "_again",
-            "_alive",
-            "_awaited",
-            "_behind",
-            "_caught_up",
-            "_ended_before",
-            "_look",
-            "_missed_from",
-            "_reader",
-            "_scope",
-        ),
-        *("_owner", "_told_pages", "_unchecked"),
+        *("_again", "_alive", "_awaited", "_behind", "_caught_up", "_ended_before", "_look", "_missed_from"),
+        *("_owner", "_reader", "_scope", "_told_pages", "_unchecked"),
     )
     kind = "feed"
 
@@ -197,7 +186,7 @@ class OwnerListener(Listener):
     def _settle(self, ended: AbstractSet[TaskId]) -> None:
         if self._scope.task_ids is not None:
             self._awaited -= ended
-            self.ended = not self._awaited
+            self.ended = self.ended or not self._awaited
 
     def ask_version(self, pipe: Any) -> None:
         pipe.get(keys.OWNER_VERSION % self._owner)

@@ -330,6 +330,23 @@ async def test_named_tasks_that_had_ended_before_are_not_waited_for(stage: Stage
     assert listener.ended
 
 
+@pytest.mark.parametrize("kind", ["named", "batch"])
+async def test_what_is_read_does_not_open_again_what_has_expired(stage: Stage, kind: str) -> None:
+    ended, runs = await stage.tasks(2, "b")
+    await stage.publisher.cancel(ended)
+    relay, scope = stage.relay, Scope(frozenset({ended.task_id, runs.task_id}))
+    watched = (
+        relay.listen_to_owner(ANYONE, scope, None) if kind == "named" else relay.listen_to_batch(ANYONE, "b", None)
+    )
+    async with watched as listener:
+        await wait_until("it is live", lambda: relay.is_live(listener.channel))
+        reading = asyncio.create_task(listener.catch_up())
+        await asyncio.sleep(0)  # it has begun
+        listener.end()
+        await reading
+        assert (listener.ended, listener.why) == (True, "expired")
+
+
 async def test_what_was_missed_of_others_is_told_as_one_gap(stage: Stage, small_pages: None) -> None:
     [mine] = await stage.tasks(1, "b")
     for _ in range(5):
