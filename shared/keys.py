@@ -54,7 +54,7 @@ def channel(task_id: TaskId) -> str:
 OWNER_VERSION = "headway:owner:%s:version"
 #: Stream: the last HEADWAY_HISTORY_LENGTH events of all an owner's tasks, entry id `{number}-0`.
 OWNER_EVENTS = "headway:owner:%s:events"
-#: Sorted set: an owner's tasks by the number of their last event.
+#: Sorted set: an owner's tasks by the number of their last state event.
 OWNER_CHANGED = "headway:owner:%s:changed"
 #: Set: an owner's tasks that have not ended.
 OWNER_ACTIVE = "headway:owner:%s:active"

@@ -12,13 +12,15 @@ import hashlib
 import secrets
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
 from headway.shared import keys
 from headway.shared.cancellation import cancel, heed_cancellation
+from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY, RedisClient
 from headway.shared.tasks.models import OwnerId
+
+log = get_logger(__name__)
 
 #: A working day; then the key is asked for again, however busy the browser was.
 SESSION_SECONDS: Final = 12 * 3600
@@ -39,6 +41,8 @@ class Sessions:
         self._streams: defaultdict[str, set[End]] = defaultdict(set)
         #: Sessions that nobody could be asked about yet.
         self._unasked: set[str] = set()
+        #: Why sessions are not looked at; None while they are.
+        self.broken: str | None = None
 
     async def __aenter__(self) -> Sessions:
         self._looking = asyncio.create_task(self._look_again_and_again(), name="sessions")
@@ -75,7 +79,10 @@ class Sessions:
 
     def _end_streams(self, session_id: str) -> None:
         for end in list(self._streams.get(session_id, ())):
-            end()
+            try:
+                end()
+            except Exception:  # those behind it are over as well
+                log.exception("stream of an ended session not ended")
 
     async def _look_again_and_again(self) -> None:
         slept = 0.0
@@ -85,10 +92,20 @@ class Sessions:
             slept += LOOK_SOON_SECONDS
             if self._streams and (self._unasked or slept >= LOOK_SECONDS):
                 slept = 0.0
-                with suppress(*AWAY):
-                    await self._look()
+                await self._look()
 
     async def _look(self) -> None:
+        try:
+            await self._end_the_streams_of_the_ended()
+            self.broken = None
+        except AWAY:
+            pass
+        except Exception:
+            if self.broken is None:
+                log.exception("sessions not looked at")
+            self.broken = "sessions that ended elsewhere are not noticed; the log says why"
+
+    async def _end_the_streams_of_the_ended(self) -> None:
         session_ids = list(self._streams)
         found = await self._redis.mget([_key(session_id) for session_id in session_ids])
         for session_id, owner in zip(session_ids, found, strict=True):

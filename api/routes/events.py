@@ -14,7 +14,7 @@ from headway.api.schemas import DeletedEvent, GapEvent, LogEvent, NoteEvent, Tas
 from headway.api.uploads.multipart_upload import BATCH_ID, invalid
 from headway.shared.errors import InvalidRequest, TooMany, UnknownTask
 from headway.shared.redis.client import AWAY
-from headway.shared.tasks.reader import Scope
+from headway.shared.tasks.owner_feed import Scope
 
 router = APIRouter(tags=["events"])
 
@@ -83,12 +83,12 @@ async def many_events(
     scope = Scope(named or None, batch_id)
     if named:
         try:
-            truth = await state.reader.owner(owner, scope, after=after, known=named)
+            found = await state.relay.owner_feed.named(owner, named)
         except AWAY:
             pass  # told when it is back, as the stream of one task
         else:
-            if truth.gone:
-                raise UnknownTask(f"There is no task {min(truth.gone)}.")
-            if after is not None and not truth.history and not truth.states and truth.ended == named:
+            if found.gone:
+                raise UnknownTask(f"There is no task {min(found.gone)}.")
+            if after is not None and found.changed_at <= after <= found.number and found.ended == named:
                 return Response(status_code=204)
     return stream_of(request.scope, state, state.relay.listen_to_owner(owner, scope, after))

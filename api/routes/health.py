@@ -68,7 +68,7 @@ async def _redis(state: State) -> dict[str, Any]:
 
 
 def _relay(state: State) -> dict[str, Any]:
-    if (broken := state.relay.broken) is not None:
+    if (broken := state.relay.broken or state.sessions.broken) is not None:
         return {"ok": False, "reason": broken}
     return {"ok": True, "reason": "subscribed", "streams": state.relay.listener_count}
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from headway.api.streams.listeners import Item, Listener, Source
+from headway.shared import keys
 from headway.shared.errors import UnknownTask
 from headway.shared.tasks.models import Event, OwnerId
 
@@ -33,7 +36,10 @@ class BatchListener(Listener):
     def _hand_over(self, event: Event, items: list[Item]) -> None:
         self.version = event.version
         items.append((event, None))
-        self.ended = batch_has_ended(event)
+        self.ended = self.ended or batch_has_ended(event)
+
+    def ask_version(self, pipe: Any) -> None:
+        pipe.hget(keys.BATCH_STATE % keys.of_batch(self._owner, self._batch_id), "version")
 
 
 def batch_has_ended(event: Event) -> bool:

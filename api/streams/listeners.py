@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from headway.api.serving.tally import Kind, Reason, Tally
 from headway.api.streams.sse import Comment
@@ -130,6 +130,15 @@ class Listener:
     def caught_up(self) -> bool:
         """Nothing waits and nothing is doubted: the next event of the channel is the next one for this listener."""
         return not (self.stale or self._pending or self._lagged or self.ended or self.drained)
+
+    @property
+    def newest(self) -> int | None:
+        """The last version that came; None while the truth has to be read."""
+        return None if self.stale else self._pending[-1].version if self._pending else self.version
+
+    def ask_version(self, pipe: Any) -> None:
+        """Asks Redis, in one cheap command, for the version that `newest` should be."""
+        raise NotImplementedError
 
     # What the stream calls.
 

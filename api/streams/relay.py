@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from functools import partial
-from typing import Any, Final, Generic, TypeVar
+from functools import cached_property, partial
+from typing import Any, Final, Generic, Literal, TypeVar
+from weakref import WeakValueDictionary
 
 from starlette.types import Scope as AsgiScope
 
@@ -24,6 +25,7 @@ from headway.api.streams.delivery_delay import DelaySampler
 from headway.api.streams.last_events import LastEvents
 from headway.api.streams.listeners import RETRY_SECONDS, Listener
 from headway.api.streams.owner_listener import OwnerListener
+from headway.api.streams.owner_reader import READS_AT_ONCE, OwnerReader
 from headway.api.streams.sse import Encoder
 from headway.api.streams.task_listener import TaskListener
 from headway.api.streams.timer_wheel import TimerWheel
@@ -31,22 +33,27 @@ from headway.api.streams.topic import Topic
 from headway.api.streams.wire import Wire
 from headway.shared import keys
 from headway.shared.cancellation import cancel
-from headway.shared.errors import UnknownTask
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY
 from headway.shared.redis.subscription import Subscription
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import Event, OwnerId, TaskId
-from headway.shared.tasks.reader import Reader, Scope, Snapshot, decode_feed_message, decode_message
+from headway.shared.tasks.owner_feed import OwnerFeed, Scope, decode_feed_message
+from headway.shared.tasks.reader import Reader, Snapshot, decode_message
 from headway.shared.tracing import OFF, Tracing
 
 log = get_logger(__name__)
 
 #: A reload leaves and comes back: the channel is kept this long.
 LINGER_SECONDS: Final = 5.0
-#: What was silent for this long is compared with the truth: nothing should ever depend on it, but a lie that lasts is
-#: worse than a read a minute.
-STALE_SECONDS: Final = 60.0
+#: Of what was silent for this long the newest version is asked, one cheap command a channel: nothing should ever depend
+#: on it, but a lie that lasts is worse.
+SILENCE_SECONDS: Final = 60.0
+#: Channels that are asked about together.
+ASKED_AT_ONCE: Final = 500
+
+#: Why the truth is read again.
+Cause = Literal["subscribed", "not understood", "not written", "behind", "unreadable"]
 
 _Decode = Callable[[bytes], Event]
 _ReadKey = tuple[str, OwnerId | None, int | None, int]
@@ -83,6 +90,10 @@ class Relay:
         self._delay = DelaySampler(metrics.publish_to_send.observe)
         self._topics: dict[str, Topic] = {}
         self._reads: dict[_ReadKey, asyncio.Future[Snapshot]] = {}
+        self._owner_readers: WeakValueDictionary[OwnerId, OwnerReader] = WeakValueDictionary()
+        self._owner_room = asyncio.Semaphore(READS_AT_ONCE)
+        #: Why silence is not looked into at present.
+        self._trouble: str | None = None
         #: The server is told to stop.
         self.draining = False
         self.heartbeat_seconds = settings.heartbeat_seconds
@@ -107,7 +118,7 @@ class Relay:
         self._group = await self._stack.enter_async_context(asyncio.TaskGroup())
         self._services = [
             self._group.create_task(self._receive(), name="relay receiver"),
-            self._group.create_task(self._mark_silent_stale(), name="relay stale"),
+            self._group.create_task(self._look_into_silence(), name="relay silence"),
             self._group.create_task(self.timer_wheel.run(), name="relay pulse"),
         ]
         return self
@@ -123,7 +134,11 @@ class Relay:
     @property
     def broken(self) -> str | None:
         """Why live events do not arrive right now; None while they do."""
-        return self._subscription.broken
+        return self._subscription.broken or self._trouble
+
+    @cached_property
+    def owner_feed(self) -> OwnerFeed:
+        return OwnerFeed(self.reader.redis)
 
     @property
     def listener_count(self) -> int:
@@ -142,7 +157,10 @@ class Relay:
     def listen_to_owner(self, owner: OwnerId, scope: Scope, after: int | None) -> Registration[OwnerListener]:
         """A listener of an owner's feed. `after`: the last number the client has seen."""
         channel = keys.OWNER_LIVE % owner
-        return Registration(self, OwnerListener(self, channel, owner, scope, after), decode_feed_message)
+        if (reader := self._owner_readers.get(owner)) is None:
+            reader = OwnerReader(self.owner_feed, owner, spawn=self.spawn, room=self._owner_room)
+            self._owner_readers[owner] = reader
+        return Registration(self, OwnerListener(self, channel, owner, scope, after, reader), decode_feed_message)
 
     def listen_to_batch(self, owner: OwnerId, batch_id: str, after: int | None) -> Registration[BatchListener]:
         """A listener of a batch's roll-up."""
@@ -234,7 +252,7 @@ class Relay:
                     self._unwritten.append(topic)
             except Exception:  # what nobody understands harms its own channel alone, where the truth is read for it
                 log.exception("message not understood", channel=channel)
-                topic.mark_stale()
+                self._doubt(topic, "not understood")
         if self._delay.wanted:
             self._delay.newest = message
 
@@ -247,7 +265,7 @@ class Relay:
                     topic.write(now)
                 except Exception:
                     log.exception("events not written")
-                    topic.mark_stale()
+                    self._doubt(topic, "not written")
         if self._woken:
             self._proceed()
         if self._delay.newest is not None:
@@ -256,7 +274,14 @@ class Relay:
     def _on_subscribed(self, channel: str) -> None:
         if (topic := self._topics.get(channel)) is not None:
             topic.live = True
-            topic.mark_stale()
+            self._doubt(topic, "subscribed")
+
+    def _doubt(self, topic: Topic, cause: Cause) -> None:
+        """Everybody who listens to it reads the truth again: never without a cause, since it costs Redis what they
+        watch. A listener that finds a hole in the versions doubts for itself."""
+        if cause != "subscribed":
+            log.warning("the truth is read again", cause=cause, listeners=len(topic))
+        topic.mark_stale()
 
     async def _receive(self) -> None:
         """Runs the receiver, and runs it again should it ever die of something other than Redis."""
@@ -269,28 +294,39 @@ class Relay:
                 log.exception("relay receiver died", restarts=self._restarts)
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _mark_silent_stale(self) -> None:
-        """Compares what was silent with the truth, a topic after the other, so that it is no burst for anybody."""
+    async def _look_into_silence(self) -> None:
+        heard: dict[str, int] = {}
         while True:
-            await asyncio.sleep(STALE_SECONDS)
-            for topic in list(self._topics.values()):
-                if topic.wires and not await self._is_true(topic):
-                    topic.mark_stale()
-                for listener in topic.listeners:
-                    listener.mark_stale()
+            await asyncio.sleep(SILENCE_SECONDS)
+            try:
+                silent = {channel: topic for channel, topic in self._topics.items() if len(topic) and topic.live}
+                silent = {name: topic for name, topic in silent.items() if heard.get(name) == topic.messages}
+                await self._compare(silent)
+                self._trouble = None
+            except AWAY:  # and when it is back, everybody reads
+                pass
+            except Exception:
+                if self._trouble is None:
+                    log.exception("silence not looked into")
+                self._trouble = "the relay cannot compare what it told with Redis; the log says why"
+            heard = {channel: topic.messages for channel, topic in self._topics.items()}
 
-    async def _is_true(self, topic: Topic) -> bool:
-        if topic.written_at > self._loop.time() - STALE_SECONDS:  # an event followed the one before it
-            return True
-        before, listener = topic.version, next(iter(topic.wires.values())).listener
-        assert isinstance(listener, TaskListener)
-        try:
-            truth = await self.reader.snapshot(listener.task_id)
-        except UnknownTask:
-            return False
-        except AWAY:
-            return True  # and when it is back, everybody reads
-        return not topic.wires or (before or 0) <= truth.state.version <= (topic.version or 0)
+    async def _compare(self, silent: dict[str, Topic]) -> None:
+        """Doubts the channels of which Redis has another version than their listeners."""
+        left = list(silent.values())
+        while left:
+            asked, left = left[:ASKED_AT_ONCE], left[ASKED_AT_ONCE:]
+            before = [topic.messages for topic in asked]
+            async with self.reader.redis.pipeline(transaction=False) as pipe:
+                for topic in asked:
+                    topic.anyone.ask_version(pipe)
+                versions = await pipe.execute(raise_on_error=False)
+            for topic, messages, found in zip(asked, before, versions, strict=True):
+                if isinstance(found, Exception):
+                    if not isinstance(found, AWAY):  # its listeners come upon it, each for itself
+                        self._doubt(topic, "unreadable")
+                elif topic.messages == messages and topic.strays_from(int(found or 0)):
+                    self._doubt(topic, "behind")
 
 
 async def _alone(work: Coroutine[Any, Any, None]) -> None:

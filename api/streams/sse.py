@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from headway.shared.cancellation import cancel
 from headway.shared.logging import get_logger
-from headway.shared.tasks.models import Event
+from headway.shared.tasks.models import Event, FeedEvent
 
 log = get_logger(__name__)
 
@@ -87,7 +87,8 @@ class SSE:
 
 
 class NDJSON:
-    """One object a line: the state as it is, a named event with its name in `event`; both with `version`."""
+    """One object a line: the state as it is, a named event with its name in `event`; both with the task's `version`.
+    On a feed, whose ids are its own, with `id` as well."""
 
     media_type: Format = "application/x-ndjson"
 
@@ -95,10 +96,14 @@ class NDJSON:
         return b""
 
     def event(self, event: Event, event_id: str | None = None) -> bytes:
+        version = event.version
+        if isinstance(event, FeedEvent):
+            version, event_id = event.task_version, event_id or str(event.version)
+        tail = b"" if event_id is None else b',"id":"%s"' % event_id.encode()
         if event.is_state:
-            return event.data + b"\n"
-        head = {"event": event.name, "version": event.version}
-        return json.dumps(head | json.loads(event.data)).encode() + b"\n"
+            return event.data[:-1] + tail + b"}\n"
+        head = {"event": event.name, "version": version}
+        return json.dumps(head | json.loads(event.data)).encode()[:-1] + tail + b"}\n"
 
     def comment(self, text: str) -> bytes:
         return b"\n"  # an empty line is what NDJSON readers skip

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from typing import Any
 
 from headway.api.streams.listeners import Item, Listener, Source
+from headway.shared import keys
 from headway.shared.errors import UnknownTask
-from headway.shared.json_text import text_of
-from headway.shared.tasks.models import ErrorType, Event, OwnerId, Status, TaskId, rfc3339, utc_now
+from headway.shared.tasks.lost import lost_event
+from headway.shared.tasks.models import Event, OwnerId, TaskId
 from headway.shared.tasks.reader import Snapshot
 
 
@@ -65,26 +64,5 @@ class TaskListener(Listener):
     def _gap_names(self) -> dict[str, str]:
         return {"task_id": self.task_id}
 
-
-def lost_event(task_id: TaskId, version: int, last: Event | None = None) -> Event:
-    """The end of a task that Redis no longer knows while somebody watches it; `last` is the state they saw."""
-    seen = json.loads(last.data) if last is not None else {}
-    message = "Redis came back without this task. Submit the file again."
-    now = rfc3339(utc_now())
-    unknown: Sequence[str] = ("total", "unit", "rate", "eta_seconds", "size_bytes", "started_at", "result")
-    state: dict[str, Any] = {
-        "task_id": task_id,
-        "version": version,
-        "status": Status.FAILED,
-        "progress": seen.get("progress", 0),
-        "step": 0,
-        "total_steps": 0,
-        "message": message,
-        "done": 0,
-        "attempt": seen.get("attempt", 1),
-        **dict.fromkeys(unknown),
-        "updated_at": now,
-        "finished_at": now,
-        "error": {"type": ErrorType.LOST, "message": message, "retryable": False},
-    }
-    return Event(version, "", text_of(state).encode())
+    def ask_version(self, pipe: Any) -> None:
+        pipe.hget(keys.state(self.task_id), "version")

@@ -81,6 +81,16 @@ class Topic:
     def __len__(self) -> int:
         return len(self.listeners) + len(self.wires)
 
+    @property
+    def anyone(self) -> Listener:
+        """One of those who listen; there has to be one."""
+        return next(iter(self.listeners), None) or next(iter(self.wires.values())).listener
+
+    def strays_from(self, version: int) -> bool:
+        """Whether somebody who should be there is not at this version, which is the newest."""
+        caught_up = not self.wires or self.version == version
+        return not caught_up or any(listener.newest not in (None, version) for listener in self.listeners)
+
     def message(self, message: bytes) -> bool:
         """One message of the channel. True: there is something to `write` now, and was not before."""
         self.messages += 1
@@ -183,7 +193,7 @@ class Topic:
         self.write(self.written_at)
         self.step_out()
         self.version = None
-        self.tell(Listener.mark_stale)
+        self.tell(lambda listener: listener.mark_stale())
 
     def tell(self, what: Callable[[Listener], None]) -> None:
         """Everybody but those caught up. An error of one is none of the others'."""

@@ -245,7 +245,8 @@ if deletes then
   redis.call('ZREM', owned('OWNER_CHANGED'), task_id)
   redis.call('ZREM', owned('OWNER_TASKS'), task_id)
 else
-  redis.call('ZADD', owned('OWNER_CHANGED'), number, task_id)
+  -- By its state alone: who has seen this number has seen the state, whatever was said of the task since.
+  if name == '' then redis.call('ZADD', owned('OWNER_CHANGED'), number, task_id) end
   if ARGV[15] ~= '' then redis.call('ZADD', owned('OWNER_TASKS'), ARGV[15], task_id) end
 end
 if ends then redis.call('SREM', owned('OWNER_ACTIVE'), task_id) end

@@ -25,6 +25,7 @@ from headway.shared.json_text import text_of
 from headway.shared.redis.client import RedisClient
 from headway.shared.redis.script_pipeline import ScriptPipeline
 from headway.shared.settings import DAY_SECONDS, Settings
+from headway.shared.tasks.lost import lost_text
 from headway.shared.tasks.models import (
     ACTIVE,
     DELETED,
@@ -339,46 +340,86 @@ class Publisher:
         """Of deleted tasks: nobody else needs to see to them."""
         await self._redis.zrem(keys.DELETED, *task_ids)
 
-    #: Tasks that are no more are in no index of their owner, hold none of its bytes and are not replayed. KEYS: the
-    #: owner's bytes, events, and the indexes. ARGV: how a state's key begins, then the tasks.
+    #: Tasks that Redis no longer knows, because they expired or were thrown away, are in no index of their owner, hold
+    #: none of its bytes and are not replayed. Each is told on the owner's feed, once: `deleted`, or, where it had not
+    #: ended, its last state, `lost`. KEYS: the owner's bytes, events, indexes and number, and the epoch. ARGV: how a
+    #: state's key begins, the feed's channel, its length, the event of a deletion, the lost state, then the tasks.
     _LET_GO: Final = """
-    local gone, count, total = {}, 0, tonumber(redis.call('HGET', KEYS[1], 'total')) or 0
-    for i = 2, #ARGV do
-      if redis.call('EXISTS', ARGV[1] .. ARGV[i]) == 0 then
-        gone[ARGV[i]] = true
-        count = count + 1
+    local gone, order, total = {}, {}, tonumber(redis.call('HGET', KEYS[1], 'total')) or 0
+    for i = 6, #ARGV do
+      if redis.call('EXISTS', ARGV[1] .. ARGV[i]) == 0 and not gone[ARGV[i]] then
+        order[#order + 1] = ARGV[i]
+        gone[ARGV[i]] = {version = 0, batch = '', progress = '0', attempt = '1'}
         total = total - (tonumber(redis.call('HGET', KEYS[1], ARGV[i])) or 0)
       end
     end
-    if count == 0 then return 0 end
-    local events, from = {}, '-'
+    if not order[1] then return 0 end
+    local events, from, last = {}, '-', 0
     while from do
       local page = redis.call('XRANGE', KEYS[2], from, '+', 'COUNT', 100)
       for _, entry in ipairs(page) do
-        if gone[entry[2][2]] and entry[2][8] ~= 'deleted' then events[#events + 1] = entry[1] end
+        local values = entry[2]
+        local task = gone[values[2]]
+        last = tonumber(string.match(entry[1], '%d+'))
+        if task and values[8] ~= 'deleted' then
+          events[#events + 1] = {entry[1], task}
+          task.version, task.batch = tonumber(values[4]), values[6]
+          task.progress = values[8] == '' and string.match(values[10], '"progress":([%d.]+)') or task.progress
+          task.attempt = values[8] == '' and string.match(values[10], '"attempt":(%d+)') or task.attempt
+        end
       end
       from = page[100] and '(' .. page[100][1]
     end
     redis.call('ZCARD', KEYS[3])
     redis.call('ZCARD', KEYS[4])
-    for task_id in pairs(gone) do
-      redis.call('SREM', KEYS[5], task_id)
+    local epoch = tonumber(redis.call('HGET', KEYS[7], 'number') or 0)
+    local number = tonumber(redis.call('GET', KEYS[6]))
+    number = number and math.max(number, last, epoch * 1000000)
+    for _, task_id in ipairs(order) do
+      local task = gone[task_id]
+      task.lives = redis.call('SREM', KEYS[5], task_id) == 1
+      task.known = task.lives
       if redis.call('HDEL', KEYS[1], task_id) == 1 then
         redis.call('HSET', KEYS[1], 'total', string.format('%d', math.max(0, total)))
+        task.known = true
       end
-      redis.call('ZREM', KEYS[3], task_id)
-      redis.call('ZREM', KEYS[4], task_id)
+      if redis.call('ZREM', KEYS[3], task_id) + redis.call('ZREM', KEYS[4], task_id) > 0 then task.known = true end
     end
-    for _, id in ipairs(events) do redis.pcall('XDEL', KEYS[2], id) end
-    return count
+    for _, event in ipairs(events) do
+      if event[2].known then redis.pcall('XDEL', KEYS[2], event[1]) end
+    end
+    for _, task_id in ipairs(order) do
+      local task = gone[task_id]
+      if task.known and number then -- else somebody has told it, or nobody has ever been told anything
+        number = number + 1
+        local at, version = string.format('%d', number), string.format('%d', task.version + 1)
+        local name, data = 'deleted', ARGV[4]
+        if task.lives then name, data = '', ARGV[5] end
+        local words = {TASK = '"' .. task_id .. '"', BATCH = task.batch == '' and 'null' or '"' .. task.batch .. '"',
+          VERSION = version, PROGRESS = task.progress, ATTEMPT = task.attempt}
+        data = string.gsub(data, '"<(%u+)>"', words)
+        redis.call('XADD', KEYS[2], 'MAXLEN', '=', ARGV[3], at .. '-0', 't', task_id, 'v', version, 'b', task.batch,
+          'n', name, 'd', data)
+        redis.call('PUBLISH', ARGV[2], at .. ' ' .. task_id .. ' ' .. version .. ' ' .. task.batch .. ' ' .. name
+          .. ' ' .. data)
+      end
+    end
+    if number then
+      redis.call('SET', KEYS[6], string.format('%d', number), 'KEEPTTL')
+      redis.call('PEXPIRE', KEYS[2], redis.call('PTTL', KEYS[6]))
+    end
+    return #order
     """
 
     async def let_go(self, owner: OwnerId, task_ids: Collection[TaskId]) -> None:
-        """Those of the tasks that Redis no longer knows, because they expired, are no longer their owner's."""
+        """Those of the tasks that Redis no longer knows are no longer their owner's, and whoever watches is told."""
         patterns = (keys.OWNER_STORED, keys.OWNER_EVENTS, keys.OWNER_CHANGED, keys.OWNER_TASKS, keys.OWNER_ACTIVE)
         if task_ids:
-            args = [keys.state(TaskId("")), *task_ids]
-            await self._let_go(keys=[pattern % owner for pattern in patterns], args=args)
+            deleted = text_of({"task_id": "<TASK>", "batch_id": "<BATCH>", "at": _now()})
+            args: list[Any] = [keys.state(TaskId("")), keys.OWNER_LIVE % owner, self._settings.history_length]
+            args += [deleted, lost_text(), *task_ids]
+            here = [pattern % owner for pattern in (*patterns, keys.OWNER_VERSION)]
+            await self._let_go(keys=[*here, keys.EPOCH], args=args)
 
     async def _end(
         self, task_id: TaskId, status: Status, fields: Mapping[str, Any], *, keep_checkpoint: bool = False, **write: Any

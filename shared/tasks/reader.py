@@ -1,15 +1,15 @@
 """The feed: every reading of the progress channel. What is written there is shared/tasks/progress.py's.
 
-Three kinds of truth can be read, each as it stood at one moment, with what came after a version that was seen before:
-a task's, an owner's (all its tasks, or some of them, on one feed) and a batch's roll-up.
+A task's truth is read as it stood at one moment, with what came after a version that was seen before; a batch's roll-up
+as it is. What all of an owner's tasks have had is read by shared/tasks/owner_feed.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from headway.shared.cancellation import heed_cancellation
 from headway.shared.errors import UnknownTask
 from headway.shared.redis.client import AWAY, RedisClient
 from headway.shared.redis.script_pipeline import ScriptPipeline
-from headway.shared.tasks.models import DELETED, Event, FeedEvent, OwnerId, Status, Task, TaskId
+from headway.shared.tasks.models import Event, OwnerId, Status, Task, TaskId
 
 #: The fields of a state event, in their order on the wire. `status` is near the head: Event.is_terminal looks there.
 LIVE_FIELDS: Final = (
@@ -26,9 +26,6 @@ LIVE_FIELDS: Final = (
     *("done", "total", "unit", "rate", "eta_seconds", "attempt", "size_bytes"),
     *("started_at", "updated_at", "finished_at", "result", "error"),
 )
-
-#: A new watcher of all tasks is shown those that have not ended and, of the others, this many that changed last.
-SHOWN_TASKS: Final = 100
 
 #: Between two tries of a patient reader or publisher: short beside what a watcher notices, long beside a refusal.
 PATIENCE_SECONDS: Final = 0.3
@@ -40,56 +37,10 @@ def state_event(fields: Mapping[bytes, bytes]) -> Event:
     return Event(int(fields[b"version"]), "", b"{" + b",".join(parts) + b"}")
 
 
-def task_state_event(fields: Mapping[bytes, bytes], number: int) -> FeedEvent:
-    """The same, on its owner's feed."""
-    state = state_event(fields)
-    task_id, batch_id = json.loads(fields[b"task_id"]), json.loads(fields[b"batch_id"])
-    return FeedEvent(number, "", state.data, TaskId(task_id), state.version, batch_id or "")
-
-
 def decode_message(message: bytes) -> Event:
     """Reads what progress.lua publishes: `{version} {name} {data}`."""
     version, name, data = message.split(b" ", 2)
     return Event(int(version), name.decode(), data)
-
-
-def decode_feed_message(message: bytes) -> FeedEvent:
-    """Reads what progress.lua publishes to an owner: `{number} {task_id} {version} {batch_id} {name} {data}`."""
-    number, task_id, version, batch_id, name, data = message.split(b" ", 5)
-    return FeedEvent(int(number), name.decode(), data, TaskId(task_id.decode()), int(version), batch_id.decode())
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """Which of an owner's tasks: those named, those of a batch, or, with neither, all."""
-
-    task_ids: frozenset[TaskId] | None = None
-    batch_id: str | None = None
-
-    def holds(self, event: FeedEvent) -> bool:
-        if self.task_ids is not None:
-            return event.task_id in self.task_ids
-        return self.batch_id is None or event.batch_id == self.batch_id
-
-
-@dataclass(frozen=True, slots=True)
-class OwnerTruth:
-    """An owner's feed at one moment.
-
-    `states` are the tasks as they are: all of the scope where nothing was seen before, else those that changed since
-    and whose events can no longer be replayed (`missed_from` is then the first number that cannot), with the deletions
-    among those events. Each stands under
-    the number at which it last changed, in that order, so that who is cut off among them resumes with the others; the
-    last one stands under the newest. `history` is what came after what was seen. Of the tasks asked about, `gone` are
-    those that Redis does not know, `ended` those that have ended.
-    """
-
-    number: int
-    states: tuple[FeedEvent, ...]
-    history: tuple[FeedEvent, ...]
-    missed_from: int | None
-    gone: frozenset[TaskId]
-    ended: frozenset[TaskId]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +88,11 @@ class Reader:
 
     def __init__(self, redis: RedisClient, *, patient: bool = False) -> None:
         """`patient`: as the publisher's, for `task` alone."""
-        self._redis = redis
+        self._redis = self.redis = redis
         self._patient = patient
         self._calls = ScriptPipeline(redis)
         self._snapshot_script = redis.register_script(self._SNAPSHOT)
         self._end_script = redis.register_script(self._END)
-        self._deleted_script = redis.register_script(self._DELETED)
         self._page_script = redis.register_script(self._PAGE)
 
     async def task(self, task_id: TaskId, owner: OwnerId | None = None) -> Task:
@@ -196,119 +146,6 @@ class Reader:
         if after is not None and after < version and (not history or history[0].version > after + 1):
             missed_from = after + 1
         return Snapshot(fields, state_event(fields), history, missed_from)
-
-    async def owner(
-        self, owner: OwnerId, scope: Scope, *, after: int | None = None, known: Collection[TaskId] = ()
-    ) -> OwnerTruth:
-        """An owner's feed after number `after`. `known` are tasks to look for in `gone`."""
-        while (truth := await self._owner_at_once(owner, scope, after, known)) is None:
-            heed_cancellation()
-        return truth
-
-    async def _owner_at_once(
-        self, owner: OwnerId, scope: Scope, after: int | None, known: Collection[TaskId]
-    ) -> OwnerTruth | None:
-        """First which tasks are meant, then all of it in one transaction: a state must not be newer than the number
-        it is shown under, or who resumes from that number sees it twice. None: meanwhile a task came or history was
-        trimmed, so read again."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.get(keys.OWNER_VERSION % owner)
-            if after is not None:
-                pipe.xrange(keys.OWNER_EVENTS % owner, min=f"({after}-0", count=1)
-            found, *rest = await pipe.execute()
-        begun = int(found or 0)
-        ids: list[TaskId] = []
-        missed_from = None
-        replay_after = begun
-        deleted: dict[int, FeedEvent] = {}
-        if after is None or after > begun:  # nothing seen, or seen on a Redis that is no more
-            ids = await self._in_scope(owner, scope)
-        elif after < begun and (not rest[0] or _feed_event(rest[0][0]).version > after + 1):
-            missed_from = after + 1
-            changed = await self._members(keys.OWNER_CHANGED % owner, after + 1)
-            ids = [task_id for task_id in changed if scope.task_ids is None or task_id in scope.task_ids]
-            deleted = {event.version: event for event in await self._deleted_since(owner, after)}
-        else:
-            replay_after = after
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.get(keys.OWNER_VERSION % owner)
-            pipe.xrange(keys.OWNER_EVENTS % owner, min=f"({replay_after}-0")
-            if ids:
-                pipe.zmscore(keys.OWNER_CHANGED % owner, [*ids])
-            for task_id in (*ids, *known):
-                pipe.hgetall(keys.state(task_id))
-            found, entries, *hashes = await pipe.execute()
-        changed_at = [int(score or 0) for score in hashes.pop(0)] if ids else []
-        number = int(found or 0)
-        history = tuple(_feed_event(entry) for entry in entries)
-        trimmed = number > replay_after and (not history or history[0].version > replay_after + 1)
-        if number < begun or trimmed:
-            return None
-        if replay_after != after:  # states stand for all that happened, but for what has none any more
-            deleted |= {event.version: event for event in history if event.name == DELETED}
-            if any(scope.holds(event) and event.task_id not in ids for event in history):
-                return None
-            history = ()
-        states = []
-        gone = set(known)
-        ended = set()
-        for position, fields in enumerate(hashes):
-            if not fields or json.loads(fields[b"owner"]) != owner:
-                continue
-            event = task_state_event(fields, changed_at[position] if position < len(ids) else number)
-            gone.discard(event.task_id)
-            if position >= len(ids):
-                ended |= {event.task_id} if event.is_terminal else set()
-            elif scope.holds(event):
-                states.append(event)
-        if missed_from is not None:
-            states += [event for event in deleted.values() if scope.holds(event)]
-        states.sort(key=lambda event: event.version)
-        if states:
-            states[-1] = replace(states[-1], version=number)
-        return OwnerTruth(
-            number,
-            tuple(states),
-            tuple(event for event in history if scope.holds(event)),
-            missed_from,
-            frozenset(gone),
-            frozenset(ended),
-        )
-
-    #: Of a feed's events after a number, the deletions.
-    _DELETED: Final = """
-    local found, from = {}, '(' .. ARGV[1] .. '-0'
-    while from do
-      local page = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', 100)
-      for _, entry in ipairs(page) do
-        if entry[2][8] == ARGV[2] then found[#found + 1] = entry end
-      end
-      from = page[100] and '(' .. page[100][1]
-    end
-    return found
-    """
-
-    async def _deleted_since(self, owner: OwnerId, after: int) -> list[FeedEvent]:
-        entries = await self._calls.call(self._deleted_script, [keys.OWNER_EVENTS % owner], [after, DELETED])
-        return [_feed_event((entry_id, dict(zip(*[iter(pairs)] * 2, strict=True)))) for entry_id, pairs in entries]
-
-    async def _in_scope(self, owner: OwnerId, scope: Scope) -> list[TaskId]:
-        """The tasks whose state a new watcher is shown, oldest change first."""
-        if scope.task_ids is not None:
-            return sorted(scope.task_ids)
-        if scope.batch_id is not None:
-            return await self._members(keys.BATCH_TASKS % keys.of_batch(owner, scope.batch_id), 0)
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.smembers(keys.OWNER_ACTIVE % owner)
-            pipe.zrange(keys.OWNER_CHANGED % owner, -SHOWN_TASKS, -1)
-            active, recent = await pipe.execute()
-        ids = dict.fromkeys([*sorted(active), *recent])
-        return [TaskId(task_id.decode()) for task_id in ids]
-
-    async def _members(self, key: str, least: int) -> list[TaskId]:
-        bottom: Any = least
-        top: Any = "+inf"
-        return [TaskId(member.decode()) for member in await self._redis.zrange(key, bottom, top, byscore=True)]
 
     async def named(self, task_id: TaskId, name: str) -> list[Event]:
         """The events of that name that a task's history still holds, in order."""
@@ -416,13 +253,6 @@ def _owned(fields: Mapping[bytes, bytes], owner: OwnerId | None) -> Task:
 def _check_owner(fields: Mapping[bytes, bytes], owner: OwnerId | None) -> None:
     if not fields or (owner is not None and json.loads(fields[b"owner"]) != owner):
         raise UnknownTask
-
-
-def _feed_event(entry: tuple[bytes, Mapping[bytes, bytes]]) -> FeedEvent:
-    entry_id, values = entry
-    number = int(entry_id.partition(b"-")[0])
-    task_id, batch_id = TaskId(values[b"t"].decode()), values[b"b"].decode()
-    return FeedEvent(number, values[b"n"].decode(), values[b"d"], task_id, int(values[b"v"]), batch_id)
 
 
 def _event(entry: tuple[bytes, Mapping[bytes, bytes]]) -> Event:

@@ -18,10 +18,11 @@ from headway.shared.errors import Conflict, Refused
 from headway.shared.redis.client import RedisClient
 from headway.shared.redis.script_pipeline import ScriptPipeline
 from headway.shared.settings import Settings
-from headway.shared.tasks.models import ANYONE, ErrorType, Result, Status, Task
+from headway.shared.tasks.models import ErrorType, Result, Status, Task
 from headway.shared.tasks.progress import Publisher
-from headway.shared.tasks.reader import Reader, Scope
+from headway.shared.tasks.reader import Reader
 from tests.contract.test_progress_channel import a_task
+from tests.feeds import feed_truth
 
 
 class LosesAnswers(ScriptPipeline):
@@ -139,14 +140,16 @@ async def test_a_note_counts_once_and_is_answered_with_its_own_version(
     assert await versions(reader, task) == ["state", "note", "note"]
 
 
-async def test_a_deletion_counts_once(publisher: Publisher, calls: LosesAnswers, reader: Reader) -> None:
+async def test_a_deletion_counts_once(
+    publisher: Publisher, calls: LosesAnswers, reader: Reader, any_redis: RedisClient
+) -> None:
     task = a_task()
     await publisher.create(task)
     await publisher.cancel(task)
     ended = await reader.task(task.task_id)
     calls.meanwhile = lambda: asyncio.sleep(0)
     await publisher.delete(ended)
-    truth = await reader.owner(ANYONE, Scope(), after=0)
+    truth = await feed_truth(any_redis, after=0)
     assert [(event.version, event.name) for event in truth.states] == [(3, "deleted")]
 
 

@@ -169,7 +169,8 @@ async def test_the_other_scripts_of_a_task_change_nothing_where_a_key_has_anothe
     publisher: Publisher, any_redis: RedisClient
 ) -> None:
     reader = Reader(any_redis)
-    for key in (keys.OWNER_STORED, keys.OWNER_EVENTS, keys.OWNER_CHANGED, keys.OWNER_TASKS, keys.OWNER_ACTIVE):
+    indexes = (keys.OWNER_STORED, keys.OWNER_EVENTS, keys.OWNER_CHANGED, keys.OWNER_TASKS, keys.OWNER_ACTIVE)
+    for key in (*indexes, keys.OWNER_VERSION):
         await any_redis.flushdb()
         task = await a_task_that_is(Status.PROCESSING, publisher, reader)
         await any_redis.delete(keys.state(task.task_id), key % ANYONE)

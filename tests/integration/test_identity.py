@@ -340,3 +340,28 @@ def test_over_a_limit_it_is_429_with_a_time_to_come_back(own_platform: Platform)
 def stream_status(url: str) -> int:
     with opened(url, **ALICE) as answer:
         return answer.status_code
+
+
+def test_a_look_at_sessions_that_fails_is_told_in_readiness_and_goes_on(
+    own_platform: Platform, own_redis: RedisServer
+) -> None:
+    """Redis refuses the look, and nothing else: what is refused is no Redis that is away."""
+    for _ in range(2):
+        own_platform.start_api(HEADWAY_API_KEYS=json.dumps(KEYS))
+    first, second = own_platform.urls
+    cookie = {"Cookie": sign_in(first)}
+
+    def is_ready() -> bool:
+        return httpx.get(f"{second}/readyz").status_code == 200
+
+    with opened(f"{second}/events", **cookie) as stream, redis.Redis.from_url(own_redis.url) as admin:
+        received = stream.iter_raw()
+        next(received)
+        admin.execute_command("ACL", "SETUSER", "default", "-mget")
+        wait_for("it is not ready", lambda: not is_ready())
+        assert "sessions" in httpx.get(f"{second}/readyz").json()["checks"]["relay"]["reason"]
+        admin.execute_command("ACL", "SETUSER", "default", "+mget")
+        wait_for("it is ready", is_ready)
+        httpx.delete(f"{first}/session", headers=cookie).raise_for_status()
+        for _ in received:  # to the end of the stream
+            pass

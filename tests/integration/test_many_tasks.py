@@ -6,11 +6,14 @@ import contextlib
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
 import pytest
+import redis
 
+from headway.shared import keys
 from tests.processes import Platform, RedisServer
 from tests.streams import Frame, frames_of, opened, watch
 from tests.waiting import wait_for
@@ -380,3 +383,47 @@ def test_batches_whose_names_meet_take_tasks(platform: Platform) -> None:
         task = platform.submit("checksum", b"x", batch_id=name)
         platform.wait(task["task_id"], "completed")
         assert httpx.get(f"{platform.url}/batches/{name}").json()["counts"]["completed"] == 1
+
+
+def test_a_task_that_redis_threw_away_is_told_to_whoever_watches(
+    own_platform: Platform, own_redis: RedisServer
+) -> None:
+    own_platform.start_api()
+    own_platform.start_worker()
+    ended = own_platform.submit("checksum", b"x")["task_id"]
+    own_platform.wait(ended)
+    body = {"filename": "x", "size_bytes": 1, "content_type": "text/plain", "processor": "checksum"}
+    waits = httpx.post(f"{own_platform.url}/tasks", json=body).json()["task_id"]
+    with opened(f"{own_platform.url}/events") as answer, redis.Redis.from_url(own_redis.url) as client:
+        frames = frames_of(answer)
+        assert {next(frames).data["task_id"] for _ in range(2)} == {ended, waits}
+        for task_id in (ended, waits):  # as an eviction does, without a word
+            client.delete(keys.state(task_id), keys.events(task_id))
+        last = {frame.data["task_id"]: frame for frame in (next(frames), next(frames))}
+    assert (last[ended].name, last[waits].name) == ("deleted", "")
+    assert (last[waits].status, last[waits].data["error"]["type"]) == ("failed", "lost")
+
+
+def test_feeds_that_lose_their_subscription_ask_redis_once_for_all_of_them(
+    own_platform: Platform, own_redis: RedisServer
+) -> None:
+    own_platform.start_api()
+    for _ in range(60):
+        own_platform.submit("rehearsal")
+    with ExitStack() as stack, redis.Redis.from_url(own_redis.url) as client:
+        feeds = [frames_of(stack.enter_context(opened(f"{own_platform.url}/events"))) for _ in range(30)]
+        for frames in feeds:
+            assert len({next(frames).data["task_id"] for _ in range(60)}) == 60
+        client.config_resetstat()
+        client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+
+        def calls(name: str) -> int:
+            return int(client.info("commandstats").get(f"cmdstat_{name}", {}).get("calls", 0))
+
+        wait_for("it is subscribed again", lambda: calls("subscribe"))
+        wait_for("it has been read", lambda: calls("exists"))
+        task_id = own_platform.submit("rehearsal")["task_id"]
+        for frames in feeds:
+            assert next(frames).data["task_id"] == task_id
+        assert calls("hgetall") + calls("hmget") < 60, "nobody reads all tasks again"
+        assert calls("exists") < 10

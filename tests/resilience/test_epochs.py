@@ -16,8 +16,9 @@ from headway.shared.redis.client import RedisClient, connect
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import ANYONE, Status, Task
 from headway.shared.tasks.progress import Publisher
-from headway.shared.tasks.reader import Reader, Scope
+from headway.shared.tasks.reader import Reader
 from tests.contract.test_progress_channel import a_task
+from tests.feeds import feed_truth
 from tests.processes import RedisServer
 from tests.sentinels import Node
 from tests.unit.sweeping import Bench
@@ -32,6 +33,7 @@ class Side:
 
     publisher: Publisher
     reader: Reader
+    redis: RedisClient
 
     async def progress(self, task: Task, *, times: int = 1) -> int:
         """Returns the version."""
@@ -52,7 +54,7 @@ class Sides(AsyncExitStack):
     async def connected(self, url: str) -> Side:
         settings = Settings(redis_url=url)
         client = await self.enter_async_context(connect(settings))
-        return Side(Publisher(client, settings), Reader(client))
+        return Side(Publisher(client, settings), Reader(client), client)
 
 
 @pytest.fixture
@@ -81,7 +83,7 @@ async def test_after_a_promotion_every_number_is_above_all_that_were_seen(tmp_pa
 
         # What the old primary still takes is lost, and was seen.
         seen = await before.progress(task, times=2)
-        number = (await before.reader.owner(ANYONE, Scope())).number
+        number = (await feed_truth(before.redis)).number
         await before.publisher.cancel(await before.reader.task(task.task_id))
         batch = await before.reader.batch(ANYONE, BATCH)
 
@@ -93,7 +95,7 @@ async def test_after_a_promotion_every_number_is_above_all_that_were_seen(tmp_pa
         truth = await after.reader.snapshot(task.task_id, after=seen)
         assert [event.version for event in truth.history] == [first, first + 1]
         assert truth.missed_from == seen + 1, "it is told by a gap"
-        reader = await after.reader.owner(ANYONE, Scope(), after=number)
+        reader = await feed_truth(after.redis, after=number)
         assert reader.number > number + 1
         assert [state.task_version for state in reader.states] == [first + 1]
         await after.publisher.cancel(await after.reader.task(task.task_id))

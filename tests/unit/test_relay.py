@@ -9,10 +9,12 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 import headway.api.streams.relay
 from headway.api.routes.tasks import draft
 from headway.api.serving.tally import Tally
+from headway.api.streams.last_events import LastEvents
 from headway.api.streams.listeners import QUEUE_EVENTS, Listener
 from headway.api.streams.relay import Relay
 from headway.api.streams.sse import Comment
@@ -22,7 +24,7 @@ from headway.shared.settings import Settings
 from headway.shared.tasks.models import ANYONE, ErrorType, Event, OwnerId, Status, Task, TaskId
 from headway.shared.tasks.progress import Publisher
 from headway.shared.tasks.reader import Reader, Snapshot, decode_message
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 
 class FaultyRelay(Relay):
@@ -366,3 +368,121 @@ async def test_one_who_leaves_takes_nothing_from_the_others(
     await stage.step(1)
     assert versions(await read(stays)) == [3]
     assert await subscribers(redis_client, stage.task.task_id) == 1
+
+
+async def look_into_silence(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As often as it takes to have looked once at what was silent."""
+    looked = asyncio.Event()
+    compare = Relay._compare
+
+    async def compared(self: Relay, silent: dict[str, Any]) -> None:
+        await compare(self, silent)
+        if silent:
+            looked.set()
+
+    monkeypatch.setattr(Relay, "_compare", compared)
+    monkeypatch.setattr(headway.api.streams.relay, "SILENCE_SECONDS", 0.02)
+    looking = asyncio.create_task(stage.relay._look_into_silence())
+    await asyncio.wait_for(looked.wait(), PATIENCE_SECONDS)
+    looking.cancel()
+    await asyncio.wait([looking])
+
+
+async def test_silence_that_is_true_is_no_doubt(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = await stage.listen()
+    await read(listener)
+    reads = stage.reader.reads
+    await look_into_silence(stage, monkeypatch)
+    assert not listener.stale
+    assert stage.reader.reads == reads
+
+
+async def test_a_lost_terminal_event_is_found_in_the_silence(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = await stage.listen()
+    await read(listener)
+    stage.relay.loses = {3}
+    await stage.end()
+    await stage.arrived(3)
+    await look_into_silence(stage, monkeypatch)
+    [end] = await read(listener)
+    assert end.is_terminal
+
+
+async def test_a_task_that_vanished_without_a_word_is_found_in_the_silence(
+    stage: Stage, redis_client: RedisClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = await stage.listen()
+    await read(listener)
+    await redis_client.delete(keys.state(stage.task.task_id), keys.events(stage.task.task_id))
+    await look_into_silence(stage, monkeypatch)
+    [end] = await read(listener)
+    assert json.loads(end.data)["error"]["type"] == "lost"
+
+
+async def test_an_error_of_the_look_into_silence_ends_nothing_and_is_told(
+    stage: Stage, redis_client: RedisClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = await stage.listen()
+    await read(listener)
+    compare, looks = Relay._compare, 0
+
+    async def broken(self: Relay, silent: dict[str, Any]) -> None:
+        nonlocal looks
+        looks += 1
+        raise ValueError("of a kind that nobody expects")
+
+    monkeypatch.setattr(headway.api.streams.relay, "SILENCE_SECONDS", 0.02)
+    monkeypatch.setattr(Relay, "_compare", broken)
+    looking = asyncio.create_task(stage.relay._look_into_silence())
+    with capture_logs() as logs:
+        await wait_until("it went on", lambda: looks > 3)
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == ["silence not looked into"]
+    assert stage.relay.broken
+    assert stage.relay.is_live(keys.channel(stage.task.task_id)), "streams go on"
+    await stage.step(1)
+    assert versions(await read(listener)) == [3]
+    monkeypatch.setattr(Relay, "_compare", compare)
+    await wait_until("all is well", lambda: stage.relay.broken is None)
+    looking.cancel()
+    await asyncio.wait([looking])
+
+
+async def test_one_whose_leaving_fails_has_left_all_the_same(
+    stage: Stage, redis_client: RedisClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(headway.api.streams.relay, "LINGER_SECONDS", 0)
+
+    def broken(self: LastEvents, listener: Listener) -> None:
+        raise ValueError("cannot be traced")
+
+    monkeypatch.setattr(LastEvents, "left", broken)
+    leaving = stage.relay.listen(stage.task.task_id, ANYONE, None)
+    async with leaving as listener:
+        await read(listener)
+        with pytest.raises(ValueError, match="cannot be traced"):
+            stage.relay.leave(listener)
+        assert stage.relay.listener_count == 0
+        await wait_until("the topic is closed", lambda: stage.relay.topic_count == 0)
+        monkeypatch.undo()
+
+
+async def test_what_was_coalesced_keeps_its_versions(stage: Stage) -> None:
+    """Named events among the states that were left out: each under its own id, and in the gaps what is not told."""
+    listener = await stage.listen()
+    await read(listener)
+    for number in range(QUEUE_EVENTS):
+        await (stage.note(str(number)) if number % 5 == 0 else stage.step(number))
+    last = await stage.note("the last")
+    await stage.arrived(last)
+    seen = 2
+    for event in await read_until(listener, last):
+        data = json.loads(event.data)
+        if event.name == "gap":
+            assert (data["from"], data["to"]) == (seen + 1, event.version)
+        else:
+            assert event.version == seen + 1
+            assert event.name or data["version"] == event.version
+            if event.name == "note" and data["text"] != "the last":
+                assert int(data["text"]) == event.version - 3
+        seen = event.version
+    assert seen == last

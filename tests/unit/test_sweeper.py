@@ -180,4 +180,6 @@ async def test_what_expired_is_taken_off_every_list_of_its_owner_a_page_a_round(
     for index in (keys.OWNER_TASKS, keys.OWNER_CHANGED):
         assert await bench.redis.zrange(index % ANYONE, 0, -1) == [tasks[-1].task_id.encode()]
     assert await bench.redis.smembers(keys.OWNER_ACTIVE % ANYONE) == {tasks[-1].task_id.encode()}  # type: ignore[misc]
-    assert await bench.redis.xlen(keys.OWNER_EVENTS % ANYONE) == 1
+    events = await bench.redis.xrange(keys.OWNER_EVENTS % ANYONE)
+    assert sorted(values[b"t"] for _, values in events) == sorted(task.task_id.encode() for task in tasks)
+    assert [b'"lost"' in values[b"d"] for _, values in events] == [False] + [True] * 29, "a last word of each"
