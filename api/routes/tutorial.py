@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from api.dependencies import OwnerDep, StateDep
 from api.idempotency import Claim
 from api.identity import names_of
-from api.openapi import TEXT, answer, body, problems, reference, together
+from api.openapi import TEXT, answer, body, problems, reference, server_sent, together
 from api.routes.tasks import FORM_PROBLEMS, SUBMITTED_HEADERS, IdempotencyKey, draft, submit_form
 from api.schemas import StartedTask, StartForm
 from api.sse import SSE, Comment, EventStreamResponse
@@ -107,7 +107,7 @@ class _Clock:
     "/sse-updates",
     response_class=Response,
     responses=together(
-        {200: answer("A greeting, then the time", {"text/event-stream": {"contentMediaType": "text/event-stream"}})},
+        {200: answer("A greeting, then the time", {"text/event-stream": server_sent({})})},
         problems(InvalidRequest, TooMany),
     ),
 )
