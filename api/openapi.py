@@ -147,8 +147,14 @@ def together(*parts: Responses) -> Responses:
                 continue
             known["description"] = "; ".join(dict.fromkeys((known["description"], described["description"])))
             known["content"] = known.get("content", {}) | described.get("content", {})
-            known["headers"] = described.get("headers", {}) | known.get("headers", {})
+            known["headers"] = _either(known.get("headers", {}), described.get("headers", {}))
     return joined
+
+
+def _either(one: dict[str, Schema], other: dict[str, Schema]) -> dict[str, Schema]:
+    """The headers of one answer or the other: only what both always have is always there."""
+    always = {name for name in one.keys() & other.keys() if one[name]["required"] and other[name]["required"]}
+    return {name: told | {"required": name in always} for name, told in (other | one).items()}
 
 
 def body(content: Mapping[str, Schema], *, required: bool = True) -> dict[str, Any]:
