@@ -79,12 +79,28 @@ def answer(
 
 
 def stream(description: str, *events: type[BaseModel]) -> dict[str, Any]:
-    """An event stream, in its three formats. `contentSchema` is of the data of each event. There is no `type`: some
-    take the schema of a stream for that of the whole text, some for that of one event."""
-    told: Schema = {"contentSchema": {"anyOf": [reference(event) for event in events]}} if events else {}
-    formats = ("text/event-stream", "application/x-ndjson")
-    described: dict[str, Schema] = {one: {"contentMediaType": one, **told} for one in formats}
-    return answer(description, described | {"text/plain": TEXT})
+    """An event stream, in its three formats. Those who read the schema take a stream for its text or for its events one
+    by one, so it says both."""
+    told: Schema = {"contentMediaType": JSON, "contentSchema": {"anyOf": [reference(event) for event in events]}}
+    lines: Schema = {**TEXT, "contentMediaType": "application/x-ndjson"}
+    return answer(
+        description, {"text/event-stream": server_sent(told), "application/x-ndjson": lines, "text/plain": TEXT}
+    )
+
+
+def server_sent(told: Schema) -> Schema:
+    """`told`: what else is known of the data of an event."""
+    event = {
+        "type": "object",
+        "required": ["data"],
+        "properties": {
+            "id": TEXT,
+            "event": {**TEXT, "description": "The name; none, or `message`, of a state"},
+            "data": {**TEXT, **told},
+            "retry": {"type": "integer", "minimum": 0},
+        },
+    }
+    return {"anyOf": [{**TEXT, "description": "The whole"}, event]}
 
 
 RETRY_AFTER: Final = "Retry-After"
@@ -131,8 +147,14 @@ def together(*parts: Responses) -> Responses:
                 continue
             known["description"] = "; ".join(dict.fromkeys((known["description"], described["description"])))
             known["content"] = known.get("content", {}) | described.get("content", {})
-            known["headers"] = described.get("headers", {}) | known.get("headers", {})
+            known["headers"] = _either(known.get("headers", {}), described.get("headers", {}))
     return joined
+
+
+def _either(one: dict[str, Schema], other: dict[str, Schema]) -> dict[str, Schema]:
+    """The headers of one answer or the other: only what both always have is always there."""
+    always = {name for name in one.keys() & other.keys() if one[name]["required"] and other[name]["required"]}
+    return {name: told | {"required": name in always} for name, told in (other | one).items()}
 
 
 def body(content: Mapping[str, Schema], *, required: bool = True) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 
 from headway.api.access.identity import names_of
 from headway.api.dependencies import OwnerDep, StateDep
-from headway.api.openapi import TEXT, answer, body, problems, reference, together
+from headway.api.openapi import TEXT, answer, body, problems, reference, server_sent, together
 from headway.api.routes.tasks import FORM_PROBLEMS, SUBMITTED_HEADERS, IdempotencyKey, draft, submit_form
 from headway.api.schemas import StartedTask, StartForm
 from headway.api.streams.sse import SSE, Comment, EventStreamResponse
@@ -107,7 +107,7 @@ class _Clock:
     "/sse-updates",
     response_class=Response,
     responses=together(
-        {200: answer("A greeting, then the time", {"text/event-stream": {"contentMediaType": "text/event-stream"}})},
+        {200: answer("A greeting, then the time", {"text/event-stream": server_sent({})})},
         problems(InvalidRequest, TooMany),
     ),
 )
