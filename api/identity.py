@@ -29,11 +29,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api.edge import SAFE_METHODS, is_own_origin
 from api.keyring import Keyring
 from api.lifespan import State
-from api.problems import answer_to, away_response
+from api.problems import answer_to
 from shared.errors import HeadwayError, NoPolicy, NotAllowed, NotWithToken, UnknownTask
 from shared.logging import get_logger
 from shared.models import ANYONE, OwnerId, TaskId
-from shared.redis import AWAY
+from shared.redis import AWAY, RedisError
 
 log = get_logger(__name__)
 
@@ -180,10 +180,8 @@ class Gate:
             await self._let_in(state, scope, headers)
             if uploads:
                 state.limits.uploads.check(*names_of(scope))
-        except HeadwayError as error:
-            refusal = answer_to(error)
-        except AWAY as error:
-            refusal = away_response(error)
+        except (HeadwayError, RedisError) as error:
+            refusal = answer_to(error, scope)
         if refusal is not None:
             await refusal(scope, receive, send)
         elif uploads:

@@ -16,9 +16,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from api.dependencies import get_task_id, open_task_stream, version_seen
 from api.lifespan import State
-from api.problems import answer_to, away_response
+from api.problems import answer_to
 from shared.errors import HeadwayError
-from shared.redis import AWAY
 
 _PATH: Final = re.compile(r"/(?:tasks/([^/]+)/events|task-progress/([^/]+))")
 
@@ -41,12 +40,10 @@ class TaskStreams:
         try:
             answer = await _answer(scope, found[1] or found[2])
             await answer(scope, receive, send)
-        except HeadwayError as error:
-            if (refusal := answer_to(error)) is None:
+        except (HeadwayError, RedisError) as error:
+            if (refusal := answer_to(error, scope)) is None:
                 raise
             await refusal(scope, receive, send)
-        except (*AWAY, RedisError) as error:
-            await away_response(error)(scope, receive, send)
 
 
 async def _answer(scope: Scope, task_id: str) -> ASGIApp:

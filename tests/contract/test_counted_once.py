@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 from redis.commands.core import AsyncScript
-from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared import keys
 from shared.calls import Calls
-from shared.errors import Conflict, Refused
+from shared.errors import Conflict, RedisAway, Refused
 from shared.feed import Feed, Scope
 from shared.models import ANYONE, ErrorType, Result, Status, Task
 from shared.progress import Publisher
@@ -34,7 +33,7 @@ class LosesAnswers(Calls):
         if self.meanwhile is not None:
             meanwhile, self.meanwhile = self.meanwhile, None
             await meanwhile()
-            raise RedisConnectionError("the answer was lost")
+            raise RedisAway("the answer was lost")
         return answer
 
 

@@ -11,10 +11,10 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import ResponseError
 
 from shared import keys
-from shared.errors import Refused, UnknownTask
+from shared.errors import RedisAway, Refused, UnknownTask
 from shared.feed import Feed
 from shared.models import ANYONE, Checkpoint, ErrorType, Result, ResultFile, Status, Task
 from shared.progress import Publisher
@@ -159,7 +159,7 @@ async def test_a_full_redis_takes_a_step_whole_or_not_at_all_and_lets_go_of_what
                 await act(publisher, feed, task)
                 assert not await redis.exists(keys.state(task.task_id))
             else:
-                with pytest.raises(OutOfMemoryError):
+                with pytest.raises(RedisAway, match="full"):
                     await act(publisher, feed, task)
                 assert await everything(redis) == before, step
             await redis.config_set("maxmemory", 0)

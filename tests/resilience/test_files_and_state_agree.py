@@ -19,11 +19,10 @@ from typing import Any
 import pytest
 from arq import Retry
 from redis.commands.core import AsyncScript
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.calls import Calls
 from shared.directory import DirectoryStorage
+from shared.errors import RedisAway
 from shared.feed import Feed
 from shared.models import Status, Task, TaskId
 from shared.processors import load_registry
@@ -130,10 +129,10 @@ class Stage:
             match fault:
                 case "lost answer":
                     if point == "after a write":
-                        raise RedisConnectionError("the answer was lost")
+                        raise RedisAway("the answer was lost")
                 case "time-out":
                     if point.endswith("a write"):
-                        raise RedisTimeoutError
+                        raise RedisAway("it does not answer")
                 case "worker stops":
                     runner.give_back_all()
                 case "job is cancelled":
@@ -145,7 +144,7 @@ class Stage:
                 case "task is noted":
                     await self.others.emit(task.task_id, "note", {"text": "x"})
                     if point == "after a write":
-                        raise RedisConnectionError("the answer was lost")
+                        raise RedisAway("the answer was lost")
 
         points.fault = happens
         with suppress(asyncio.CancelledError, Retry):

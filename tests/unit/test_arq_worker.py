@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from arq.jobs import serialize_job
 from arq.worker import Retry, func
-from redis.exceptions import ConnectionError as RedisConnectionError
 
 from shared import keys
 from shared.cancellation import cancel
+from shared.errors import RedisAway
 from shared.models import TaskId
 from shared.queue import VERSION, JobTicket, is_newer, serialize
 from shared.redis import RedisClient
@@ -152,7 +152,7 @@ async def test_a_job_that_ended_while_redis_was_away_is_let_go_of_when_it_is_bac
     async def away(leases: Leases, *given: Any, ended: list[str] | tuple[()] = (), **others: Any) -> Turn:
         if ended and len(refused) < 2:
             refused.append([*ended])
-            raise RedisConnectionError
+            raise RedisAway
         return await turn(leases, *given, ended=ended, **others)
 
     async def run(_: Any, job: str) -> None:
