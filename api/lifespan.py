@@ -24,6 +24,7 @@ from api.metrics import ApiMetrics
 from api.relay import Relay
 from api.sessions import Sessions
 from api.stopping import Stop
+from api.storage_check import StorageCheck
 from api.upload_digests import UploadDigests
 from shared.feed import Feed
 from shared.idempotency import Answers
@@ -51,6 +52,7 @@ class State:
     relay: Relay
     stop: Stop
     storage: Storage
+    storage_check: StorageCheck
     #: Of the files in HEADWAY_FILES_DIR.
     digests: Digests
     upload_digests: UploadDigests
@@ -66,6 +68,7 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing) -> Calla
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[Mapping[str, Any]]:
         storage = open_storage(settings)
+        await asyncio.to_thread(storage.prepare)  # here for who mounts this app; whoever runs it has done so already
         registry = load_registry(settings.processors)
         for module, reason in registry.broken.items():
             log.error("processor module not loaded", module=module, reason=reason)
@@ -76,6 +79,7 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing) -> Calla
             redis = await stack.enter_async_context(connect(settings, on_reconnect=metrics.commands_reconnected))
             feed = Feed(redis)
             relay = await stack.enter_async_context(Relay(feed, settings, metrics, tracing))
+            storage_check = await stack.enter_async_context(StorageCheck(storage))
             digests = await stack.enter_async_context(Digests())
             sessions = await stack.enter_async_context(Sessions(redis))
             stack.enter_context(before_stopping(relay.drain))
@@ -91,6 +95,7 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing) -> Calla
                     relay=relay,
                     stop=stop,
                     storage=storage,
+                    storage_check=storage_check,
                     digests=digests,
                     upload_digests=UploadDigests(storage),
                     registry=registry,

@@ -64,6 +64,7 @@ async def examine(probes: Probes, idle_seconds: float, tell: Callable[[Finding],
     for finding in findings.redis(ready):
         tell(finding)
     tell(findings.relay(ready))
+    tell(findings.storage(ready))
     tell(findings.workers(ready))
     if answer.status != 200:
         return  # what it needs is not there: a stream would only wait

@@ -8,23 +8,20 @@ ever part of a path but a result's, which is checked. The event loop never waits
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from shared.errors import BadInput, StorageFull
+from shared.errors import BadInput
 from shared.models import TaskId
 from shared.settings import Settings
 
 #: Read, written and hashed this much at a time: large enough that the hop to a thread costs nothing beside the disk.
 CHUNK_BYTES = 1024 * 1024
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +104,14 @@ class Upload(Protocol):
 
 
 class Storage(Protocol):
-    """A place of files. Not a service: it holds nothing open between calls."""
+    """A place of files. Not a service: it holds nothing open between calls. Beside what is said below, everything
+    raises shared.disk.STORAGE_FAULTS where the place cannot be used."""
 
     def prepare(self) -> None:
-        """Makes sure that it can be written to. Raises SettingsError. Blocking."""
+        """Makes the place, and sure that it can be written to. Raises SettingsError. Blocking."""
+
+    async def check(self) -> None:
+        """Whether it can be used at present."""
 
     async def check_room(self, size_bytes: int) -> None:
         """Raises StorageFull where so much more would not leave free what HEADWAY_DISK_RESERVE_BYTES keeps."""
@@ -179,17 +180,6 @@ def open_storage(settings: Settings) -> Storage:
     from shared.directory import DirectoryStorage
 
     return DirectoryStorage(settings.data_dir, settings.disk_reserve_bytes)
-
-
-@contextmanager
-def full_disk_is_said() -> Iterator[None]:
-    """Turns the operating system's "no space left" into StorageFull."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise StorageFull from error
-        raise
 
 
 def check_result_name(name: str) -> str:

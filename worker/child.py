@@ -18,11 +18,11 @@ from typing import Any
 
 import filetype
 
+from shared.disk import full_disk_is_said
 from shared.errors import BadInput, StorageFull
 from shared.feed import text_of
 from shared.models import ErrorType
 from shared.processors import Processor
-from shared.storage import full_disk_is_said
 from worker.confinement import temporary_folder
 from worker.reporter import Reporter
 

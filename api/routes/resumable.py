@@ -21,7 +21,7 @@ from api.pieces import check_alive, declared_bytes, digest_of, offset_of, take_p
 from api.problems import wrong_method
 from api.receiving import expiry
 from api.room import check_room
-from api.routes.tasks import draft
+from api.routes.tasks import cancel_task, draft
 from api.tus import (
     Checksum,
     TusRoute,
@@ -35,7 +35,7 @@ from api.tus import (
     whole_sha256,
 )
 from api.upload_digests import clean_sha256, wanted_prefix
-from shared.errors import BadHeader, Refused, StorageFull
+from shared.errors import BadHeader, NoDescriptors, Refused, StorageAway, StorageFull
 from shared.models import ErrorType, OwnerId, Status, Task, TaskId
 from shared.redis import AWAY
 
@@ -115,8 +115,7 @@ async def terminate(state: StateDep, task: TaskDep) -> Response:
         await state.publisher.delete(task)
         await state.storage.delete(task.task_id)
     else:
-        await state.publisher.cancel(task)
-        await state.storage.discard_upload(task.task_id)
+        await cancel_task(state, task)
     return Response(status_code=204)
 
 
@@ -176,9 +175,13 @@ def _headers(task: Task, offset: int, expires_at: datetime | None = None) -> dic
 
 async def _forget(state: State, task_id: TaskId, error: BaseException) -> None:
     """Ends a task whose first piece was cut off with the request that made it: nobody was told where the rest goes."""
-    full = isinstance(error, StorageFull)
-    message = "The disk had no room for the file." if full else "The upload was cut off as it began. Submit it again."
+    match error:
+        case StorageFull():
+            error_type, message = ErrorType.STORAGE_FULL, "The disk had no room for the file."
+        case StorageAway() | NoDescriptors():
+            error_type, message = ErrorType.PROCESSOR_ERROR, f"The file could not be stored. {error}"
+        case _:
+            error_type, message = ErrorType.BAD_INPUT, "The upload was cut off as it began. Submit it again."
     with suppress(Refused, *AWAY):
-        error_type = ErrorType.STORAGE_FULL if full else ErrorType.BAD_INPUT
         await state.publisher.fail(task_id, error_type, message, allowed=(Status.UPLOADING,))
         await state.storage.discard_upload(task_id)

@@ -35,10 +35,14 @@ from api.lifespan import State
 from api.receiving import UPLOAD_SHARE, abort_unless_queued
 from api.room import check_room
 from api.upload_digests import clean_sha256
+from shared.disk import STORAGE_FAULTS, told_by_the_system
 from shared.errors import Conflict, InvalidRequest, NotTheAnnouncedFile, UnsupportedType
+from shared.logging import get_logger
 from shared.models import FieldError, OwnerId, Status, Task, TaskId, new_task_id, utc_now
 from shared.redis import AWAY
 from shared.storage import StoredFile
+
+log = get_logger(__name__)
 
 router = APIRouter(tags=["tasks"])
 
@@ -356,10 +360,14 @@ async def cancel(state: StateDep, task: TaskDep) -> dict[str, Any]:
 
 
 async def cancel_task(state: State, task: Task) -> None:
-    """Raises Conflict where it has ended."""
+    """Raises Conflict where it has ended. It is cancelled also where the storage cannot be used: what is there of its
+    file is the sweeper's then."""
     await state.publisher.cancel(task)
-    if task.upload_expires_at is not None:
-        await state.storage.discard_upload(task.task_id)  # a piece that is still coming removes its own
+    if task.upload_expires_at is not None:  # a piece that is still coming removes its own
+        try:
+            await state.storage.discard_upload(task.task_id)
+        except STORAGE_FAULTS as error:
+            log.warning("upload left", reason=str(error), **told_by_the_system(error))
 
 
 @router.post("/tasks/{task_id}/retry", status_code=202, summary="Run a failed or cancelled task again")

@@ -15,7 +15,18 @@ from api.receiving import abort_unless_queued, not_the_announced, queue, receive
 from api.routes.tasks import represent
 from api.tus import Checksum
 from api.upload_digests import declared_sha256
-from shared.errors import BadHeader, ChecksumMismatch, Conflict, Refused, Stopping, TooSlow, UploadCut
+from shared.errors import (
+    BadHeader,
+    ChecksumMismatch,
+    Conflict,
+    NoDescriptors,
+    Refused,
+    Stopping,
+    StorageAway,
+    StorageFull,
+    TooSlow,
+    UploadCut,
+)
 from shared.models import Status, Task
 from shared.redis import AWAY
 from shared.storage import StoredFile
@@ -79,6 +90,10 @@ async def _tell(state: State, task: Task, error: BaseException) -> None:
             raise await not_the_announced(state, task, "it is not what its Upload-Checksum says") from None
         case UploadCut() | TooSlow() | Stopping():
             fields = {"message": "The upload was cut off; send the file again", "done": 0, "rate": None}
+            with suppress(Refused, *AWAY):
+                await state.publisher.change(task.task_id, fields, allowed=(Status.UPLOADING,))
+        case StorageFull() | StorageAway() | NoDescriptors():
+            fields = {"message": f"The file could not be stored. {error}", "done": 0, "rate": None}
             with suppress(Refused, *AWAY):
                 await state.publisher.change(task.task_id, fields, allowed=(Status.UPLOADING,))
 
