@@ -148,9 +148,10 @@ def answer_to(error: Exception, scope: Scope | None = None) -> Response | None:
     """What is told of an error of ours, or of what Redis refuses; None for any other, and for one that never meets a
     request. `scope` is the request's, for the log."""
     if isinstance(error, RedisError):
-        _log(scope, "redis refused a command", why_away(error))
-        retry_after = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-        return problem_response(REDIS_REFUSED, "The server's log says which, and why.", headers=retry_after)
+        why = why_away(error)
+        _log(scope, "redis refused a command", why)
+        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+        return problem_response(REDIS_REFUSED, f"{why}. Somebody has to see to it.", headers=headers)
     for ancestor in type(error).__mro__:
         if (problem := PROBLEMS.get(ancestor)) is not None:
             headers = {"WWW-Authenticate": "Bearer"} if problem.status == 401 else {}

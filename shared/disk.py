@@ -91,7 +91,7 @@ def told_by_the_system(error: BaseException) -> dict[str, str]:
         if isinstance(found, OSError) and found.errno is not None:
             place = {"place": str(found.filename)} if found.filename is not None else {}
             return {"errno": errno.errorcode.get(found.errno, str(found.errno)), **place}
-        found = found.__cause__
+        found = found.__cause__ or found.__context__
     return {}
 
 

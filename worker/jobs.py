@@ -201,7 +201,9 @@ class Runner:
         task_id = claim.task.task_id
         told: dict[str, Any] = {}
         if isinstance(error, OSError) and out_of_descriptors(error):
-            error, error.__cause__ = NoDescriptors(), error
+            out = NoDescriptors()
+            out.__cause__ = error
+            error = out
         match error:
             case Refused():
                 return self._superseded(claim, error)
