@@ -22,6 +22,7 @@ from headway.api.access.sessions import Sessions
 from headway.api.downloads.file_digests import FileDigests
 from headway.api.serving.api_metrics import ApiMetrics
 from headway.api.serving.shutdown import Shutdown
+from headway.api.serving.storage_check import StorageCheck
 from headway.api.streams.relay import Relay
 from headway.api.uploads.idempotency import Idempotency
 from headway.api.uploads.upload_digests import UploadDigests
@@ -52,6 +53,7 @@ class State:
     relay: Relay
     stop: Shutdown
     storage: Storage
+    storage_check: StorageCheck
     #: Of the files in HEADWAY_FILES_DIR.
     digests: FileDigests
     upload_digests: UploadDigests
@@ -67,6 +69,7 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing, registry
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[Mapping[str, Any]]:
         storage = open_storage(settings)
+        await asyncio.to_thread(storage.prepare)  # here for who mounts this app; whoever runs it has done so already
         say_what_was_found(registry)
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(tracing)
@@ -75,6 +78,7 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing, registry
             redis = await stack.enter_async_context(connect(settings, on_reconnect=metrics.commands_reconnected))
             reader = Reader(redis)
             relay = await stack.enter_async_context(Relay(reader, settings, metrics, tracing))
+            storage_check = await stack.enter_async_context(StorageCheck(storage))
             digests = await stack.enter_async_context(FileDigests())
             sessions = await stack.enter_async_context(Sessions(redis))
             stack.enter_context(before_stopping(relay.drain))
@@ -90,6 +94,7 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing, registry
                     relay=relay,
                     stop=stop,
                     storage=storage,
+                    storage_check=storage_check,
                     digests=digests,
                     upload_digests=UploadDigests(storage),
                     registry=registry,

@@ -18,12 +18,12 @@ from pydantic.json_schema import JsonSchemaMode, models_json_schema
 from headway.api.access.identity import COOKIE, Policy, Stated
 from headway.api.access.origin_check import SAFE_METHODS
 from headway.api.problems import (
-    AWAY_PROBLEM,
     FULL,
     LONG_HEADERS,
     MALFORMED,
     MEDIA_TYPE,
     PROBLEMS,
+    REDIS_REFUSED,
     SLOW_HEADERS,
     UNEXPECTED,
     WRONG_METHOD,
@@ -209,7 +209,9 @@ def _by_policy(policy: Policy, method: str, has_body: bool) -> Iterator[Kind]:
         yield PROBLEMS[errors.NotWithToken]
     if policy is not Policy.PUBLIC or method not in SAFE_METHODS:
         yield PROBLEMS[errors.TooMany]
-        yield AWAY_PROBLEM
+        yield PROBLEMS[errors.RedisAway]
+        yield PROBLEMS[errors.NoDescriptors]
+        yield REDIS_REFUSED
     if policy is Policy.READER:
         yield PROBLEMS[errors.UnknownTask]
     if has_body:

@@ -1,7 +1,8 @@
 """The one table from an error to a status and a problem+json type (RFC 9457), the framework's own errors included.
 
 A body is `{"type", "title", "status", "detail"}`, with `errors`, a list of `{"field", "message"}`, for a bad request.
-Nothing else of an error reaches a client: no traceback, no path, no argument.
+Nothing else of an error reaches a client: no traceback, no path, no argument. What is the server's own fault is logged
+here, once, with the request that met it.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Scope
 
 from headway.shared import errors
+from headway.shared.descriptors import out_of_descriptors
+from headway.shared.files.disk import told_by_the_system
 from headway.shared.logging import get_logger
-from headway.shared.redis.client import AWAY, RedisError, why_away
+from headway.shared.redis.client import RedisError, why_away
 from headway.shared.tasks.models import FieldError
 
 log = get_logger(__name__)
@@ -68,9 +72,19 @@ PROBLEMS: Final[dict[type[BaseException], Problem]] = {
     errors.StorageFull: Problem(507, "storage-full", "The disk is full"),
     errors.QuotaFull: Problem(507, "quota-full", "Your files hold as much as they may"),
     errors.StorageAway: Problem(503, "storage-away", "The storage of the files is away"),
+    errors.NoDescriptors: Problem(503, "no-descriptors", "The server can open nothing more"),
+    errors.RedisAway: Problem(503, "redis-away", "Redis is away"),
     errors.Refused: Problem(409, "conflict", "The task is not in a state that allows this"),
 }
-AWAY_PROBLEM: Final = Problem(503, "redis-away", "Redis is away")
+#: What Redis says of one command: a permission that is missing, a key that is not ours. Somebody has to see to it.
+REDIS_REFUSED: Final = Problem(503, "redis-refused", "Redis refused a command")
+#: Those that pass by themselves, or when somebody has seen to it.
+_PASSING: Final = (
+    *(errors.KeyInUse, errors.UploadBusy, errors.Stopping),
+    *(errors.StorageAway, errors.NoDescriptors, errors.RedisAway),
+)
+#: Those that an operator is to hear of: with each answer, because nobody else says them.
+_LOGGED: Final = (errors.StorageAway, errors.NoDescriptors, errors.StorageFull)
 #: Before there is a request (api/serving/deadlines.py).
 MALFORMED: Final = Problem(400, "malformed", "The request is not HTTP")
 SLOW_HEADERS: Final = Problem(408, "slow-headers", "The request's headers came too slowly")
@@ -106,27 +120,42 @@ def wrong_method(allow: str) -> Response:
 
 def install(app: FastAPI) -> None:
     """Registers the handlers for everything that can be raised."""
-    app.add_exception_handler(errors.HeadwayError, _ours)
+    app.add_exception_handler(errors.HeadwayError, _known)
     app.add_exception_handler(HTTPException, _framework)
     app.add_exception_handler(RequestValidationError, _validation)
-    for away in (*AWAY, RedisError):
-        app.add_exception_handler(away, _away)
+    app.add_exception_handler(RedisError, _known)
+    app.add_exception_handler(OSError, _system)
     app.add_exception_handler(Exception, _unexpected)
 
 
-async def _ours(request: Request, error: Exception) -> Response:
-    answer = answer_to(error)
+async def _known(request: Request, error: Exception) -> Response:
+    answer = answer_to(error, request.scope)
     return answer if answer is not None else await _unexpected(request, error)
 
 
-def answer_to(error: Exception) -> Response | None:
-    """What is told of an error of ours; None for any other, and for one that never meets a request."""
+async def _system(request: Request, error: Exception) -> Response:
+    """An OSError that nobody made one of ours: a mistake, but for descriptors, which run out anywhere."""
+    if not out_of_descriptors(error):
+        return await _unexpected(request, error)
+    ours = errors.NoDescriptors()
+    ours.__cause__ = error
+    return await _known(request, ours)
+
+
+def answer_to(error: Exception, scope: Scope | None = None) -> Response | None:
+    """What is told of an error of ours, or of what Redis refuses; None for any other, and for one that never meets a
+    request. `scope` is the request's, for the log."""
+    if isinstance(error, RedisError):
+        why = why_away(error)
+        _log(scope, "redis refused a command", why)
+        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+        return problem_response(REDIS_REFUSED, f"{why}. Somebody has to see to it.", headers=headers)
     for ancestor in type(error).__mro__:
         if (problem := PROBLEMS.get(ancestor)) is not None:
             headers = {"WWW-Authenticate": "Bearer"} if problem.status == 401 else {}
             if problem.status == 408:
                 headers["Connection"] = "close"
-            if isinstance(error, errors.KeyInUse | errors.UploadBusy | errors.Stopping | errors.StorageAway):
+            if isinstance(error, _PASSING):
                 headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
             if isinstance(error, errors.TooMany):
                 headers["Retry-After"] = str(error.retry_after_seconds)
@@ -134,8 +163,17 @@ def answer_to(error: Exception) -> Response | None:
             detail = str(error)
             if isinstance(error, errors.Refused):
                 detail = f"The task is {error.status}." if error.status else "There is no such task any more."
+            if isinstance(error, errors.RedisAway):
+                detail = f"{error}. Try again in a moment."
+            if isinstance(error, _LOGGED) and not isinstance(error, errors.QuotaFull):
+                _log(scope, problem.type.replace("-", " "), str(error), **told_by_the_system(error))
             return problem_response(problem, detail, field_errors=field_errors, headers=headers)
     return None
+
+
+def _log(scope: Scope | None, what: str, reason: str, **fields: str) -> None:
+    asked = {"method": scope["method"], "path": scope["path"]} if scope is not None else {}
+    log.error(what, reason=reason, **asked, **fields)
 
 
 async def _framework(_: Request, error: Exception) -> Response:
@@ -156,15 +194,6 @@ async def _validation(_: Request, error: Exception) -> Response:
     ]
     detail = "; ".join(f"{e.field}: {e.message}" for e in found[:5])
     return problem_response(PROBLEMS[errors.InvalidRequest], detail, field_errors=found)
-
-
-async def _away(_: Request, error: Exception) -> Response:
-    return away_response(error)
-
-
-def away_response(error: Exception) -> Response:
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-    return problem_response(AWAY_PROBLEM, f"{why_away(error)}. Try again in a moment.", headers=headers)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

@@ -96,7 +96,7 @@ def bare(path: Path) -> dict[str, Any]:
     with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as ahead:
 
         def read(buffer: memoryview) -> memoryview:
-            chunk = buffer[: file.readinto(buffer)]  # type: ignore[attr-defined]
+            chunk = buffer[: file.readinto(buffer)]
             other.update(chunk)
             return chunk
 

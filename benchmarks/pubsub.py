@@ -112,7 +112,7 @@ class Full:
 
 def in_redis(rounds: int, folder: Path, redis: RedisServer) -> str:
     channel, plain, script = asyncio.run(events_of(redis, folder))
-    ways = {
+    ways: dict[str, tuple[str, Callable[[], bytes]]] = {
         "PUBLISH": ("SUBSCRIBE", lambda: plain("PUBLISH")),
         "SPUBLISH": ("SSUBSCRIBE", lambda: plain("SPUBLISH")),
         "Headway": ("SUBSCRIBE", script),

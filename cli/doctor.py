@@ -67,6 +67,7 @@ async def examine(
     for finding in findings.redis(ready):
         tell(finding)
     tell(findings.relay(ready))
+    tell(findings.storage(ready))
     tell(findings.workers(ready))
     if answer.status != 200:
         return  # what it needs is not there: a stream would only wait

@@ -89,6 +89,14 @@ def relay(answer: Mapping[str, Any]) -> Finding:
     return Finding("relay", "problem", what, "Look at Redis and at the API's log.")
 
 
+def storage(answer: Mapping[str, Any]) -> Finding:
+    check = answer.get("checks", {}).get("storage", {})
+    if check.get("ok", True):  # an older platform does not say
+        return Finding("storage", "ok", "Files can be stored.")
+    change = "Look at the disk of HEADWAY_DATA_DIR, or at the bucket; the API's log says where and why."
+    return Finding("storage", "problem", str(check.get("reason", "The files cannot be stored.")), change)
+
+
 def workers(answer: Mapping[str, Any]) -> Finding:
     count = answer.get("checks", {}).get("workers", {}).get("count") or 0
     if count:

@@ -30,14 +30,17 @@
     ├── TooMany                  a limit of an owner or an address is reached; carries `retry_after_seconds`
     ├── StorageFull              the disk has no room
     │   └── QuotaFull            the owner's files hold as much as they may
-    ├── StorageAway              the object storage does not answer, or refuses
+    ├── StorageAway              the data directory or the bucket cannot be used: gone, broken, or it refuses
+    ├── NoDescriptors            no file can be opened and nothing connected to: descriptors have run out
+    │   └── NoDescriptorsForRedis  when Redis was to be connected to: a RedisAway, too
+    ├── RedisAway                Redis cannot be reached, does not answer, is loading, or takes no writes
     ├── Refused                  the progress script said no: the attempt is stale, or the task has ended
     ├── ExportCut                the rest of a table on its way out cannot be had
     └── ProcessorFailure         an attempt ended badly; `type` is one of models.ErrorType
         └── BadInput             the file or its options are not what the processor takes
 
-A docstring is the default message. `api/problems.py` alone knows which HTTP status each one has. A Redis that is away
-stays redis-py's own error: `shared/redis/client.py` names the set of them as AWAY.
+A docstring is the default message. `api/problems.py` alone knows which HTTP status each one has. Where an error of the
+system or of a library became one of these, it is the cause: for the log, because it may name a path.
 """
 
 from __future__ import annotations
@@ -191,6 +194,18 @@ class QuotaFull(StorageFull):
 
 class StorageAway(HeadwayError):
     """The storage of the files cannot be used right now. Try again in a moment."""
+
+
+class NoDescriptors(HeadwayError):
+    """The server has no file descriptor left (ulimit -n). Try again in a moment."""
+
+
+class RedisAway(HeadwayError):
+    """Redis cannot be reached: start it, or correct HEADWAY_REDIS_URL"""
+
+
+class NoDescriptorsForRedis(NoDescriptors, RedisAway):
+    """The server has no file descriptor left for a connection to Redis (ulimit -n)"""
 
 
 class Refused(HeadwayError):

@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 from headway.shared.cancellation import heed_cancellation
 from headway.shared.errors import HeadwayError, ProcessorFailure, UnknownFile
+from headway.shared.files.disk import STORAGE_FAULTS, told_by_the_system
 from headway.shared.files.storage import Storage
 from headway.shared.logging import get_logger
 from headway.shared.settings import Settings
@@ -51,7 +52,7 @@ class Workplace:
 
 class Attempt:
     """`run` is called once. It raises Refused where the task is somebody else's or has ended, TimeoutError, and what
-    ended the work: ProcessorFailure, StorageFull."""
+    ended the work: ProcessorFailure, STORAGE_FAULTS."""
 
     def __init__(self, claim: Claim, place: Workplace) -> None:
         self._claim = claim
@@ -73,7 +74,15 @@ class Attempt:
             with self._place.tracing.span("finish"):
                 await self._finish(done, scratch)
         finally:
-            await asyncio.shield(storage.discard(scratch))
+            await asyncio.shield(self._discard(scratch))
+
+    async def _discard(self, scratch: Path) -> None:
+        """What cannot be removed is the sweeper's, and no fault of the attempt's."""
+        try:
+            await self._place.storage.discard(scratch)
+        except STORAGE_FAULTS as error:
+            about = {"task_id": self._task.task_id, "reason": str(error), **told_by_the_system(error)}
+            log.warning("scratch folder left", **about)
 
     def _processor(self) -> Processor:
         try:

@@ -19,7 +19,7 @@ from typing import Any
 import filetype
 
 from headway.shared.errors import BadInput, StorageFull
-from headway.shared.files.storage import full_disk_is_said
+from headway.shared.files.disk import full_disk_is_said
 from headway.shared.json_text import text_of
 from headway.shared.tasks.models import ErrorType
 from headway.shared.tasks.processors import Processor

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -21,7 +20,9 @@ from structlog.contextvars import bind_contextvars
 
 from headway.shared import keys
 from headway.shared.cancellation import cancel
-from headway.shared.errors import ProcessorFailure, Refused, StorageAway, StorageFull, UnknownTask
+from headway.shared.descriptors import out_of_descriptors
+from headway.shared.errors import NoDescriptors, ProcessorFailure, Refused, StorageAway, StorageFull, UnknownTask
+from headway.shared.files.disk import STORAGE_FAULTS, told_by_the_system
 from headway.shared.files.storage import Storage
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY
@@ -128,8 +129,7 @@ class Runner:
         task_id = claim.task.task_id
         bind_contextvars(attempt=claim.attempt)
         for earlier in range(1, claim.attempt):  # none of them can complete any more
-            with suppress(StorageAway):
-                await self._place.storage.discard_results(task_id, earlier)
+            await self._discard_results(task_id, earlier)
         resumes = {"from_progress": claim.task.checkpoint.progress} if claim.task.checkpoint else {}
         log.info("attempt started", task_id=task_id, attempt=claim.attempt, processor=claim.task.processor, **resumes)
         if task_id in self._running:  # this worker slept through its own lease and has the task twice
@@ -150,6 +150,14 @@ class Runner:
             if attempt.has_results and outcome is not Outcome.COMPLETED:
                 outcome = await asyncio.shield(self._settle(claim)) or outcome
         return outcome
+
+    async def _discard_results(self, task_id: TaskId, attempt: int) -> None:
+        """Where the storage cannot be used they stay, unseen, until the task goes."""
+        try:
+            await self._place.storage.discard_results(task_id, attempt)
+        except STORAGE_FAULTS as error:
+            about = {"task_id": task_id, "attempt": attempt, "reason": str(error), **told_by_the_system(error)}
+            log.warning("results left", **about)
 
     async def _end(self, claim: Claim, attempt: Attempt, running: _Running, span: Span) -> Outcome:
         if not running.work.cancelled():
@@ -175,8 +183,8 @@ class Runner:
                         return None
                     if standing.status is Status.COMPLETED:
                         return Outcome.COMPLETED
-                await self._place.storage.discard_results(task_id, claim.attempt)
-        except (*AWAY, StorageAway, TimeoutError) as error:
+                await self._discard_results(task_id, claim.attempt)
+        except (*AWAY, TimeoutError) as error:
             log.warning("results left", task_id=task_id, attempt=claim.attempt, reason=type(error).__name__)
         return None
 
@@ -191,12 +199,18 @@ class Runner:
 
     async def _fail(self, claim: Claim, error: BaseException, span: Span) -> Outcome:
         task_id = claim.task.task_id
+        told: dict[str, Any] = {}
+        if isinstance(error, OSError) and out_of_descriptors(error):
+            out = NoDescriptors()
+            out.__cause__ = error
+            error = out
         match error:
             case Refused():
                 return self._superseded(claim, error)
             case ProcessorFailure():
                 failure = error
-            case StorageAway():
+            case StorageAway() | NoDescriptors():
+                told = told_by_the_system(error)
                 failure = ProcessorFailure(ErrorType.PROCESSOR_ERROR, str(error), retryable=True)
             case StorageFull():
                 failure = ProcessorFailure(ErrorType.STORAGE_FULL, str(error), retryable=True)
@@ -207,7 +221,9 @@ class Runner:
             case _:
                 log.error("attempt broke", task_id=task_id, attempt=claim.attempt, exc_info=error)
                 failure = ProcessorFailure(ErrorType.PROCESSOR_ERROR, "The worker could not run it; its log says why.")
-        log.info("attempt failed", task_id=task_id, attempt=claim.attempt, type=failure.type, reason=str(failure))
+        log.info(
+            "attempt failed", task_id=task_id, attempt=claim.attempt, type=failure.type, reason=str(failure), **told
+        )
         try:
             await self._publisher.fail(
                 task_id, failure.type, without_paths(str(failure)), retryable=failure.retryable, **claim.fence

@@ -6,10 +6,12 @@ One page of each folder a round; the next round goes on where it ended. The swee
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final, Generic, TypeVar
 
 from headway.shared import keys
+from headway.shared.files.disk import STORAGE_FAULTS
 from headway.shared.files.storage import Partial, Storage
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import RedisClient
@@ -60,7 +62,8 @@ class Pages(Generic[T]):
 
 
 class OrphanedFiles:
-    """`clock` is monotonic, in seconds. Errors: headway.shared.redis.client.AWAY."""
+    """`clock` is monotonic, in seconds. Errors: headway.shared.redis.client.AWAY, STORAGE_FAULTS. What cannot be
+    removed keeps nothing else from being removed: it is raised when the page is done, and tried again."""
 
     def __init__(
         self, redis: RedisClient, settings: Settings, storage: Storage, clock: Callable[[], float] = time.monotonic
@@ -80,10 +83,13 @@ class OrphanedFiles:
     async def remove_partials(self, partials: Collection[Partial]) -> None:
         seen = await look(self._redis, {partial.task_id for partial in partials})
         tasks = {task.task_id: task for task in seen}
+        removing = _Removing()
         for partial in partials:
             if is_orphaned(partial, tasks.get(partial.task_id)):
-                await self._storage.remove(partial)
-                log.info("partial file removed", task_id=partial.task_id, name=partial.name)
+                with removing.next():
+                    await self._storage.remove(partial)
+                    log.info("partial file removed", task_id=partial.task_id, name=partial.name)
+        removing.end()
 
     async def remove_expired(self, ended: Iterable[ScannedTask]) -> None:
         """`ended` are tasks that were looked at just now. Those that will expire soon are remembered, and looked for
@@ -93,9 +99,13 @@ class OrphanedFiles:
             if 0 <= task.ttl_ms < LEAVING_SECONDS * 1000 and len(self._leaving) < REMEMBERED:
                 self._leaving[task.task_id] = now + task.ttl_ms / 1000
         due = {task_id for task_id, at in self._leaving.items() if at < now}
-        for task_id in due - await self._known(due):
-            await self._remove_files(task_id, "it expired")
-        self._leaving = {task_id: at for task_id, at in self._leaving.items() if task_id not in due}
+        removing, known = _Removing(), await self._known(due)
+        for task_id in due:
+            with removing.next():
+                if task_id not in known:
+                    await self._remove_files(task_id, "it expired")
+                del self._leaving[task_id]
+        removing.end()
 
     async def remove_deleted(self, publisher: Publisher) -> None:
         """Files of tasks whose deletion was cut off between Redis and the storage. One that is made again under its id,
@@ -104,11 +114,15 @@ class OrphanedFiles:
         found = await self._redis.zrange(keys.DELETED, 0, before, byscore=True, offset=0, num=PAGE)
         deleted = [TaskId(name.decode()) for name in found]
         known = await self._known(deleted)
+        removing, removed = _Removing(), []
         for task_id in deleted:
-            if task_id not in known:
-                await self._remove_files(task_id, "it was deleted")
-        if deleted:
-            await publisher.files_removed(deleted)
+            with removing.next():
+                if task_id not in known:
+                    await self._remove_files(task_id, "it was deleted")
+                removed.append(task_id)
+        if removed:
+            await publisher.files_removed(removed)
+        removing.end()
 
     async def remove_unknown(self) -> None:
         """Files of tasks that Redis does not know, late: it may have lost what the disk still has."""
@@ -119,8 +133,11 @@ class OrphanedFiles:
         self._asked_held = self._clock()
         held_seconds = await self._redis_has_held_seconds()
         if old and held_seconds > UNKNOWN_FOLDER_SECONDS:
+            removing = _Removing()
             for task_id in old - await self._known(old):
-                await self._remove_files(task_id, "nobody knows it")
+                with removing.next():
+                    await self._remove_files(task_id, "nobody knows it")
+            removing.end()
 
     async def _known(self, task_ids: Collection[TaskId]) -> set[TaskId]:
         return {seen.task_id for seen in await look(self._redis, task_ids)}
@@ -139,6 +156,25 @@ class OrphanedFiles:
     async def _remove_files(self, task_id: TaskId, why: str) -> None:
         await self._storage.delete(task_id)
         log.info("files removed", task_id=task_id, why=why)
+
+
+class _Removing:
+    """Goes on after what cannot be removed."""
+
+    def __init__(self) -> None:
+        self._first: Exception | None = None
+
+    @contextmanager
+    def next(self) -> Iterator[None]:
+        try:
+            yield
+        except (*STORAGE_FAULTS, OSError) as error:
+            self._first = self._first or error
+
+    def end(self) -> None:
+        """Raises what was wrong first."""
+        if self._first is not None:
+            raise self._first
 
 
 def is_orphaned(partial: Partial, task: ScannedTask | None) -> bool:

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
 from typing import Any, Final
 
 from headway.shared import keys
 from headway.shared.cancellation import heed_cancellation
 from headway.shared.errors import Refused
+from headway.shared.files.disk import STORAGE_FAULTS, told_by_the_system
 from headway.shared.files.storage import Partial, Storage
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY, RedisClient, why_away
@@ -98,6 +99,7 @@ class Sweeper:
         self._indexes = {(owner, index): 0 for owner in self._owners for index in INDEXES}
         self._cursor = 0
         self._uploads: dict[TaskId, tuple[int, float]] = {}  # its version, and since when
+        self._failing: dict[str, str] = {}  # jobs, and why
 
     async def run(self) -> None:
         broken: str | None = None
@@ -131,18 +133,38 @@ class Sweeper:
             await self._redis.delete(keys.SWEEPER)
 
     async def sweep(self) -> None:
-        """One round."""
+        """One round. What fails of it is said once, and keeps nothing else from being done; but without Redis nothing
+        can be done, so that is raised (AWAY)."""
         tasks = await look(self._redis, await self._some_tasks())
         self._learn_owners(tasks)
         await self._put_back([task for task in tasks if task.status in (Status.QUEUED, Status.PROCESSING)])
         await self._tell_again(tasks)
-        partials = await self._leftovers.partials()
+        await self._job("settle quotas", self._let_go_of_expired())
+        await self._job("uploads and partial files", self._look_at_partials(tasks))
+        ended = [task for task in tasks if task.status.is_terminal]
+        await self._job("files of expired tasks", self._leftovers.remove_expired(ended))
+        await self._job("files of unknown tasks", self._leftovers.remove_unknown())
+        await self._job("files of deleted tasks", self._leftovers.remove_deleted(self._publisher))
+
+    async def _job(self, name: str, job: Awaitable[None]) -> None:
+        try:
+            await job
+        except AWAY:
+            raise
+        except Exception as error:
+            reason = str(error) if isinstance(error, STORAGE_FAULTS) else repr(error)
+            if self._failing.get(name) != reason:
+                self._failing[name] = reason
+                traceback = None if isinstance(error, STORAGE_FAULTS) else error
+                log.error("sweep failed", job=name, reason=reason, exc_info=traceback, **told_by_the_system(error))  # noqa: TRY400
+        else:
+            if self._failing.pop(name, None) is not None:
+                log.info("sweep works again", job=name)
+
+    async def _look_at_partials(self, tasks: Collection[ScannedTask]) -> None:
+        partials = await self._leftovers.partials()  # an upload that cannot be seen is not given up
         await self._give_up_uploads(tasks, partials)
         await self._leftovers.remove_partials(partials)
-        await self._leftovers.remove_expired(task for task in tasks if task.status.is_terminal)
-        await self._leftovers.remove_unknown()
-        await self._leftovers.remove_deleted(self._publisher)
-        await self._let_go_of_expired()
 
     async def _some_tasks(self) -> set[TaskId]:
         """Active tasks by their owners' lists, and a few of whatever there is, in case a list should not be true."""

@@ -29,10 +29,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from headway.api.access.keyring import Keyring
 from headway.api.access.origin_check import SAFE_METHODS, is_own_origin
 from headway.api.lifespan import State
-from headway.api.problems import answer_to, away_response
+from headway.api.problems import answer_to
 from headway.shared.errors import HeadwayError, NoPolicy, NotAllowed, NotWithToken, UnknownTask
 from headway.shared.logging import get_logger
-from headway.shared.redis.client import AWAY
+from headway.shared.redis.client import AWAY, RedisError
 from headway.shared.tasks.models import ANYONE, OwnerId, TaskId
 
 log = get_logger(__name__)
@@ -180,10 +180,8 @@ class Gate:
             await self._let_in(state, scope, headers)
             if uploads:
                 state.limits.uploads.check(*names_of(scope))
-        except HeadwayError as error:
-            refusal = answer_to(error)
-        except AWAY as error:
-            refusal = away_response(error)
+        except (HeadwayError, RedisError) as error:
+            refusal = answer_to(error, scope)
         if refusal is not None:
             await refusal(scope, receive, send)
         elif uploads:

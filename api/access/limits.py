@@ -19,6 +19,7 @@ from limits.aio.strategies import FixedWindowRateLimiter
 from headway.shared import keys
 from headway.shared.errors import TooMany
 from headway.shared.redis.client import AWAY, RedisClient
+from headway.shared.redis.faults import redis_faults
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import OwnerId
 
@@ -97,7 +98,8 @@ class Limits:
         if self._requests is None:
             return
         try:
-            fits = await self._rates.hit(self._requests, "requests", name)
+            with redis_faults():
+                fits = await self._rates.hit(self._requests, "requests", name)
         except AWAY:
             return
         if not fits:
@@ -105,9 +107,12 @@ class Limits:
 
     async def check_wrong_keys(self, address: str) -> None:
         """Raises TooMany where an address has tried too many; AWAY."""
-        if not await self._rates.test(WRONG_KEYS, "wrong keys", address):
+        with redis_faults():
+            fits = await self._rates.test(WRONG_KEYS, "wrong keys", address)
+        if not fits:
             message = "Too many wrong keys have come from this address. Wait a minute."
             raise TooMany(message, retry_after_seconds=WRONG_KEYS.get_expiry())
 
     async def count_wrong_key(self, address: str) -> None:
-        await self._rates.hit(WRONG_KEYS, "wrong keys", address)
+        with redis_faults():
+            await self._rates.hit(WRONG_KEYS, "wrong keys", address)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import os
 import re
 import secrets
@@ -32,7 +33,9 @@ from headway.api.problems import PROBLEMS, problem_response
 from headway.api.serving.tally import Count, uncounted
 from headway.api.streams.sse import abort, gone
 from headway.shared.cancellation import cancel
-from headway.shared.errors import HeadwayError, PreconditionFailed, RangeNotSatisfiable, UnknownFile
+from headway.shared.errors import HeadwayError, PreconditionFailed, RangeNotSatisfiable
+from headway.shared.files.directory import open_to_read
+from headway.shared.files.disk import STORAGE_FAULTS, on_disk, told_by_the_system
 from headway.shared.files.storage import StoredObject
 from headway.shared.logging import get_logger
 
@@ -45,6 +48,8 @@ SHOW_SECONDS: Final = 0.1
 #: Nothing in a file of a stranger runs with this page's rights, even if it is opened.
 _SAFE: Final = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
 _MEDIA_TYPE: Final = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+(?:; ?[\w-]+=[\w-]+)*", re.ASCII)
+#: What sending says of the file, not of the client.
+_OUR_OWN: Final = {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE}
 #: Letters that turn the reading direction: `gpj.exe` would be shown as `exe.jpg`.
 _TURNING: Final = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -132,15 +137,11 @@ class Attachment(Response):
 
     @asynccontextmanager
     async def _opened(self, connection: Connection | None) -> AsyncIterator[tuple[Connection | None, int | None]]:
-        """The file's descriptor, if the connection takes files. Raises UnknownFile."""
+        """The file's descriptor, if the connection takes files. Raises UnknownFile, STORAGE_FAULTS."""
         if connection is None or not connection.takes_files or self._content.path is None:
             yield connection, None
             return
-        try:
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            file = await asyncio.to_thread(os.open, self._content.path, flags)
-        except OSError:
-            raise UnknownFile from None
+        file = await on_disk(open_to_read, self._content.path)
         try:
             yield connection, file
         finally:
@@ -185,7 +186,9 @@ class _Sending:
                 raise TimeoutError("the client takes nothing")
         except (OSError, EOFError, HeadwayError) as error:
             if not isinstance(error, ConnectionError):  # that is a client that has left
-                log.info("download cut", path=scope["path"], sent_bytes=self._sent, reason=str(error))
+                ours = isinstance(error, STORAGE_FAULTS) or getattr(error, "errno", None) in _OUR_OWN
+                about = {"path": scope["path"], "reason": str(error), **told_by_the_system(error)}
+                (log.error if ours else log.info)("download cut", sent_bytes=self._sent, **about)
             if self._connection is None:
                 raise ConnectionAbortedError("the answer cannot be completed") from error  # the server cuts it
             if not self._connection.closed:

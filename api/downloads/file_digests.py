@@ -8,6 +8,7 @@ what is still being read then is given up.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import stat
@@ -20,7 +21,8 @@ from typing import Final
 
 from headway.shared.cancellation import cancel
 from headway.shared.errors import UnknownFile
-from headway.shared.files.directory import DiskFile
+from headway.shared.files.directory import DiskFile, open_to_read
+from headway.shared.files.disk import disk_faults, on_disk
 
 #: Files whose digests are kept: 200 bytes each.
 KEPT: Final = 1000
@@ -49,8 +51,9 @@ class FileDigests:
         await cancel(*self._reading.values())
 
     async def of(self, path: Path) -> tuple[DiskFile, str | None]:
-        """The file, and its digest; None if it was being changed. Raises UnknownFile for what is not a plain file."""
-        found = await asyncio.to_thread(_stat_of, path)
+        """The file, and its digest; None if it was being changed. Raises UnknownFile for what is not a plain file,
+        STORAGE_FAULTS."""
+        found = await on_disk(_stat_of, path)
         key = path, _identity(found)
         if (digest := self._known.get(key)) is not None:
             self._known.move_to_end(key)
@@ -69,7 +72,8 @@ class FileDigests:
 
     async def _read(self, key: tuple[Path, Identity]) -> str | None:
         async with self._readers:
-            digest = await asyncio.to_thread(self._digest, *key)
+            with disk_faults(key[0]):
+                digest = await asyncio.to_thread(self._digest, *key)
         if digest is not None:
             self._known[key] = digest
             while len(self._known) > KEPT:
@@ -96,8 +100,12 @@ def _identity(found: os.stat_result) -> Identity:
 def _stat_of(path: Path) -> os.stat_result:
     try:
         found = path.lstat()
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         raise UnknownFile from None
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UnknownFile from None
+        raise
     if not stat.S_ISREG(found.st_mode):
         raise UnknownFile
     return found
@@ -105,10 +113,7 @@ def _stat_of(path: Path) -> os.stat_result:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        raise UnknownFile from None
+    file = open_to_read(path)
     try:
         yield file
     finally:

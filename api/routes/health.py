@@ -43,14 +43,15 @@ async def healthz() -> dict[str, str]:
     },
 )
 async def readyz(response: Response, state: StateDep) -> dict[str, Any]:
-    """200 while Redis and the relay work. Without a worker, or with a Redis that is full or evicts, it is still 200,
-    `degraded`: files are taken and wait, or the operator has something to do."""
+    """200 while Redis and the relay work. Without a worker, with a storage that cannot be used, or with a Redis that is
+    full or evicts, it is still 200, `degraded`: streams go on, and the operator has something to do."""
     checks = {"redis": await _redis(state), "relay": _relay(state), "workers": await _workers(state)}
+    checks["storage"] = await _storage(state)
     if not (checks["redis"]["ok"] and checks["relay"]["ok"]):
         response.status_code = 503
         response.headers["Retry-After"] = "2"
         return {"status": "unready", "checks": checks}
-    well = checks["workers"]["ok"] and not checks["redis"]["degraded"]
+    well = checks["workers"]["ok"] and checks["storage"]["ok"] and not checks["redis"]["degraded"]
     # For `headway doctor`, which looks at the whole from outside.
     about = {"version": version("headway"), "heartbeat_seconds": state.settings.heartbeat_seconds}
     return {"status": "ready" if well else "degraded", **about, "checks": checks}
@@ -71,6 +72,11 @@ def _relay(state: State) -> dict[str, Any]:
     if (broken := state.relay.broken or state.sessions.broken) is not None:
         return {"ok": False, "reason": broken}
     return {"ok": True, "reason": "subscribed", "streams": state.relay.listener_count}
+
+
+async def _storage(state: State) -> dict[str, Any]:
+    trouble = await state.storage_check.trouble()
+    return {"ok": trouble is None, "reason": trouble or "can be written"}
 
 
 async def _workers(state: State) -> dict[str, Any]:

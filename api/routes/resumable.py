@@ -31,7 +31,7 @@ from headway.api.openapi import (
     wrong_method_answer,
 )
 from headway.api.problems import wrong_method
-from headway.api.routes.tasks import draft
+from headway.api.routes.tasks import cancel_task, draft
 from headway.api.uploads.capacity_check import check_capacity
 from headway.api.uploads.multipart_upload import (
     clean_batch_id,
@@ -64,6 +64,7 @@ from headway.shared.errors import (
     ChecksumMismatch,
     Conflict,
     InvalidRequest,
+    NoDescriptors,
     NotTheAnnouncedFile,
     QuotaFull,
     Refused,
@@ -251,8 +252,7 @@ async def terminate(state: StateDep, task: TaskDep) -> Response:
         await state.publisher.delete(task)
         await state.storage.delete(task.task_id)
     else:
-        await state.publisher.cancel(task)
-        await state.storage.discard_upload(task.task_id)
+        await cancel_task(state, task)
     return Response(status_code=204)
 
 
@@ -324,9 +324,13 @@ def _headers(task: Task, offset: int, expires_at: datetime | None = None) -> dic
 
 async def _forget(state: State, task_id: TaskId, error: BaseException) -> None:
     """Ends a task whose first piece was cut off with the request that made it: nobody was told where the rest goes."""
-    full = isinstance(error, StorageFull)
-    message = "The disk had no room for the file." if full else "The upload was cut off as it began. Submit it again."
+    match error:
+        case StorageFull():
+            error_type, message = ErrorType.STORAGE_FULL, "The disk had no room for the file."
+        case StorageAway() | NoDescriptors():
+            error_type, message = ErrorType.PROCESSOR_ERROR, f"The file could not be stored. {error}"
+        case _:
+            error_type, message = ErrorType.BAD_INPUT, "The upload was cut off as it began. Submit it again."
     with suppress(Refused, *AWAY):
-        error_type = ErrorType.STORAGE_FULL if full else ErrorType.BAD_INPUT
         await state.publisher.fail(task_id, error_type, message, allowed=(Status.UPLOADING,))
         await state.storage.discard_upload(task_id)

@@ -51,9 +51,13 @@ from headway.shared.errors import (
     UnknownTask,
     UnsupportedType,
 )
+from headway.shared.files.disk import STORAGE_FAULTS, told_by_the_system
 from headway.shared.files.storage import StoredFile
+from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.models import FieldError, OwnerId, Status, Task, TaskId, new_task_id, utc_now
+
+log = get_logger(__name__)
 
 router = APIRouter(tags=["tasks"])
 
@@ -383,10 +387,14 @@ async def cancel(state: StateDep, task: TaskDep) -> dict[str, Any]:
 
 
 async def cancel_task(state: State, task: Task) -> None:
-    """Raises Conflict where it has ended."""
+    """Raises Conflict where it has ended. It is cancelled also where the storage cannot be used: what is there of its
+    file is the sweeper's then."""
     await state.publisher.cancel(task)
-    if task.upload_expires_at is not None:
-        await state.storage.discard_upload(task.task_id)  # a piece that is still coming removes its own
+    if task.upload_expires_at is not None:  # a piece that is still coming removes its own
+        try:
+            await state.storage.discard_upload(task.task_id)
+        except STORAGE_FAULTS as error:
+            log.warning("upload left", reason=str(error), **told_by_the_system(error))
 
 
 @router.post(

@@ -21,6 +21,7 @@ from headway.shared.errors import (
     ChecksumMismatch,
     Conflict,
     InvalidRequest,
+    NoDescriptors,
     NotTheAnnouncedFile,
     QuotaFull,
     Refused,
@@ -110,6 +111,10 @@ async def _tell(state: State, task: Task, error: BaseException) -> None:
             raise await not_the_announced(state, task, "it is not what its Upload-Checksum says") from None
         case UploadCut() | TooSlow() | Stopping():
             fields = {"message": "The upload was cut off; send the file again", "done": 0, "rate": None}
+            with suppress(Refused, *AWAY):
+                await state.publisher.change(task.task_id, fields, allowed=(Status.UPLOADING,))
+        case StorageFull() | StorageAway() | NoDescriptors():
+            fields = {"message": f"The file could not be stored. {error}", "done": 0, "rate": None}
             with suppress(Refused, *AWAY):
                 await state.publisher.change(task.task_id, fields, allowed=(Status.UPLOADING,))
 

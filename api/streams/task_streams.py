@@ -16,9 +16,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headway.api.dependencies import get_task_id, open_task_stream, version_seen
 from headway.api.lifespan import State
-from headway.api.problems import answer_to, away_response
+from headway.api.problems import answer_to
 from headway.shared.errors import HeadwayError
-from headway.shared.redis.client import AWAY
 
 _PATH: Final = re.compile(r"/(?:tasks/([^/]+)/events|task-progress/([^/]+))")
 
@@ -41,12 +40,10 @@ class TaskStreams:
         try:
             answer = await _answer(scope, found[1] or found[2])
             await answer(scope, receive, send)
-        except HeadwayError as error:
-            if (refusal := answer_to(error)) is None:
+        except (HeadwayError, RedisError) as error:
+            if (refusal := answer_to(error, scope)) is None:
                 raise
             await refusal(scope, receive, send)
-        except (*AWAY, RedisError) as error:
-            await away_response(error)(scope, receive, send)
 
 
 async def _answer(scope: Scope, task_id: str) -> ASGIApp:

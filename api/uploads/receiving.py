@@ -10,16 +10,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Final
 
 from headway.api.lifespan import State
 from headway.api.uploads.multipart_upload import store_raw
 from headway.shared.cancellation import heed_cancellation
-from headway.shared.errors import NotTheAnnouncedFile, QuotaFull, Refused, UnknownTask
+from headway.shared.errors import NotTheAnnouncedFile, QuotaFull, RedisAway, Refused, UnknownTask
 from headway.shared.files.storage import StoredFile, Upload
-from headway.shared.redis.client import AWAY
+from headway.shared.redis.client import AWAY, RedisError
 from headway.shared.settings import DAY_SECONDS
 from headway.shared.tasks.models import ErrorType, Status, Task, TaskId, rfc3339, utc_now
 
@@ -88,8 +88,7 @@ async def _show(state: State, task: Task, upload: Upload, first: int, guard: Gua
 async def queue(state: State, task: Task, stored: StoredFile) -> None:
     """The file is whole: `uploading` → `queued`; or `failed`, where it is not the file that was announced.
 
-    Raises NotTheAnnouncedFile, Refused, QuotaFull. Where it raises AWAY, TimeoutError or CancelledError it may be
-    queued.
+    Raises NotTheAnnouncedFile, Refused, QuotaFull. Where it raises AWAY or CancelledError it may be queued.
     """
     if task.declared_sha256 not in (None, stored.sha256):
         raise await not_the_announced(state, task, f"its SHA-256 is {stored.sha256}, not {task.declared_sha256}")
@@ -101,14 +100,24 @@ async def queue(state: State, task: Task, stored: StoredFile) -> None:
         "input_name": stored.name,
         "input_sha256": stored.sha256,
     }
-    async with asyncio.timeout(ENQUEUE_PATIENCE_SECONDS):
+    async with _patience():
         await state.patient_publisher.enqueue(task, fields)
+
+
+@asynccontextmanager
+async def _patience() -> AsyncIterator[None]:
+    """Around what waits for a Redis that is away: raises AWAY where it has been for too long."""
+    try:
+        async with asyncio.timeout(ENQUEUE_PATIENCE_SECONDS):
+            yield
+    except TimeoutError:
+        raise RedisAway(f"Redis did not answer within {ENQUEUE_PATIENCE_SECONDS:g} s") from None
 
 
 async def not_the_announced(state: State, task: Task, why: str) -> NotTheAnnouncedFile:
     """Ends the task as `failed`; answers with the error to raise."""
     error = NotTheAnnouncedFile(f"This is not the file that was announced: {why}. Submit the file again.")
-    async with asyncio.timeout(ENQUEUE_PATIENCE_SECONDS):
+    async with _patience():
         await state.patient_publisher.fail(task.task_id, ErrorType.BAD_INPUT, str(error), allowed=(Status.UPLOADING,))
     return error
 
@@ -121,7 +130,7 @@ async def abort_unless_queued(
     if not isinstance(error, Refused | QuotaFull | NotTheAnnouncedFile):
         try:
             task = await state.reader.task(task_id)
-        except AWAY:
+        except (*AWAY, RedisError):
             return
         except UnknownTask:
             task = None

@@ -42,7 +42,7 @@ class WorkerSettings:
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.pool = await create_pool(RedisSettings.from_dsn(URL))
-    app.state.redis = redis.from_url(URL, max_connections=20_000)
+    app.state.redis = redis.from_url(URL, max_connections=20_000)  # type: ignore[no-untyped-call]
     yield
     await app.state.pool.aclose()
     await app.state.redis.aclose()

@@ -17,10 +17,10 @@ async def job(ctx: dict[str, Any], begun_ns: int) -> None:
 
 
 async def work() -> None:
-    given = {"poll_delay": float(delay)} if (delay := os.environ.get("PEER_POLL_DELAY")) else {}
+    given: dict[str, Any] = {"poll_delay": float(delay)} if (delay := os.environ.get("PEER_POLL_DELAY")) else {}
     settings = RedisSettings.from_dsn(REDIS_URL)
 
-    async def on_startup(_: Any) -> None:
+    async def on_startup(ctx: dict[Any, Any]) -> None:
         say("ready")
 
     worker = Worker([job], redis_settings=settings, max_jobs=CONCURRENCY, on_startup=on_startup, **given)

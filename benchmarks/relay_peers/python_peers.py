@@ -24,7 +24,7 @@ if os.environ["PEER"] == "sse-starlette":
     from sse_starlette import EventSourceResponse, ServerSentEvent
 
     @app.get("/tasks/{task_id}/events")
-    async def events(task_id: str) -> EventSourceResponse:
+    async def as_its_manual_has_it(task_id: str) -> EventSourceResponse:
         async def stream() -> AsyncIterator[ServerSentEvent]:
             async for version, data in messages(task_id):
                 yield ServerSentEvent(data, id=version)

@@ -12,13 +12,12 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 import httpx
-from httpx_sse import SSEError, aconnect_sse
 
 from headway.client import calls
 from headway.client.calls import Address, Call
 from headway.client.errors import ClientError, Declined, WrongUse
 from headway.client.files import CHUNK_BYTES, Incoming, Outgoing, Source, outgoing
-from headway.client.following import SILENCE_SECONDS, Ends, Following
+from headway.client.following import SILENCE_SECONDS, Ends, Following, NoStream
 from headway.client.wire import Batch, BatchCancelled, Event, ResultFile, Task
 
 T = TypeVar("T")
@@ -193,20 +192,20 @@ class AsyncClient:
         while True:
             problem: ClientError | None = None
             try:
-                async with aconnect_sse(
-                    self._http, "GET", self._address.at(link), headers=following.headers, timeout=timeout
-                ) as source:
-                    if source.response.status_code >= 400:
-                        await source.response.aread()
-                    self._address.check(source.response)
-                    if not following.opened(source.response.status_code):
+                async with self._http.stream(
+                    "GET", self._address.at(link), headers=following.headers, timeout=timeout
+                ) as response:
+                    if response.status_code >= 400:
+                        await response.aread()
+                    self._address.check(response)
+                    if not following.opened(response.status_code, response.headers.get("content-type", "")):
                         return
-                    async for sse in source.aiter_sse():
-                        if (event := following.take(sse)) is not None:
+                    async for line in response.aiter_lines():
+                        if (event := following.line(line)) is not None:
                             yield event
                             if following.over:
                                 return
-            except SSEError:
+            except NoStream:
                 raise self._address.stranger() from None
             except httpx.RequestError as error:
                 problem = self._address.unreachable(error)

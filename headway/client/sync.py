@@ -12,13 +12,12 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 import httpx
-from httpx_sse import SSEError, connect_sse
 
 from headway.client import calls
 from headway.client.calls import Address, Call
 from headway.client.errors import ClientError, Declined, WrongUse
 from headway.client.files import CHUNK_BYTES, Incoming, Outgoing, Source, outgoing
-from headway.client.following import SILENCE_SECONDS, Ends, Following
+from headway.client.following import SILENCE_SECONDS, Ends, Following, NoStream
 from headway.client.wire import Batch, BatchCancelled, Event, ResultFile, Task
 
 T = TypeVar("T")
@@ -190,20 +189,20 @@ class Client:
         while True:
             problem: ClientError | None = None
             try:
-                with connect_sse(
-                    self._http, "GET", self._address.at(link), headers=following.headers, timeout=timeout
-                ) as source:
-                    if source.response.status_code >= 400:
-                        source.response.read()
-                    self._address.check(source.response)
-                    if not following.opened(source.response.status_code):
+                with self._http.stream(
+                    "GET", self._address.at(link), headers=following.headers, timeout=timeout
+                ) as response:
+                    if response.status_code >= 400:
+                        response.read()
+                    self._address.check(response)
+                    if not following.opened(response.status_code, response.headers.get("content-type", "")):
                         return
-                    for sse in source.iter_sse():
-                        if (event := following.take(sse)) is not None:
+                    for line in response.iter_lines():
+                        if (event := following.line(line)) is not None:
                             yield event
                             if following.over:
                                 return
-            except SSEError:
+            except NoStream:
                 raise self._address.stranger() from None
             except httpx.RequestError as error:
                 problem = self._address.unreachable(error)

@@ -26,16 +26,10 @@ from typing import TYPE_CHECKING, Final
 from headway.shared.errors import BadInput, StorageAway, UnknownFile
 from headway.shared.files.bucket_uploads import BucketUpload, PiecesUpload, chain, part_bytes_for
 from headway.shared.files.directory import DirectoryStorage, outputs_of
+from headway.shared.files.disk import disk_faults, on_disk
 from headway.shared.files.own_disk import OwnDisk
 from headway.shared.files.s3 import Bucket, check_endpoint
-from headway.shared.files.storage import (
-    CHUNK_BYTES,
-    Partial,
-    StoredResult,
-    TaskFolder,
-    check_result_name,
-    full_disk_is_said,
-)
+from headway.shared.files.storage import CHUNK_BYTES, Partial, StoredResult, TaskFolder, check_result_name
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import TaskId
 
@@ -76,12 +70,19 @@ class BucketStorage:
     def _patient(self) -> Bucket:
         return Bucket(self._url, patience_seconds=ATTEMPT_PATIENCE_SECONDS)
 
+    @cached_property
+    def _probe(self) -> Bucket:
+        return Bucket(self._url, patience_seconds=0, call_seconds=CHECK_SECONDS)
+
     def prepare(self) -> None:
         check_endpoint()
         self._local.prepare()
         self._disk.remove_what_is_nobodys()
-        probe = Bucket(self._url, patience_seconds=0, call_seconds=CHECK_SECONDS)
-        probe.check(f"partial/probe-{secrets.token_hex(4)}")
+        self._probe.check(f"partial/probe-{secrets.token_hex(4)}")
+
+    async def check(self) -> None:
+        async for _ in self._probe.pages("partial/probe"):
+            return
 
     async def check_capacity(self, size_bytes: int) -> None:
         """A bucket does not say how much fits; it says StorageFull when something does not."""
@@ -125,7 +126,7 @@ class BucketStorage:
         try:
             await self._local.check_capacity(file.size_bytes)
             path = folder / "input"
-            with full_disk_is_said():
+            with disk_faults(path):
                 await asyncio.to_thread(path.touch)
                 await self._patient.download(file.key, file.size_bytes, path)
             yield path
@@ -135,7 +136,7 @@ class BucketStorage:
     # Results.
 
     async def scratch(self, task_id: TaskId, attempt: int) -> Path:
-        await asyncio.to_thread(self._disk.occupy)
+        await on_disk(self._disk.occupy)
         return await self._local.scratch(task_id, attempt)
 
     async def discard(self, scratch: Path) -> None:
@@ -144,8 +145,7 @@ class BucketStorage:
     async def keep_results(
         self, task_id: TaskId, attempt: int, scratch: Path, names: Mapping[str, str | None]
     ) -> list[StoredResult]:
-        with full_disk_is_said():
-            found = await asyncio.to_thread(outputs_of, scratch, names)
+        found = await on_disk(outputs_of, scratch, names)
         small = asyncio.Semaphore(SMALL_AT_ONCE)
         try:
             async with asyncio.TaskGroup() as group:
@@ -167,12 +167,12 @@ class BucketStorage:
         key, path = _result_key(task_id, attempt, result.name), scratch / result.name
         content_type = result.content_type if re.fullmatch(r"[\x20-\x7e]{1,200}", result.content_type) else None
         if result.size_bytes <= SMALL_BYTES:
-            await self._patient.put(key, await asyncio.to_thread(path.read_bytes), content_type)
+            await self._patient.put(key, await on_disk(path.read_bytes), content_type)
             return
         parts = self._patient.begin(key, part_bytes_for(result.size_bytes), content_type)
         try:
             # Opened here, not in a thread: what a thread opens for somebody who was cancelled is closed by nobody.
-            with path.open("rb", buffering=0) as file:
+            with disk_faults(path), path.open("rb", buffering=0) as file:
                 while data := await asyncio.to_thread(file.read, CHUNK_BYTES):
                     await parts.write(data)
             await parts.finish()

@@ -4,18 +4,21 @@
     DATA/tasks/{task_id}/result-{attempt}/…  what the attempt made
     DATA/partial/…                           what is still being written; nothing reads it
 
-A file is written under `partial/`, fsynced and renamed. Disk work runs in threads.
+A file is written under `partial/`, fsynced and renamed. Disk work runs in threads; what may go wrong there is named in
+shared/files/disk.py. The two folders are made at the start and never again: where they have gone, a disk is not
+mounted, and files must not be written to what lies under it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import mimetypes
 import os
 import re
 import secrets
-import shutil
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -25,16 +28,12 @@ from pathlib import Path
 from typing import Final
 
 from headway.shared.errors import BadInput, SettingsError, StorageFull, UnknownFile
-from headway.shared.files.storage import (
-    CHUNK_BYTES,
-    Partial,
-    StoredFile,
-    StoredResult,
-    TaskFolder,
-    check_result_name,
-    full_disk_is_said,
-)
+from headway.shared.files.disk import STORAGE_FAULTS, disk_faults, on_disk, remove_tree, told_by_the_system
+from headway.shared.files.storage import CHUNK_BYTES, Partial, StoredFile, StoredResult, TaskFolder, check_result_name
+from headway.shared.logging import get_logger
 from headway.shared.tasks.models import TaskId
+
+log = get_logger(__name__)
 
 #: Entries of a folder that one hop to a thread reads.
 _LISTED: Final = 500
@@ -69,8 +68,21 @@ class DirectoryStorage:
                 "Example: HEADWAY_DATA_DIR=./data"
             ) from None
 
+    async def check(self) -> None:
+        await on_disk(self._check_now)
+
+    def _check_now(self) -> None:
+        self._is_there()
+        with tempfile.TemporaryFile(dir=self._partial):
+            check_capacity(self._partial, 0, self._reserve_bytes)
+
+    def _is_there(self) -> None:
+        """A file that is not there may never have been. Where the whole place has gone, nobody can say."""
+        for folder in (self._tasks, self._partial):
+            (folder / ".").stat()  # a file in its place has no `.`
+
     async def check_capacity(self, size_bytes: int) -> None:
-        await asyncio.to_thread(check_capacity, self._partial, size_bytes, self._reserve_bytes)
+        await on_disk(check_capacity, self._partial, size_bytes, self._reserve_bytes)
 
     # Inputs.
 
@@ -85,26 +97,40 @@ class DirectoryStorage:
         return DirectoryUpload(partial, final, received, self._reserve_bytes)
 
     async def received(self, task_id: TaskId) -> int:
-        return await asyncio.to_thread(_size_of, self._resumable(task_id))
+        return await on_disk(self._size_of, self._resumable(task_id))
+
+    def _size_of(self, path: Path) -> int:
+        try:
+            return path.stat().st_size
+        except FileNotFoundError:
+            self._is_there()
+            return 0
 
     async def stored(self, task_id: TaskId, start: int, end: int) -> AsyncIterator[bytes]:
-        file = await asyncio.to_thread(DiskFile.at, self._resumable(task_id))
+        file = await on_disk(self._found, self._resumable(task_id))
         async for data in file.read(start, end):
             yield data
 
     async def discard_upload(self, task_id: TaskId) -> None:
-        await asyncio.to_thread(self._resumable(task_id).unlink, missing_ok=True)
+        await on_disk(self._resumable(task_id).unlink, missing_ok=True)
 
     def _resumable(self, task_id: TaskId) -> Path:
         return self._partial / f"{task_id}-input-0"
 
     async def input(self, task_id: TaskId, name: str | None) -> DiskFile:
-        return await asyncio.to_thread(DiskFile.at, self._input_path(task_id, name))
+        return await on_disk(self._found, self._input_path(task_id, name))
+
+    def _found(self, path: Path) -> DiskFile:
+        try:
+            return DiskFile.at(path)
+        except UnknownFile:
+            self._is_there()
+            raise
 
     @asynccontextmanager
     async def local_input(self, task_id: TaskId, name: str | None) -> AsyncIterator[Path]:
         path = self._input_path(task_id, name)
-        await asyncio.to_thread(DiskFile.at, path)
+        await on_disk(self._found, path)
         yield path
 
     def _input_path(self, task_id: TaskId, name: str | None) -> Path:
@@ -115,12 +141,11 @@ class DirectoryStorage:
     async def scratch(self, task_id: TaskId, attempt: int) -> Path:
         await self.check_capacity(0)
         folder = self._partial / f"{task_id}-{attempt}-{secrets.token_hex(4)}"
-        with full_disk_is_said():
-            await asyncio.to_thread(folder.mkdir, parents=True)
+        await on_disk(folder.mkdir)
         return folder
 
     async def discard(self, scratch: Path) -> None:
-        await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+        await on_disk(remove_tree, scratch)
 
     async def keep_results(
         self, task_id: TaskId, attempt: int, scratch: Path, names: Mapping[str, str | None]
@@ -139,26 +164,30 @@ class DirectoryStorage:
     def _keep_results_now(
         self, task_id: TaskId, attempt: int, scratch: Path, names: Mapping[str, str | None]
     ) -> list[StoredResult]:
-        with full_disk_is_said():
+        with disk_faults(scratch):
             kept = outputs_of(scratch, names)
             if kept:
                 final = self._result_folder(task_id, attempt)
-                final.parent.mkdir(parents=True, exist_ok=True)
-                shutil.rmtree(final, ignore_errors=True)
+                final.parent.mkdir(exist_ok=True)
+                remove_tree(final)
                 _fsync_folder(scratch)
                 scratch.replace(final)
                 _fsync_folder(final.parent)
         return kept
 
     async def discard_results(self, task_id: TaskId, attempt: int) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._result_folder(task_id, attempt), ignore_errors=True)
+        await on_disk(self._remove_tree, self._result_folder(task_id, attempt))
+
+    def _remove_tree(self, folder: Path) -> None:
+        self._is_there()
+        remove_tree(folder)
 
     async def result(self, task_id: TaskId, attempt: int, name: str) -> DiskFile:
         try:
             path = self._result_folder(task_id, attempt) / check_result_name(name)
         except BadInput:
             raise UnknownFile from None
-        return await asyncio.to_thread(DiskFile.at, path)
+        return await on_disk(self._found, path)
 
     def _result_folder(self, task_id: TaskId, attempt: int) -> Path:
         return self._tasks / task_id / f"result-{attempt}"
@@ -166,7 +195,7 @@ class DirectoryStorage:
     # Removing.
 
     async def delete(self, task_id: TaskId) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._tasks / task_id, ignore_errors=True)
+        await on_disk(self._remove_tree, self._tasks / task_id)
         await self.discard_upload(task_id)
 
     async def partials(self) -> AsyncIterator[Partial]:
@@ -183,7 +212,7 @@ class DirectoryStorage:
     async def remove(self, partial: Partial) -> None:
         path = Path(partial.name)
         if partial.attempt is None:
-            await asyncio.to_thread(path.unlink, missing_ok=True)
+            await on_disk(path.unlink, missing_ok=True)
         else:
             await self.discard(path)
 
@@ -227,7 +256,7 @@ class DirectoryUpload:
                     self._writing = None
 
     def _write_now(self, chunk: bytearray) -> None:
-        with full_disk_is_said():
+        with disk_faults(self._partial):
             file = self._opened()
             check_capacity(self._partial, len(chunk), self._reserve_bytes)
             view = memoryview(chunk)
@@ -240,23 +269,26 @@ class DirectoryUpload:
 
     def _opened(self) -> int:
         if self._file is None:
-            self._partial.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         return self._file
 
     async def rewind(self, size_bytes: int) -> None:
         await self._flush()
         await self._settle()
-        await asyncio.to_thread(os.ftruncate, self._opened(), size_bytes)
+        await on_disk(self._truncate_now, size_bytes)
         self._written = self.size_bytes = size_bytes
         self._hash = hashlib.sha256() if size_bytes == 0 else None
+
+    def _truncate_now(self, size_bytes: int) -> None:
+        with disk_faults(self._partial):
+            os.ftruncate(self._opened(), size_bytes)
 
     async def pause(self) -> None:
         try:
             await self._flush()
             await self._settle()
         finally:
-            await asyncio.to_thread(self._close)
+            await on_disk(self._close)
 
     async def commit(self) -> StoredFile:
         await self._flush()
@@ -266,28 +298,32 @@ class DirectoryUpload:
         return StoredFile(self._final.name, self.size_bytes, digest)
 
     def _commit_now(self) -> str:
-        with full_disk_is_said():
+        with disk_faults(self._partial):
             file = self._opened()
             digest = self._hash.hexdigest() if self._hash is not None else _digest(self._partial)
             os.fsync(file)
             self._close()
-            self._final.parent.mkdir(parents=True, exist_ok=True)
+            self._final.parent.mkdir(exist_ok=True)
             self._partial.replace(self._final)
             _fsync_folder(self._final.parent)
         return digest
 
     async def abort(self) -> None:
+        """A disk that cannot be used keeps what it has; the sweeper finds it."""
         if self._writing is not None:
-            with suppress(Exception):
+            with suppress(Exception):  # whoever waited for it was told
                 await asyncio.shield(self._writing)
-        await asyncio.to_thread(self._abort_now)
+        try:
+            await on_disk(self._abort_now)
+        except STORAGE_FAULTS as error:
+            log.warning("upload not removed", reason=str(error), **told_by_the_system(error))
 
     def _abort_now(self) -> None:
         self._close()
         self._partial.unlink(missing_ok=True)
         if self._committed:
             self._final.unlink(missing_ok=True)
-            with suppress(OSError):
+            with suppress(OSError):  # another file of the task is in it
                 self._final.parent.rmdir()
 
     def _close(self) -> None:
@@ -306,36 +342,44 @@ class DiskFile:
 
     @classmethod
     def at(cls, path: Path) -> DiskFile:
-        """Raises UnknownFile. Blocking."""
+        """Raises UnknownFile, OSError. Blocking."""
         try:
             stat = path.lstat()
-        except OSError:
+        except FileNotFoundError:
             raise UnknownFile("The file has not been uploaded, or is gone.") from None
         if not path.is_file() or path.is_symlink():
             raise UnknownFile("The file has not been uploaded, or is gone.")
         return cls(path, stat.st_size, stat.st_mtime)
 
     async def read(self, start: int, end: int) -> AsyncIterator[bytes]:
+        file = await on_disk(open_to_read, self.path)
         try:
-            file = await asyncio.to_thread(self.path.open, "rb", buffering=0)
-        except OSError:
-            raise UnknownFile from None
-        with file:
             position = start
             while position < end:
-                data = await asyncio.to_thread(os.pread, file.fileno(), min(CHUNK_BYTES, end - position), position)
+                with disk_faults(self.path):
+                    data = await asyncio.to_thread(os.pread, file, min(CHUNK_BYTES, end - position), position)
                 if not data:
                     raise UnknownFile("The file became shorter while it was read.")
                 position += len(data)
                 yield data
+        finally:
+            os.close(file)
+
+
+def open_to_read(path: Path) -> int:
+    """A descriptor. Raises UnknownFile, also for a link that somebody has put there; OSError. Blocking."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            raise UnknownFile("The file has not been uploaded, or is gone.") from None
+        raise
 
 
 def check_capacity(place: Path, size_bytes: int, reserve_bytes: int | None) -> None:
-    """Raises StorageFull where so much more would leave less than the reserve on the disk of `place`. Blocking."""
-    try:
-        disk = os.statvfs(place)
-    except FileNotFoundError:
-        return  # whoever writes here says what is wrong
+    """Raises StorageFull where so much more would leave less than the reserve on the disk of `place`, OSError.
+    Blocking."""
+    disk = os.statvfs(place)
     if reserve_bytes is None:
         reserve_bytes = min(_RESERVE_BYTES, int(disk.f_blocks * disk.f_frsize * _RESERVE_SHARE))
     if size_bytes + reserve_bytes > disk.f_bavail * disk.f_frsize:
@@ -343,32 +387,30 @@ def check_capacity(place: Path, size_bytes: int, reserve_bytes: int | None) -> N
 
 
 def outputs_of(scratch: Path, names: Mapping[str, str | None]) -> list[StoredResult]:
-    """What an attempt made, hashed and fsynced; whatever it did not name is removed. Raises BadInput. Blocking."""
+    """What an attempt made, hashed and fsynced; whatever it did not name is removed. Raises BadInput, OSError.
+    Blocking."""
     found = []
     for name, content_type in names.items():
         path = scratch / check_result_name(name)
         if path.is_symlink() or not path.is_file():
             raise BadInput(f"The processor named an output that it did not write: {name!r}.")
-        with path.open("rb") as file:
+        try:
+            file = path.open("rb")
+        except PermissionError:
+            raise BadInput(f"The processor named an output that cannot be read: {name!r}.") from None
+        with file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
         guessed = content_type or mimetypes.guess_type(name)[0] or "application/octet-stream"
         found.append(StoredResult(name, path.stat().st_size, guessed, digest))
     for path in scratch.iterdir():
         if path.name not in names:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            remove_tree(path) if path.is_dir() else path.unlink()
     return found
 
 
 def _input_name() -> str:
     return f"input-{secrets.token_hex(8)}"
-
-
-def _size_of(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 def _digest(path: Path) -> str:
@@ -377,9 +419,9 @@ def _digest(path: Path) -> str:
 
 
 async def _entries(folder: Path) -> AsyncIterator[_Entry]:
-    entries = await asyncio.to_thread(os.scandir, folder)
+    entries = await on_disk(os.scandir, folder)
     with entries:
-        while page := await asyncio.to_thread(_next_page, entries):
+        while page := await on_disk(_next_page, entries):
             for entry in page:
                 yield entry
 

@@ -8,22 +8,19 @@ is ever part of a path but a result's, which is checked. The event loop never wa
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from headway.shared.errors import BadInput, StorageFull
+from headway.shared.errors import BadInput
 from headway.shared.tasks.models import TaskId
 
 #: Read, written and hashed this much at a time: large enough that the hop to a thread costs nothing beside the disk.
 CHUNK_BYTES = 1024 * 1024
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +103,14 @@ class Upload(Protocol):
 
 
 class Storage(Protocol):
-    """A place of files. Not a service: it holds nothing open between calls."""
+    """A place of files. Not a service: it holds nothing open between calls. Beside what is said below, everything
+    raises headway.shared.files.disk.STORAGE_FAULTS where the place cannot be used."""
 
     def prepare(self) -> None:
-        """Makes sure that it can be written to. Raises SettingsError. Blocking."""
+        """Makes the place, and sure that it can be written to. Raises SettingsError. Blocking."""
+
+    async def check(self) -> None:
+        """Whether it can be used at present."""
 
     async def check_capacity(self, size_bytes: int) -> None:
         """Raises StorageFull where so much more would not leave free what HEADWAY_DISK_RESERVE_BYTES keeps."""
@@ -167,17 +168,6 @@ class Storage(Protocol):
     def task_folders(self) -> AsyncIterator[TaskFolder]: ...
 
     async def remove(self, partial: Partial) -> None: ...
-
-
-@contextmanager
-def full_disk_is_said() -> Iterator[None]:
-    """Turns the operating system's "no space left" into StorageFull."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise StorageFull from error
-        raise
 
 
 def check_result_name(name: str) -> str:

@@ -21,25 +21,21 @@ from redis.asyncio.connection import Connection, DefaultParser, SSLConnection, p
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.connection import HiredisRespSerializer
-from redis.exceptions import (
-    AuthenticationError,
-    BusyLoadingError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-)
-from redis.exceptions import (
-    ConnectionError as RedisConnectionError,
-)
-from redis.exceptions import (
-    TimeoutError as RedisTimeoutError,
-)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from headway.shared.redis.epoch import enter_epoch
+from headway.shared.redis.faults import (
+    AWAY,
+    COMMAND_TIMEOUT_SECONDS,
+    TranslatingClient,
+    WritesStoppedError,
+    redis_faults,
+    why_away,
+)
 from headway.shared.redis.sentinel import (
     ANSWER_SECONDS,
-    NoPrimary,
     PrimaryConnection,
     PrimaryTLSConnection,
     Sentinels,
@@ -50,48 +46,11 @@ from headway.shared.settings import MEMORY_URL, Settings
 RedisClient: TypeAlias = ArqRedis
 
 
-class WritesStoppedError(ResponseError):
-    """Redis takes no writes until somebody sees to it: it has too few replicas, or cannot write its own file."""
-
-
-#: Redis cannot be reached, does not answer, is loading, or takes no writes: worth trying again later.
-#: OSError is there because redis-py lets a refused connection through as one.
-AWAY = (
-    *(RedisConnectionError, RedisTimeoutError, BusyLoadingError, OSError),
-    *(OutOfMemoryError, ReadOnlyError, WritesStoppedError),
-)
-
+#: By redis-py itself, on the same connection or a new one.
 _RETRIED: tuple[Any, ...] = (RedisConnectionError, RedisTimeoutError, OSError)
-
-#: A command that takes longer than this finds a stopped or half-open server: local Redis answers in under 1 ms, and
-#: the answer to a user ("503, try again") should not take longer than this.
-COMMAND_TIMEOUT_SECONDS = 2.0
 
 #: More connections than tasks a process runs at once would only queue inside Redis, which has one thread.
 POOL_SIZE = 64
-
-
-def why_away(error: BaseException) -> str:
-    """One line for an operator, without the arguments of the command (redis-py puts them in some messages)."""
-    match error:
-        case OutOfMemoryError():
-            return "Redis is full (maxmemory reached); raise maxmemory or let finished tasks expire sooner"
-        case BusyLoadingError():
-            return "Redis is loading its data"
-        case ReadOnlyError():
-            return "Redis is a read-only replica; point HEADWAY_REDIS_URL at the primary"
-        case WritesStoppedError():
-            return "Redis takes no writes: it has too few replicas (min-replicas-to-write) or cannot write its own file"
-        case RedisTimeoutError() | TimeoutError():
-            return f"Redis did not answer within {COMMAND_TIMEOUT_SECONDS:g} s"
-        case ResponseError():
-            return f"Redis refused a command: {str(error).split(' ')[0]}"
-        case RedisConnectionError() if isinstance(error.__cause__, NoPrimary):
-            return "The sentinels of HEADWAY_REDIS_URL name no primary: start them, correct it, or wait for a promotion"
-        case AuthenticationError():
-            return "Redis refused the user or password of HEADWAY_REDIS_URL"
-        case _:
-            return "Redis cannot be reached: start it, or correct HEADWAY_REDIS_URL"
 
 
 async def trouble_ahead(redis: RedisClient) -> str | None:
@@ -143,6 +102,19 @@ def _the_memory_server() -> Any:
     return fakeredis.FakeServer()
 
 
+def _memory_client() -> Any:
+    from fakeredis import FakeAsyncRedis
+
+    class Client(TranslatingClient, FakeAsyncRedis):  # type: ignore[misc]
+        pass
+
+    return Client(server=_memory_server())
+
+
+class _Client(TranslatingClient, ArqRedis):  # type: ignore[misc] # the bases of redis-py disagree
+    pass
+
+
 _REFUSED_WITHIN: Final = re.compile(r"-((?:OOM|READONLY|MISCONF|NOREPLICAS) )")
 
 
@@ -192,12 +164,10 @@ async def connect(
 
     `retries` times a command is sent again after a lost connection or a timeout; 1 for the API, which tells the user
     to try again, more for a worker, which has nobody to tell. `on_reconnect` is told of each connection that was lost
-    and has been made again.
+    and has been made again. What its commands raise is said in shared/redis/faults.py.
     """
     if settings.redis_url.startswith(MEMORY_URL):
-        from fakeredis import FakeAsyncRedis
-
-        fake = FakeAsyncRedis(server=_memory_server())
+        fake = _memory_client()
         try:
             yield cast(ArqRedis, fake)
         finally:
@@ -215,7 +185,7 @@ async def connect(
             # Without this list redis-py reconnects but does not send the command again after a timeout.
             retry_on_error=list(_RETRIED),
         )
-        client = ArqRedis(connection_pool=pool)
+        client = _Client(connection_pool=pool)
         try:
             yield client
         finally:
@@ -230,11 +200,12 @@ L = TypeVar("L", bound=asyncio.Protocol)
 async def connect_link(settings: Settings, link: L) -> AsyncIterator[L]:
     """A connection for a subscription, handed over to `link` once redis-py has made it: address, TLS, user and password
     are redis-py's business, what comes over it from here on is the link's. No retries, so that a break is seen at once
-    by who must act on it."""
+    by who must act on it. Raises AWAY, and what Redis refuses (ResponseError)."""
     async with _server(settings) as options:
         pool: ConnectionPool = ConnectionPool(**options, retry=Retry(_NO_WAIT, 0))
         connection = pool.make_connection()  # type: ignore[no-untyped-call]
-        await connection.connect()
+        with redis_faults():
+            await connection.connect()
         transport = connection._writer.transport
         try:
             transport.set_protocol(link)

@@ -14,17 +14,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Final, cast
 
 import hiredis
 from redis.exceptions import BusyLoadingError, ResponseError
-from redis.exceptions import ConnectionError as RedisConnectionError
 
 from headway.shared import keys
 from headway.shared.cancellation import heed_cancellation
+from headway.shared.errors import RedisAway
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY, connect, connect_link, why_away
+from headway.shared.redis.faults import redis_faults
 from headway.shared.settings import MEMORY_URL, Settings
 
 log = get_logger(__name__)
@@ -133,7 +133,7 @@ class _Link(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's are no asyncio.Transport by inheritance
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end(RedisConnectionError("the connection was closed"))
+        self._end(RedisAway())
 
     def _end(self, error: Exception) -> None:
         if not self._ended.done():
@@ -173,7 +173,7 @@ class _Link(asyncio.Protocol):
             heed_cancellation()
             silent = self._loop.time() - self._heard_at
             if silent >= 2 * PROBE_SECONDS:
-                raise TimeoutError
+                raise RedisAway(f"Redis has said nothing for {2 * PROBE_SECONDS:g} s")
             if silent >= PROBE_SECONDS and asked_at <= self._heard_at:
                 asked_at = self._loop.time()
                 self.send("PING")
@@ -184,7 +184,7 @@ class _Link(asyncio.Protocol):
 
 def _refusal(words: str) -> Exception:
     """A server that has just started and reads its data, or one that does not let us: both may pass."""
-    return BusyLoadingError(words) if words.startswith("LOADING") else ResponseError(words)
+    return RedisAway(why_away(BusyLoadingError())) if words.startswith("LOADING") else ResponseError(words)
 
 
 class _MemoryLink:
@@ -198,6 +198,10 @@ class _MemoryLink:
         self._asked.put_nowait(command)
 
     async def run(self, settings: Settings) -> None:
+        with redis_faults():
+            await self._run(settings)
+
+    async def _run(self, settings: Settings) -> None:
         async with connect(settings) as client, asyncio.TaskGroup() as group:
             pubsub: Any = client.pubsub()
             # redis-py has nothing to read from before the first SUBSCRIBE; a channel nobody publishes on.
@@ -215,8 +219,7 @@ class _MemoryLink:
                     elif message is not None and message["type"] == "subscribe":
                         self._subscription.acknowledged(message["channel"].decode())
             finally:
-                with suppress(*AWAY):
-                    await pubsub.aclose()
+                await pubsub.aclose()
 
     async def _ask(self, pubsub: Any) -> None:
         while True:

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 from redis.commands.core import AsyncScript
-from redis.exceptions import ConnectionError as RedisConnectionError
 
 from headway.shared import keys
-from headway.shared.errors import Conflict, Refused
+from headway.shared.errors import Conflict, RedisAway, Refused
 from headway.shared.redis.client import RedisClient
 from headway.shared.redis.script_pipeline import ScriptPipeline
 from headway.shared.settings import Settings
@@ -35,7 +34,7 @@ class LosesAnswers(ScriptPipeline):
         if self.meanwhile is not None:
             meanwhile, self.meanwhile = self.meanwhile, None
             await meanwhile()
-            raise RedisConnectionError("the answer was lost")
+            raise RedisAway("the answer was lost")
         return answer
 
 

@@ -11,10 +11,10 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import ResponseError
 
 from headway.shared import keys
-from headway.shared.errors import Refused, UnknownTask
+from headway.shared.errors import RedisAway, Refused, UnknownTask
 from headway.shared.redis.client import RedisClient, connect
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import ANYONE, Checkpoint, ErrorType, Result, ResultFile, Status, Task
@@ -159,7 +159,7 @@ async def test_a_full_redis_takes_a_step_whole_or_not_at_all_and_lets_go_of_what
                 await act(publisher, reader, task)
                 assert not await redis.exists(keys.state(task.task_id))
             else:
-                with pytest.raises(OutOfMemoryError):
+                with pytest.raises(RedisAway, match="full"):
                     await act(publisher, reader, task)
                 assert await everything(redis) == before, step
             await redis.config_set("maxmemory", 0)

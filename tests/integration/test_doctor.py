@@ -198,7 +198,7 @@ def test_a_healthy_way_has_no_problem_and_exit_0(examinations: dict[str, Examina
     found = examinations[between]
     assert (found.problems, found.code, found.stderr) == (set(), 0, "")
     assert set(found.findings) == {
-        *("reach", "version", "redis", "durability", "relay", "workers", "clock", "buffering", "headers"),
+        *("reach", "version", "redis", "durability", "relay", "storage", "workers", "clock", "buffering", "headers"),
         *("compression", "connections", "idle", "uploads"),
     }
     assert all(finding["change"] == "" for finding in found.findings.values() if finding["level"] == "ok")

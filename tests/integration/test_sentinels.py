@@ -114,7 +114,7 @@ async def test_a_replica_that_a_sentinel_names_is_not_used_until_it_is_the_prima
                 try:
                     await client.set("headway:a", "4")
                 except AWAY as error:
-                    return "the server is a replica" in str(error)
+                    return "the server is a replica" in str(error.__cause__)
                 return False
 
             unused: bool = await wait_until("it is not used", refused)

@@ -19,9 +19,8 @@ from typing import Any
 import pytest
 from arq import Retry
 from redis.commands.core import AsyncScript
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from headway.shared.errors import RedisAway
 from headway.shared.files.directory import DirectoryStorage
 from headway.shared.redis.client import RedisClient
 from headway.shared.redis.script_pipeline import ScriptPipeline
@@ -130,10 +129,10 @@ class Stage:
             match fault:
                 case "lost answer":
                     if point == "after a write":
-                        raise RedisConnectionError("the answer was lost")
+                        raise RedisAway("the answer was lost")
                 case "time-out":
                     if point.endswith("a write"):
-                        raise RedisTimeoutError
+                        raise RedisAway("it does not answer")
                 case "worker stops":
                     runner.give_back_all()
                 case "job is cancelled":
@@ -145,7 +144,7 @@ class Stage:
                 case "task is noted":
                     await self.others.emit(task.task_id, "note", {"text": "x"})
                     if point == "after a write":
-                        raise RedisConnectionError("the answer was lost")
+                        raise RedisAway("the answer was lost")
 
         points.fault = happens
         with suppress(asyncio.CancelledError, Retry):

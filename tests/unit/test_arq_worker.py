@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from arq.jobs import serialize_job
 from arq.worker import Retry, func
-from redis.exceptions import ConnectionError as RedisConnectionError
 
 from headway.shared import keys
 from headway.shared.cancellation import cancel
+from headway.shared.errors import RedisAway
 from headway.shared.redis.client import RedisClient
 from headway.shared.tasks.models import TaskId
 from headway.shared.tasks.queue import VERSION, JobTicket, is_newer, serialize
@@ -152,7 +152,7 @@ async def test_a_job_that_ended_while_redis_was_away_is_let_go_of_when_it_is_bac
     async def away(leases: Leases, *given: Any, ended: list[str] | tuple[()] = (), **others: Any) -> Turn:
         if ended and len(refused) < 2:
             refused.append([*ended])
-            raise RedisConnectionError
+            raise RedisAway
         return await turn(leases, *given, ended=ended, **others)
 
     async def run(_: Any, job: str) -> None:

@@ -188,8 +188,10 @@ async def test_a_disk_without_room_for_the_input_is_said_before_it_comes(
     await upload.write(b"x")
     name = (await upload.commit()).name
     settings = Settings(storage_url=f"s3://{server.bucket}/{folder}", data_dir=tmp_path, disk_reserve_bytes=2**53)
+    full = BucketStorage(settings)
+    full.prepare()
     with pytest.raises(StorageFull):
-        async with BucketStorage(settings).local_input(TASK, name):
+        async with full.local_input(TASK, name):
             pass
     assert disk_files(tmp_path) == set()
 

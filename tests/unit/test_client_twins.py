@@ -36,7 +36,6 @@ WORDS = (
     ("aclos", "clos"),
     ("aread", "read"),
     ("aiter_", "iter_"),
-    ("aconnect_sse", "connect_sse"),
     ("import asyncio\nimport os\n", "import os\nimport time\n"),
 )
 

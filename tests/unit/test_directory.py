@@ -80,7 +80,9 @@ class SlowUpload(DirectoryUpload):
         super()._write_now(chunk)
 
 
-async def test_an_abort_waits_for_the_write_that_a_cancelled_request_left_running(data_dir: Path) -> None:
+async def test_an_abort_waits_for_the_write_that_a_cancelled_request_left_running(
+    storage: DirectoryStorage, data_dir: Path
+) -> None:
     upload = SlowUpload(data_dir / "partial" / "x", data_dir / "tasks" / "x")
     await upload.write(bytes(CHUNK_BYTES))
     await asyncio.to_thread(upload.writing.wait, 10)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from headway.api.lifespan import State
 from headway.api.routes.tasks import draft
 from headway.api.uploads.receiving import abort_unless_queued
-from headway.shared.errors import QuotaFull, Refused, UnknownTask
+from headway.shared.errors import QuotaFull, RedisAway, Refused, UnknownTask
 from headway.shared.files.directory import DirectoryStorage
 from headway.shared.tasks.models import ANYONE, Status, Task, TaskId
 
@@ -44,13 +44,14 @@ async def kept(tmp_path: Path, error: BaseException, answer: Callable[[Task], Ta
     return (tmp_path / "tasks" / task.task_id / stored.name).exists()
 
 
-LOST: list[BaseException] = [RedisConnectionError("the answer was lost"), TimeoutError(), asyncio.CancelledError()]
+LOST: list[BaseException] = [RedisAway("the answer was lost"), ResponseError("NOPERM"), asyncio.CancelledError()]
 
 
 @pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)
 async def test_it_stays_where_the_task_was_queued_or_nobody_can_say(tmp_path: Path, error: BaseException) -> None:
     assert await kept(tmp_path, error, lambda queued: queued)
-    assert await kept(tmp_path, error, lambda _: RedisConnectionError("away"))
+    assert await kept(tmp_path, error, lambda _: RedisAway())
+    assert await kept(tmp_path, error, lambda _: ResponseError("NOPERM"))
 
 
 @pytest.mark.parametrize("error", LOST, ids=lambda error: type(error).__name__)

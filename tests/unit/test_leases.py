@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from redis.exceptions import OutOfMemoryError
 
 from headway.shared import keys
+from headway.shared.errors import RedisAway
 from headway.shared.redis.client import RedisClient
 from headway.shared.tasks.queue import WAKE
 from headway.worker.leases import Leases
@@ -78,7 +78,7 @@ async def test_a_full_redis_gives_no_lease_and_still_takes_what_has_ended(redis_
     await leases.turn(1, 100)
     await redis_client.config_set("maxmemory", "1")
     try:
-        with pytest.raises(OutOfMemoryError):
+        with pytest.raises(RedisAway, match="full"):
             await leases.turn(1, 100)
         await leases.turn(1, 100, ended=["a"])
     finally:

@@ -48,7 +48,9 @@ def test_every_link_within_the_page_leads_to_a_heading() -> None:
     assert set(re.findall(r"\]\(#([\w-]+)\)", PAGE)) <= headings
 
 
-@pytest.mark.parametrize("message", ["redis away", "worker not started", "attempt failed", "request failed"])
+@pytest.mark.parametrize(
+    "message", ["redis away", "worker not started", "attempt failed", "request failed", "sweep failed"]
+)
 def test_a_line_of_the_log_that_it_sends_people_to_is_written_by_the_code(message: str) -> None:
     assert f"`{message}`" in PAGE
     sources = [path for package in ("api", "shared", "worker") for path in (ROOT / package).rglob("*.py")]

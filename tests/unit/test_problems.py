@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import re
 from collections.abc import AsyncIterator, Iterator
@@ -12,7 +13,9 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr
+from redis.exceptions import NoPermissionError, ResponseError
 from starlette.types import Receive, Scope, Send
+from structlog.testing import capture_logs
 
 from headway.api.app import create_app
 from headway.api.problems import PROBLEMS, install
@@ -258,3 +261,35 @@ async def test_half_a_character_that_a_processor_wrote_does_not_break_the_task(
     for path in (f"/tasks/{task.task_id}", "/tasks"):
         answer = await client.get(path)
         assert answer.status_code == 200, (path, answer.text)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"), "WRONGTYPE"),
+        (NoPermissionError("this user has no permissions to run the 'evalsha' command"), "NOPERM"),
+        (ResponseError('Command # 1 (SET a SECRET) of pipeline caused error: ("WRONGTYPE Operation",)'), "WRONGTYPE"),
+    ],
+)
+async def test_what_redis_refuses_is_not_redis_being_away_and_is_logged(error: Exception, code: str) -> None:
+    with capture_logs() as logs:
+        async with served(breaking(error)) as client:
+            answer = await client.get("/")
+    body = assert_problem(answer, 503)
+    assert body["type"] == "urn:headway:problem:redis-refused"
+    assert code in body["detail"]
+    assert [(line["event"], line["log_level"], line["path"]) for line in logs] == [
+        ("redis refused a command", "error", "/")
+    ]
+    assert "SECRET" not in answer.text + str(logs)
+
+
+async def test_a_redis_without_descriptors_for_it_is_told_with_its_number() -> None:
+    error = errors.NoDescriptorsForRedis()
+    error.__cause__ = ConnectionError()
+    error.__cause__.__context__ = OSError(errno.EMFILE, "Too many open files")
+    with capture_logs() as logs:
+        async with served(breaking(error)) as client:
+            body = assert_problem(await client.get("/"), 503)
+    assert body["type"] == "urn:headway:problem:no-descriptors"
+    assert logs[0]["errno"] == "EMFILE"

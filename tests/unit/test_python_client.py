@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from headway import AsyncClient, Client, Damaged, Declined, Unreachable, WrongUse
+from headway.client.following import LONGEST_SPREAD_SECONDS, LONGEST_TOLD_SECONDS, Following
 from headway.client.wire import ResultFile
 
 TASK = "6f1c"
@@ -193,3 +194,48 @@ def test_a_proxy_of_the_environment_that_is_none_is_wrong_use(monkeypatch: pytes
     monkeypatch.setenv("ALL_PROXY", "nonsense://h")
     with pytest.raises(WrongUse, match="ALL_PROXY"):
         Client("http://headway.example")
+
+
+def waits(stream: str, *, ends: int = 1, clients: int = 200) -> list[float]:
+    """How long each of many clients waits when it was sent `stream`, and cut `ends` times."""
+    found = []
+    for _ in range(clients):
+        following = Following(lambda _: False, patience_seconds=60)
+        for line in stream.splitlines():
+            following.line(line)
+        found.append([following.pause_seconds(None) for _ in range(ends)][-1])
+    return found
+
+
+def test_a_server_that_says_goodbye_is_asked_again_when_it_says_and_not_by_all_at_once() -> None:
+    goodbye = "retry: 6500\n: the server is restarting, come back\n"  # its frame is not ended
+    found = waits("retry: 1000\n: open\n" + state(1) + goodbye)
+    assert min(found) >= 6.5
+    assert max(found) - min(found) > 2
+
+
+def test_clients_that_were_cut_at_once_come_back_one_by_one_and_ever_more_slowly() -> None:
+    first, fourth = waits("retry: 1000\n" + state(1)), waits("retry: 1000\n" + state(1), ends=4)
+    assert min(first) >= 1.0
+    assert max(first) - min(first) > 0.5
+    assert max(first) <= 2.0 < max(fourth) <= 1.0 + LONGEST_SPREAD_SECONDS
+
+
+@pytest.mark.parametrize("told", ["retry: 99999999999999999999\n", "retry: -5\n", "retry: soon\n", "retry:\n"])
+def test_what_a_server_may_tell_to_wait_has_bounds(told: str) -> None:
+    assert 0 < min(waits(told)) <= max(waits(told)) <= LONGEST_TOLD_SECONDS + LONGEST_SPREAD_SECONDS
+
+
+async def test_a_goodbye_is_heeded_on_the_wire(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+
+    async def wait(seconds: float) -> None:
+        waited.append(seconds)
+
+    goodbye = "retry: 7000\n: the server is restarting, come back\n"
+    async with scripted(STREAM + state(1) + goodbye, STREAM + state(2, "completed")) as (client, _):
+        with monkeypatch.context() as patch:
+            patch.setattr("headway.client.aio.asyncio.sleep", wait)
+            assert await versions(client) == [1, 2]
+    assert len(waited) == 1
+    assert waited[0] >= 7.0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
-from headway.shared.redis.client import AWAY, RedisClient, WritesStoppedError
+from headway.shared.errors import RedisAway
+from headway.shared.redis.client import RedisClient
+from headway.shared.redis.faults import WritesStoppedError, redis_faults
 
 IN_A_SCRIPT = "ERR Error running script (call to f_1): @user_script:1: @user_script: 1: "
 
@@ -26,7 +28,8 @@ async def test_a_refusal_that_may_pass_is_redis_being_away(
     found = redis_client.connection_pool.connection_kwargs["parser_class"].parse_error(told)
 
     assert type(found) is error
-    assert isinstance(found, AWAY)
+    with pytest.raises(RedisAway), redis_faults():
+        raise found
 
 
 async def test_a_mistake_in_a_script_is_not(redis_client: RedisClient) -> None:
@@ -34,4 +37,5 @@ async def test_a_mistake_in_a_script_is_not(redis_client: RedisClient) -> None:
     found = redis_client.connection_pool.connection_kwargs["parser_class"].parse_error(told)
 
     assert type(found) is ResponseError
-    assert not isinstance(found, AWAY)
+    with pytest.raises(ResponseError), redis_faults():
+        raise found

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from headway.shared import keys
+from headway.shared.errors import RedisAway, StorageAway
+from headway.shared.files.directory import DirectoryStorage
+from headway.shared.files.storage import Partial, TaskFolder
 from headway.shared.redis.client import RedisClient
 from headway.shared.settings import DAY_SECONDS, Settings
 from headway.shared.tasks.models import ANYONE, ErrorType, OwnerId, Status, TaskId, utc_now
@@ -183,3 +189,102 @@ async def test_what_expired_is_taken_off_every_list_of_its_owner_a_page_a_round(
     events = await bench.redis.xrange(keys.OWNER_EVENTS % ANYONE)
     assert sorted(values[b"t"] for _, values in events) == sorted(task.task_id.encode() for task in tasks)
     assert [b'"lost"' in values[b"d"] for _, values in events] == [False] + [True] * 29, "a last word of each"
+
+
+class Breaking(DirectoryStorage):
+    """A directory that refuses what is in `broken`."""
+
+    broken: frozenset[str] = frozenset()
+
+    def _check(self, what: str) -> None:
+        if what in self.broken:
+            raise StorageAway from PermissionError(errno.EACCES, "Permission denied", "/data/x")
+
+    async def partials(self) -> AsyncIterator[Partial]:
+        self._check("partials")
+        async for partial in super().partials():
+            yield partial
+
+    async def task_folders(self) -> AsyncIterator[TaskFolder]:
+        self._check("task_folders")
+        async for folder in super().task_folders():
+            yield folder
+
+    async def delete(self, task_id: TaskId) -> None:
+        self._check("delete")
+        await super().delete(task_id)
+
+
+@pytest.fixture
+def storage(bench: Bench) -> Breaking:
+    storage = bench.storage = Breaking(bench.settings.data_dir)
+    bench.sweeper = bench.another("first")
+    return storage
+
+
+@pytest.mark.parametrize("what", ["partials", "task_folders", "delete"])
+async def test_a_storage_that_cannot_be_used_keeps_the_sweeper_from_nothing_else(
+    bench: Bench, storage: Breaking, what: str
+) -> None:
+    lost = await bench.created()
+    await bench.taken_off_the_queue(lost)
+    expired, there = [await bench.created(size_bytes=size, input_name="a") for size in (60, 30)]
+    await bench.redis.delete(keys.state(expired.task_id))
+    deleted = await bench.created()
+    await bench.publisher.cancel(deleted)
+    await bench.publisher.delete(await bench.task(deleted))
+    await bench.redis.zadd(keys.DELETED, {deleted.task_id: 1})
+    storage.broken = frozenset({what})
+    with capture_logs() as logs:
+        for _ in range(3):
+            await bench.sweep(after=HOUR)
+    assert keys.job_id(lost.task_id, 1) in await bench.queue()
+    assert await bench.reader.stored_bytes(there.owner) == 30, "quotas are settled"
+    failed = [line for line in logs if line["event"] == "sweep failed"]
+    assert [(line["errno"], line["place"]) for line in failed] == [("EACCES", "/data/x")], "it is said, and once"
+    assert (await bench.redis.zscore(keys.DELETED, deleted.task_id) is not None) == (what == "delete")
+    storage.broken = frozenset()
+    with capture_logs() as logs:
+        await bench.sweep(after=HOUR)
+    assert await bench.redis.zscore(keys.DELETED, deleted.task_id) is None
+    assert [line["job"] for line in logs if line["event"] == "sweep works again"] == [failed[0]["job"]]
+
+
+async def test_one_file_that_cannot_be_removed_keeps_no_other(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.redis_has_been_there(DAY_SECONDS)
+    folders = [bench.folder(TaskId(letter * 32), 9 * DAY_SECONDS) for letter in "abc"]
+    delete = bench.storage.delete
+
+    async def refused(task_id: TaskId) -> None:
+        if task_id == "b" * 32:
+            raise StorageAway
+        await delete(task_id)
+
+    monkeypatch.setattr(bench.storage, "delete", refused)
+    await bench.sweep()
+    assert [folder.exists() for folder in folders] == [False, True, False]
+    monkeypatch.undo()
+    await bench.sweep()
+    assert not folders[1].exists()
+
+
+async def test_an_upload_that_cannot_be_seen_is_not_given_up(bench: Bench, storage: Breaking) -> None:
+    task = await bench.uploading()
+    storage.broken = frozenset({"partials"})
+    await bench.sweep()
+    await bench.sweep(after=UPLOAD_IDLE_SECONDS + 1)
+    assert (await bench.task(task)).status is Status.UPLOADING
+
+
+async def test_without_redis_the_round_is_put_off_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    async def away(*_: object) -> None:
+        asked.append(1)
+        raise RedisAway
+
+    monkeypatch.setattr(bench.publisher, "let_go", away)
+    await bench.created()
+    with pytest.raises(RedisAway):
+        await bench.sweep()
+    assert len(asked) == 1
