@@ -92,7 +92,7 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing) -> Calla
                     stop=stop,
                     storage=storage,
                     digests=digests,
-                    upload_digests=UploadDigests(storage),
+                    upload_digests=UploadDigests(),
                     registry=registry,
                     idempotency=Idempotency(Answers(redis), feed),
                     keyring=keyring,

@@ -3,6 +3,7 @@
     DATA/tasks/{task_id}/input-{random}      what was uploaded; the task's state names the one that counts
     DATA/tasks/{task_id}/result-{attempt}/…  what the attempt made
     DATA/partial/…                           what is still being written; nothing reads it
+    DATA/partial/{task_id}-upload/…          an upload that comes in pieces (shared/upload_folder.py)
 
 A file is written under `partial/`, fsynced and renamed. Disk work runs in threads.
 """
@@ -24,7 +25,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from shared.errors import BadInput, SettingsError, StorageFull, UnknownFile
+from shared.cancellation import in_thread
+from shared.errors import BadInput, SettingsError, StorageFull, UnknownFile, UploadBusy
 from shared.models import TaskId
 from shared.storage import (
     CHUNK_BYTES,
@@ -35,11 +37,15 @@ from shared.storage import (
     check_result_name,
     full_disk_is_said,
 )
+from shared.upload_folder import TAKEN_OVER, UploadFolder
 
 #: Entries of a folder that one hop to a thread reads.
 _LISTED: Final = 500
+#: Read at once for a digest: soon done, so that whoever waits for it is not kept.
+_SEEN_BYTES: Final = 64 * CHUNK_BYTES
 
 _PARTIAL = re.compile(r"([0-9a-f]{32})-(input|[0-9]+)-[0-9a-f]+")
+_UPLOAD = re.compile(r"([0-9a-f]{32})-upload")
 _Entry = tuple[os.DirEntry[str], os.stat_result]
 
 
@@ -79,24 +85,19 @@ class DirectoryStorage:
         partial, final = self._partial / f"{task_id}-{name}", self._tasks / task_id / name
         return DirectoryUpload(partial, final, reserve_bytes=self._reserve_bytes)
 
-    async def resume(self, task_id: TaskId) -> DirectoryUpload:
-        received = await self.received(task_id)
-        partial, final = self._resumable(task_id), self._tasks / task_id / _input_name()
-        return DirectoryUpload(partial, final, received, self._reserve_bytes)
+    async def resume(self, task_id: TaskId) -> ResumedUpload:
+        final = self._tasks / task_id / _input_name()
+        return await ResumedUpload.take(self._upload_folder(task_id), final, self._reserve_bytes)
 
     async def received(self, task_id: TaskId) -> int:
-        return await asyncio.to_thread(_size_of, self._resumable(task_id))
-
-    async def stored(self, task_id: TaskId, start: int, end: int) -> AsyncIterator[bytes]:
-        file = await asyncio.to_thread(DiskFile.at, self._resumable(task_id))
-        async for data in file.read(start, end):
-            yield data
+        size_bytes, _ = await asyncio.to_thread(self._upload_folder(task_id).size_and_time)
+        return size_bytes
 
     async def discard_upload(self, task_id: TaskId) -> None:
-        await asyncio.to_thread(self._resumable(task_id).unlink, missing_ok=True)
+        await in_thread(self._upload_folder(task_id).discard)
 
-    def _resumable(self, task_id: TaskId) -> Path:
-        return self._partial / f"{task_id}-input-0"
+    def _upload_folder(self, task_id: TaskId) -> UploadFolder:
+        return UploadFolder(self._partial / f"{task_id}-upload", self._partial / f"{task_id}-input-0")
 
     async def input(self, task_id: TaskId, name: str | None) -> DiskFile:
         return await asyncio.to_thread(DiskFile.at, self._input_path(task_id, name))
@@ -125,16 +126,7 @@ class DirectoryStorage:
     async def keep_results(
         self, task_id: TaskId, attempt: int, scratch: Path, names: Mapping[str, str | None]
     ) -> list[StoredResult]:
-        keeping = asyncio.create_task(asyncio.to_thread(self._keep_results_now, task_id, attempt, scratch, names))
-        try:
-            return await asyncio.shield(keeping)
-        except asyncio.CancelledError:
-            # A thread does not stop. Whoever tidies up next must find all that it does done.
-            while not keeping.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([keeping])
-            keeping.cancelled() or keeping.exception()
-            raise
+        return await in_thread(self._keep_results_now, task_id, attempt, scratch, names)
 
     def _keep_results_now(
         self, task_id: TaskId, attempt: int, scratch: Path, names: Mapping[str, str | None]
@@ -166,7 +158,7 @@ class DirectoryStorage:
     # Removing.
 
     async def delete(self, task_id: TaskId) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._tasks / task_id, ignore_errors=True)
+        await in_thread(shutil.rmtree, self._tasks / task_id, ignore_errors=True)
         await self.discard_upload(task_id)
 
     async def partials(self) -> AsyncIterator[Partial]:
@@ -174,6 +166,11 @@ class DirectoryStorage:
             if (name := _PARTIAL.fullmatch(entry.name)) is not None:
                 attempt = None if name[2] == "input" else int(name[2])
                 yield Partial(entry.path, TaskId(name[1]), attempt, stat.st_size, time.time() - stat.st_mtime)
+            elif (name := _UPLOAD.fullmatch(entry.name)) is not None:
+                task_id = TaskId(name[1])
+                size_bytes, written = await asyncio.to_thread(self._upload_folder(task_id).size_and_time)
+                idle_seconds = time.time() - max(written, stat.st_mtime)
+                yield Partial(entry.path, task_id, None, size_bytes, idle_seconds)
 
     async def task_folders(self) -> AsyncIterator[TaskFolder]:
         async for entry, stat in _entries(self._tasks):
@@ -182,27 +179,32 @@ class DirectoryStorage:
 
     async def remove(self, partial: Partial) -> None:
         path = Path(partial.name)
-        if partial.attempt is None:
+        if _UPLOAD.fullmatch(path.name):
+            await self.discard_upload(partial.task_id)
+        elif partial.attempt is None:
             await asyncio.to_thread(path.unlink, missing_ok=True)
         else:
             await self.discard(path)
 
 
 class DirectoryUpload:
-    """A shared.storage.Upload. Each byte has its own place in the file, so whoever writes it twice changes nothing."""
+    """A shared.storage.Upload that comes in one piece: to pause it is to leave it to the sweeper."""
 
-    def __init__(self, partial: Path, final: Path, received: int = 0, reserve_bytes: int | None = None) -> None:
+    def __init__(self, partial: Path, final: Path, reserve_bytes: int | None = None) -> None:
         self._partial = partial
         self._final = final
         self._reserve_bytes = reserve_bytes
         self._committed = False
         self._file: int | None = None
         #: Of all that was written; None where earlier bytes were not seen, so the file is read at the end.
-        self._hash = hashlib.sha256() if received == 0 else None
+        self._hash = hashlib.sha256()
+        self._seen_bytes = 0
         self._pending = bytearray()
         self._writing: asyncio.Task[None] | None = None
-        self._written = received
-        self.size_bytes = received
+        #: A write failed, so that what came after it has no place.
+        self._broken = False
+        self._written = 0
+        self.size_bytes = 0
 
     async def write(self, data: bytes) -> None:
         self._pending += data
@@ -213,7 +215,8 @@ class DirectoryUpload:
     async def _flush(self) -> None:
         await self._settle()
         chunk, self._pending = self._pending, bytearray()
-        self._writing = asyncio.create_task(asyncio.to_thread(self._write_now, chunk))
+        if chunk and not self._broken:
+            self._writing = asyncio.create_task(asyncio.to_thread(self._write_now, chunk))
 
     async def _settle(self) -> None:
         if self._writing is not None:
@@ -226,16 +229,21 @@ class DirectoryUpload:
                     self._writing = None
 
     def _write_now(self, chunk: bytearray) -> None:
-        with full_disk_is_said():
-            file = self._opened()
-            check_room(self._partial, len(chunk), self._reserve_bytes)
-            view = memoryview(chunk)
-            while view:
-                count = os.pwrite(file, view, self._written)
-                self._written += count
-                view = view[count:]
-        if self._hash is not None:
+        try:
+            with full_disk_is_said():
+                file = self._opened()
+                check_room(self._partial, len(chunk), self._reserve_bytes)
+                view = memoryview(chunk)
+                while view:
+                    count = os.pwrite(file, view, self._written)
+                    self._written += count
+                    view = view[count:]
+        except BaseException:
+            self._broken = True
+            raise
+        if self._seen_bytes == self._written - len(chunk):
             self._hash.update(chunk)
+            self._seen_bytes = self._written
 
     def _opened(self) -> int:
         if self._file is None:
@@ -244,42 +252,63 @@ class DirectoryUpload:
         return self._file
 
     async def rewind(self, size_bytes: int) -> None:
-        await self._flush()
-        await self._settle()
-        await asyncio.to_thread(os.ftruncate, self._opened(), size_bytes)
-        self._written = self.size_bytes = size_bytes
-        self._hash = hashlib.sha256() if size_bytes == 0 else None
+        with suppress(StorageFull):  # what did not fit is forgotten with the rest
+            await self._settle()
+        if size_bytes < self._written:
+            await in_thread(self._cut_now, size_bytes)
+            self._pending.clear()
+        else:
+            del self._pending[size_bytes - self._written :]
+        self.size_bytes = self._written + len(self._pending)
+
+    def _cut_now(self, size_bytes: int) -> None:
+        os.ftruncate(self._opened(), size_bytes)
+        self._written = size_bytes
+        if self._seen_bytes > size_bytes:
+            self._hash, self._seen_bytes = hashlib.sha256(), 0
 
     async def pause(self) -> None:
         try:
             await self._flush()
             await self._settle()
         finally:
-            await asyncio.to_thread(self._close)
+            await in_thread(self._close)
 
     async def commit(self) -> StoredFile:
         await self._flush()
         await self._settle()
-        digest = await asyncio.to_thread(self._commit_now)
-        self._committed = True
-        return StoredFile(self._final.name, self.size_bytes, digest)
+        while self._seen_bytes < self._written:
+            await in_thread(self._see_some)
+        await in_thread(self._commit_now)
+        return StoredFile(self._final.name, self.size_bytes, self._hash.hexdigest())
 
-    def _commit_now(self) -> str:
+    def _see_some(self) -> None:
+        """Reads what other pieces brought: the digest is that of what lies on the disk."""
+        end = min(self._seen_bytes + _SEEN_BYTES, self._written)
+        while self._seen_bytes < end:
+            data = os.pread(self._opened(), min(CHUNK_BYTES, end - self._seen_bytes), self._seen_bytes)
+            if not data:
+                raise UnknownFile("What came before is gone. Send the file again.")
+            self._hash.update(data)
+            self._seen_bytes += len(data)
+
+    def _commit_now(self) -> None:
         with full_disk_is_said():
-            file = self._opened()
-            digest = self._hash.hexdigest() if self._hash is not None else _digest(self._partial)
-            os.fsync(file)
+            os.fsync(self._opened())
             self._close()
-            self._final.parent.mkdir(parents=True, exist_ok=True)
-            self._partial.replace(self._final)
+            self._place()
+            self._committed = True
             _fsync_folder(self._final.parent)
-        return digest
+
+    def _place(self) -> None:
+        self._final.parent.mkdir(parents=True, exist_ok=True)
+        self._partial.replace(self._final)
 
     async def abort(self) -> None:
         if self._writing is not None:
             with suppress(Exception):
                 await asyncio.shield(self._writing)
-        await asyncio.to_thread(self._abort_now)
+        await in_thread(self._abort_now)
 
     def _abort_now(self) -> None:
         self._close()
@@ -293,6 +322,109 @@ class DirectoryUpload:
         if self._file is not None:
             file, self._file = self._file, None
             os.close(file)
+
+
+class ResumedUpload(DirectoryUpload):
+    """A shared.storage.ResumableUpload: the file is this one's alone (shared/upload_folder.py)."""
+
+    def __init__(self, folder: UploadFolder, final: Path, reserve_bytes: int | None) -> None:
+        super().__init__(Path(), final, reserve_bytes)
+        self._folder = folder
+        self._over = False
+
+    @classmethod
+    async def take(cls, folder: UploadFolder, final: Path, reserve_bytes: int | None) -> ResumedUpload:
+        """Raises StorageFull where there is no room for a copy, UploadBusy."""
+        upload = cls(folder, final, reserve_bytes)
+        try:
+            if await in_thread(upload._take_now):
+                await upload._copy()
+            await in_thread(upload._open_now)
+        except asyncio.CancelledError:
+            with suppress(UploadBusy):
+                await asyncio.shield(upload.pause())
+            raise
+        return upload
+
+    def _take_now(self) -> bool:
+        with full_disk_is_said():
+            self._partial, had_writer = self._folder.take()
+        if had_writer:
+            self._over = True  # until it has a copy it is not this one's to put to rest
+        return had_writer
+
+    async def _copy(self) -> None:
+        copy = self._folder.copy_of(self._partial)
+        try:
+            with full_disk_is_said():
+                check_room(self._partial, await in_thread(copy.begin), self._reserve_bytes)
+                while await in_thread(copy.go_on):
+                    pass
+            self._partial = await in_thread(self._folder.replace, self._partial, copy.path)
+            self._over = False
+        finally:
+            await in_thread(copy.close)
+
+    def _open_now(self) -> None:
+        self._written = self.size_bytes = os.fstat(self._opened()).st_size
+
+    def _opened(self) -> int:
+        if self._file is None:
+            self._file = self._open(self._partial)
+        return self._file
+
+    @staticmethod
+    def _open(path: Path) -> int:
+        try:
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise UploadBusy(TAKEN_OVER) from None
+
+    def origin(self, start: int, end: int) -> str:
+        return self._partial.name.partition(".")[0]
+
+    async def read(self, start: int, end: int) -> AsyncIterator[bytes]:
+        position = start
+        while position < end:
+            count = min(CHUNK_BYTES, end - position)
+            data = await asyncio.to_thread(os.pread, self._opened(), count, position)
+            if not data:
+                raise UnknownFile("The file became shorter while it was read.")
+            position += len(data)
+            yield data
+
+    async def pause(self) -> None:
+        if self._over:
+            return
+        try:
+            await self._flush()
+            await self._settle()
+        finally:
+            self.size_bytes = self._written
+            await in_thread(self._rest_now)
+
+    def _rest_now(self) -> None:
+        self._close()
+        self._over = True
+        if self._committed:
+            self._committed = False
+            self._folder.bring_back(self._final, self._partial)
+            with suppress(OSError):
+                self._final.parent.rmdir()
+        self._folder.rest(self._partial)
+
+    async def commit(self) -> StoredFile:
+        stored = await super().commit()
+        self._over = True
+        return stored
+
+    def _place(self) -> None:
+        self._folder.commit(self._partial, self._final)
+
+    def _abort_now(self) -> None:
+        self._over = True
+        super()._abort_now()
+        self._folder.remove(self._partial)
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,18 +493,6 @@ def outputs_of(scratch: Path, names: Mapping[str, str | None]) -> list[StoredRes
 
 def _input_name() -> str:
     return f"input-{secrets.token_hex(8)}"
-
-
-def _size_of(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 async def _entries(folder: Path) -> AsyncIterator[_Entry]:
