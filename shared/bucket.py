@@ -194,7 +194,8 @@ class BucketStorage:
 
     async def task_folders(self) -> AsyncIterator[TaskFolder]:
         async for _, task_id, files in self._folders("tasks", _TASK):
-            yield TaskFolder(task_id, _idle_seconds(files))
+            entries = frozenset(meta["path"].split("/")[2] for meta in files)
+            yield TaskFolder(task_id, _idle_seconds(files), entries)
 
     async def _folders(self, place: str, ours: re.Pattern[str]) -> AsyncIterator[tuple[str, TaskId, list[ObjectMeta]]]:
         """The folders of a place with what is in each: a listing has one after the other."""
@@ -218,6 +219,12 @@ class BucketStorage:
             await self._local.remove(partial)
         else:
             await self._bucket.delete_folder(partial.name)
+
+    async def remove_entry(self, task_id: TaskId, entry: str) -> None:
+        if entry.startswith("result-"):
+            await self._bucket.delete_folder(f"tasks/{task_id}/{entry}")
+        else:
+            await self._bucket.delete([_input_key(task_id, entry)])
 
 
 @dataclass(frozen=True, slots=True)

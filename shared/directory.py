@@ -175,7 +175,8 @@ class DirectoryStorage:
     async def task_folders(self) -> AsyncIterator[TaskFolder]:
         async for entry, stat in _entries(self._tasks):
             if re.fullmatch(r"[0-9a-f]{32}", entry.name):
-                yield TaskFolder(TaskId(entry.name), time.time() - stat.st_mtime)
+                entries = await asyncio.to_thread(_names_in, Path(entry.path))
+                yield TaskFolder(TaskId(entry.name), time.time() - stat.st_mtime, entries)
 
     async def remove(self, partial: Partial) -> None:
         path = Path(partial.name)
@@ -185,6 +186,13 @@ class DirectoryStorage:
             await asyncio.to_thread(path.unlink, missing_ok=True)
         else:
             await self.discard(path)
+
+    async def remove_entry(self, task_id: TaskId, entry: str) -> None:
+        path = self._tasks / task_id / entry
+        if entry.startswith("result-"):
+            await in_thread(shutil.rmtree, path, ignore_errors=True)
+        else:
+            await in_thread(path.unlink, missing_ok=True)
 
 
 class DirectoryUpload:
@@ -509,6 +517,13 @@ def _next_page(entries: Iterator[os.DirEntry[str]]) -> list[_Entry]:
         with suppress(FileNotFoundError):  # gone since it was listed
             page.append((entry, entry.stat(follow_symlinks=False)))
     return page
+
+
+def _names_in(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(path.name for path in folder.iterdir())
+    except OSError:  # gone since it was listed
+        return frozenset()
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -63,6 +63,8 @@ class TaskFolder:
     task_id: TaskId
     #: Since a file was put into it.
     idle_seconds: float
+    #: The inputs in it, and `result-{attempt}` of each attempt that has results there.
+    entries: frozenset[str]
 
 
 class StoredObject(Protocol):
@@ -178,6 +180,9 @@ class Storage(Protocol):
     def task_folders(self) -> AsyncIterator[TaskFolder]: ...
 
     async def remove(self, partial: Partial) -> None: ...
+
+    async def remove_entry(self, task_id: TaskId, entry: str) -> None:
+        """One of TaskFolder.entries."""
 
 
 def open_storage(settings: Settings) -> Storage:

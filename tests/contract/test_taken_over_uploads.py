@@ -74,9 +74,12 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Stop]:
     def blocking(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(real)
         def watched(*args: Any, **kwargs: Any) -> Any:
-            current[-1].in_thread(f"before {name}")
+            held = current[-1] if Stop.held.get() else None
+            if held:
+                held.in_thread(f"before {name}")
             answer = real(*args, **kwargs)
-            current[-1].in_thread(f"after {name}")
+            if held:
+                held.in_thread(f"after {name}")
             return answer
 
         return watched
@@ -191,7 +194,7 @@ async def test_what_a_writer_does_that_wakes_too_late_changes_no_byte_of_who_wen
             assert await whole(storage, task_id, second) == before == other
         if not stop.reached:
             break
-    assert at > 6
+    assert at > (1 if isinstance(storage, BucketStorage) else 5)
     assert finished > at // 2
 
 
