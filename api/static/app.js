@@ -236,6 +236,7 @@ async function resend(file) {
   if (task.status === "uploading" && same) {
     await uploads.add(task, file);
     if (uploads.get(task.task_id)?.problem?.type !== ANOTHER_FILE) return;
+    uploads.forget(task.task_id); // it goes its own way: who sends for this task again is asked for a file
   }
   try {
     await begin([file], task.processor, task.options, task.status === "uploading" ? another() : "");

@@ -126,6 +126,12 @@ export class Uploads {
     await this.batches.get(batchId);
   }
 
+  /** The file that was given for a task is not its file. @param {string} taskId */
+  forget(taskId) {
+    this.sendings.delete(taskId);
+    void forgetFile(taskId);
+  }
+
   /** The task has ended, so it takes no more bytes. @param {string} taskId */
   stop(taskId) {
     this.sendings.get(taskId)?.stop?.abort();

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.async_api import FilePayload, Page, expect
+from playwright.async_api import BrowserContext, FilePayload, Page, expect
 
 from tests.integration.test_tus import VERSION, metadata, offset_of, send
 from tests.processes import Platform
@@ -373,17 +373,14 @@ def plain_name(browser_arguments: list[str]) -> str:
 
 
 async def test_a_page_over_plain_http_sends_and_goes_on_without_web_cryptography(
-    plain_name: str, page: Page, own_platform: Platform
+    plain_name: str, context: BrowserContext, own_platform: Platform
 ) -> None:
+    page = await context.new_page()  # the browser's console says that such a page is not to be trusted
     own_platform.start_worker()
     own_platform.start_api(HEADWAY_INSECURE="1", HEADWAY_CORS_ORIGINS="")
     port = own_platform.url.rpartition(":")[2]
     await page.goto(f"http://{plain_name}:{port}/")
-    assert await page.evaluate("[isSecureContext, typeof crypto.subtle, typeof navigator.locks]") == [
-        False,
-        "undefined",
-        "undefined",
-    ]
+    assert await page.evaluate("[isSecureContext, crypto.subtle === undefined]") == [False, True]
     await expect(page.get_by_label("Processor", exact=True)).to_be_enabled()
     await page.evaluate(CHOOSE, {"many": 5, "seed": 0})
     await started(page)

@@ -348,6 +348,22 @@ async def test_a_folder_says_how_long_nothing_came_into_it(storage: Storage) -> 
     assert -5 < folders[0].idle_seconds < 600
 
 
+async def test_a_folder_says_what_is_in_it_and_each_of_it_can_be_removed(storage: Storage) -> None:
+    name = await upload_of(storage, b"x")
+    for attempt in (1, 12):
+        scratch = await storage.scratch(TASK, attempt)
+        (scratch / "out").write_text(str(attempt))
+        await storage.keep_results(TASK, attempt, scratch, {"out": None})
+        await storage.discard(scratch)
+    left = {name, "result-1", "result-12"}
+    assert [folder.entries async for folder in storage.task_folders()] == [left]
+    for entry in ("result-1", name):
+        await storage.remove_entry(TASK, entry)
+        left -= {entry}
+        assert [folder.entries async for folder in storage.task_folders()] == [left]
+    assert await content(await storage.result(TASK, 12, "out")) == b"12"
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc/passwd", "a\\b", "a\0b", "a\nb"])
 async def test_a_name_that_is_no_plain_name_leads_nowhere(storage: Storage, name: str) -> None:
     with pytest.raises(UnknownFile):
