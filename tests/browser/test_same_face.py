@@ -13,6 +13,7 @@ from playwright.async_api import BrowserContext, FilePayload, Page, expect
 
 from tests.integration.test_tus import VERSION, metadata, offset_of, send
 from tests.processes import Platform
+from tests.waiting import PATIENCE_SECONDS, POLL_SECONDS
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -145,6 +146,13 @@ async def test_an_answer_without_an_offset_is_not_asked_again_at_once(page: Page
     assert 1 <= tries <= 8
 
 
+async def until(page: Page, what: str) -> None:
+    """Waits until it holds. Playwright's own wait takes the promise of an asynchronous function for a yes."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not await page.evaluate(what):
+            await asyncio.sleep(POLL_SECONDS)
+
+
 CHOOSE = """async ({ many, seed }) => {
   const data = new DataTransfer();
   for (let number = 0; number < many; number++)
@@ -166,7 +174,7 @@ async def test_twenty_files_of_one_face_are_twenty_tasks_on_the_page(page: Page,
       const ours = tasks.filter((task) => task.filename === "report.bin");
       return new Set(ours.map((task) => task.result.summary.sha256)).size;
     }"""
-    await page.wait_for_function(f"async () => (await ({counted})()) === 20")
+    await until(page, f"async () => (await ({counted})()) === 20")
 
 
 async def test_another_file_in_place_of_a_cut_one_is_a_new_task_and_that_is_said(
@@ -184,13 +192,13 @@ async def test_another_file_in_place_of_a_cut_one_is_a_new_task_and_that_is_said
     await page.get_by_label("Processor", exact=True).select_option("checksum")
     await page.get_by_role("button", name="Start", exact=True).click()
     stored = "async () => (await (await fetch('/tasks')).json()).tasks.some((task) => task.done === 1500)"
-    await page.wait_for_function(stored)
+    await until(page, stored)
     page.once("dialog", lambda dialog: dialog.accept())
     await page.goto("about:blank")
     await page.goto(own_platform.url)
     # The page before holds its claim until the browser has let go of it.
     free = "async () => !(await navigator.locks.query()).held.some(({ name }) => name.startsWith('headway-upload-'))"
-    await page.wait_for_function(free)
+    await until(page, free)
     await expect(page.get_by_label("Processor", exact=True)).to_be_enabled()
     await page.evaluate(CHOOSE, {"many": 1, "seed": 2})
     await page.get_by_label("Processor", exact=True).select_option("checksum")
@@ -224,7 +232,7 @@ def sums_of(filename: str) -> str:
 
 
 async def completed_sums(page: Page, filename: str, many: int) -> list[str]:
-    await page.wait_for_function(f"async () => (await ({sums_of(filename)})()).length >= {many}")
+    await until(page, f"async () => (await ({sums_of(filename)})()).length >= {many}")
     sums: list[str] = await page.evaluate(sums_of(filename))
     return sums
 
@@ -321,7 +329,7 @@ async def test_a_kept_file_that_became_another_is_sent_as_a_new_task(page: Page,
       void send(task, file).catch(() => {});
       return task.task_id;
     }""")
-    await page.wait_for_function(f"async () => (await (await fetch('/tasks/{task_id}')).json()).done === 1500")
+    await until(page, f"async () => (await (await fetch('/tasks/{task_id}')).json()).done === 1500")
     await page.evaluate(write, 2)
     page.on("dialog", lambda dialog: dialog.accept())
     await page.goto("about:blank")
