@@ -195,7 +195,8 @@ async def test_what_a_writer_does_that_wakes_too_late_changes_no_byte_of_who_wen
         if not stop.reached:
             break
     assert at > (1 if isinstance(storage, BucketStorage) else 5)
-    assert finished > 0
+    # Where the first one's longer half is kept, who comes last finds another file's and goes elsewhere.
+    assert finished > 0 or (pauses and to < len(other))
 
 
 async def test_a_writer_that_is_taken_over_hears_it_and_leaves_nothing(storage: Storage) -> None:
