@@ -96,7 +96,7 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing, registry
                     storage=storage,
                     storage_check=storage_check,
                     digests=digests,
-                    upload_digests=UploadDigests(storage),
+                    upload_digests=UploadDigests(),
                     registry=registry,
                     idempotency=Idempotency(Answers(redis), reader),
                     keyring=keyring,

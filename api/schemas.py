@@ -263,6 +263,7 @@ class Checks(TypedDict):
     redis: Check
     relay: Check
     workers: Check
+    storage: Check
 
 
 class Readiness(BaseModel):

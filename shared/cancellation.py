@@ -8,10 +8,15 @@ whoever ends a task asks until it has ended, and a loop that nobody ends by hand
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, ParamSpec, TypeVar
 
 #: Between two askings: rarely needed, and short beside every deadline for stopping.
 AGAIN_SECONDS: Final = 0.1
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 async def cancel(*tasks: asyncio.Task[Any], why: str | None = None) -> None:
@@ -28,3 +33,17 @@ def heed_cancellation() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """As asyncio.to_thread, for what changes something. A thread does not stop: whoever is cancelled here hears it when
+    the thread has ended, and finds all that it does done."""
+    running = asyncio.create_task(asyncio.to_thread(work, *args, **kwargs))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        while not running.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([running])
+        running.cancelled() or running.exception()
+        raise

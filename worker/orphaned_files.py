@@ -12,7 +12,7 @@ from typing import Final, Generic, TypeVar
 
 from headway.shared import keys
 from headway.shared.files.disk import STORAGE_FAULTS
-from headway.shared.files.storage import Partial, Storage
+from headway.shared.files.storage import Partial, Storage, TaskFolder
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import RedisClient
 from headway.shared.settings import DAY_SECONDS, Settings
@@ -32,6 +32,8 @@ REMEMBERED: Final = 10_000
 UNKNOWN_PARTIAL_SECONDS: Final = 3600.0
 #: Nobody may write here any more, but somebody who does not know it yet may still be removing it.
 SETTLED_SECONDS: Final = 60.0
+#: From a file that is in its place to its task that says so: seconds, with a Redis that restarts.
+UNNAMED_SECONDS: Final = 3600.0
 #: Files of unknown tasks are kept at least this long, and this long after Redis was found empty.
 UNKNOWN_FOLDER_SECONDS: Final = 3600.0
 #: Where no file is old enough to ask for, the age of Redis's data is marked this often, so that it is known by then.
@@ -127,6 +129,7 @@ class OrphanedFiles:
     async def remove_unknown(self) -> None:
         """Files of tasks that Redis does not know, late: it may have lost what the disk still has."""
         folders = await self._folders.next()
+        await self._remove_unnamed(folders)
         old = {folder.task_id for folder in folders if folder.idle_seconds > self._kept_seconds}
         if not old and self._clock() < self._asked_held + ASK_HELD_SECONDS:
             return
@@ -138,6 +141,16 @@ class OrphanedFiles:
                 with removing.next():
                     await self._remove_files(task_id, "nobody knows it")
             removing.end()
+
+    async def _remove_unnamed(self, folders: Iterable[TaskFolder]) -> None:
+        """Files of known tasks that their state does not name: of an upload whose task was never queued with it, of an
+        attempt that died between its results and its end. Whoever put them there has long said so, or never will."""
+        quiet = {folder.task_id: folder for folder in folders if folder.idle_seconds > UNNAMED_SECONDS}
+        for task in await look(self._redis, quiet):
+            unnamed = [entry for entry in quiet[task.task_id].entries if not task.names(entry)]
+            for entry in unnamed:
+                await self._storage.remove_entry(task.task_id, entry)
+                log.info("file removed", task_id=task.task_id, name=entry, why="its task does not name it")
 
     async def _known(self, task_ids: Collection[TaskId]) -> set[TaskId]:
         return {seen.task_id for seen in await look(self._redis, task_ids)}

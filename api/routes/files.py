@@ -21,6 +21,7 @@ from headway.shared.errors import (
     RangeNotSatisfiable,
     Refused,
     StorageAway,
+    StorageFull,
     UnknownFile,
     UnknownTask,
 )
@@ -51,7 +52,7 @@ DOWNLOAD: Final = together(
         ),
         304: answer("The client has it", None, _TAGS),
     },
-    problems(UnknownFile, PreconditionFailed, RangeNotSatisfiable, StorageAway),
+    problems(UnknownFile, PreconditionFailed, RangeNotSatisfiable, StorageAway, StorageFull),
 )
 OF_A_TASK: Final = together(DOWNLOAD, problems(UnknownTask, InvalidRequest))
 CONDITIONS: Final = parameters(

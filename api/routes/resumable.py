@@ -119,7 +119,9 @@ _TAKEN: Final = together(
     _QUEUED,
     problems(BadHeader, Conflict, AnotherFile, TooLarge, UnsupportedType, ChecksumMismatch),
 )
-_ENDED: Final = together({204: answer("It is cancelled", None, _VERSIONED)}, _LOST, problems(Conflict, StorageAway))
+_ENDED: Final = together(
+    {204: answer("It is cancelled", None, _VERSIONED)}, _LOST, problems(Conflict, StorageAway, StorageFull)
+)
 _CAPABILITIES: Final[Responses] = {
     204: answer(
         "What is spoken here",

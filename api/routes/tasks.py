@@ -417,7 +417,7 @@ async def retry(state: StateDep, task: TaskDep) -> dict[str, Any]:
     status_code=204,
     summary="Delete an ended task, its files and its history",
     operation_id="delete_task",
-    responses=together({204: answer("It is gone")}, problems(UnknownTask, Conflict, StorageAway)),
+    responses=together({204: answer("It is gone")}, problems(UnknownTask, Conflict, StorageAway, StorageFull)),
 )
 async def delete(state: StateDep, task_id: TaskIdDep, owner: OwnerDep) -> None:
     task = await state.reader.task(task_id, owner)

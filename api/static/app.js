@@ -19,7 +19,7 @@ import { confirmButton } from "./task-row.js";
 import { fillComplaint } from "./task-view.js";
 import { Tasks } from "./tasks.js";
 import { ANOTHER_FILE, isBeingSent } from "./tus.js";
-import { ANOTHER, Uploads } from "./uploads.js";
+import { ANOTHER_TITLE, Uploads, another } from "./uploads.js";
 import * as units from "./units.js";
 
 /** @typedef {import("./headway.js").Task} Task */
@@ -28,6 +28,7 @@ import * as units from "./units.js";
 
 const connection = byId("connection", HTMLElement);
 const listProblem = byId("list-problem", HTMLElement);
+const listNotice = byId("list-notice", HTMLElement);
 const announcer = byId("announcer", HTMLElement);
 const resendFile = byId("resend-file", HTMLInputElement);
 
@@ -117,7 +118,7 @@ async function begin(files, processor, options, notice = "") {
   let others = 0;
   const onanother = () => void others++;
   const task = await uploads.begin(first ?? null, { processor, options, batchId, onanother }, notice);
-  listProblem.hidden = true;
+  listProblem.hidden = listNotice.hidden = true;
   if (!rest.length) {
     history.pushState(null, "", `#task=${task.task_id}`);
     show(task.task_id);
@@ -126,7 +127,7 @@ async function begin(files, processor, options, notice = "") {
   announcer.textContent = `${units.number(files.length)} files are being sent`;
   byId("tasks-title", HTMLElement).scrollIntoView({ block: "start" });
   void uploads.beginAll(rest, { processor, options, batchId, onanother }).then((refused) => {
-    if (others) fillComplaint(listProblem, "Another file", ANOTHER);
+    if (others) fillComplaint(listNotice, ANOTHER_TITLE, another(others, files.length));
     const errors = refused.slice(0, 10).map(({ file, problem }) => ({ field: file.name, message: problem.message }));
     if (refused.length) fillComplaint(listProblem, "Not taken", `${units.number(refused.length)} of ${units.number(files.length)} files`, errors);
   });
@@ -235,9 +236,10 @@ async function resend(file) {
   if (task.status === "uploading" && same) {
     await uploads.add(task, file);
     if (uploads.get(task.task_id)?.problem?.type !== ANOTHER_FILE) return;
+    uploads.forget(task.task_id); // it goes its own way: who sends for this task again is asked for a file
   }
   try {
-    await begin([file], task.processor, task.options, task.status === "uploading" ? ANOTHER : "");
+    await begin([file], task.processor, task.options, task.status === "uploading" ? another() : "");
   } catch (error) {
     const problem = /** @type {Problem} */ (error);
     view.complain(problem.title, problem.detail, problem.errors);

@@ -8,6 +8,7 @@ import { byId, element, setText } from "./dom.js";
 import { hasEnded } from "./headway.js";
 import { drawFile, drawResult } from "./result.js";
 import { STATUS, failureOf, isSettled, isUnsent } from "./task-words.js";
+import { ANOTHER_TITLE } from "./uploads.js";
 import * as units from "./units.js";
 
 /** @typedef {import("./headway.js").Task} Task */
@@ -33,6 +34,7 @@ export class TaskView {
     this.percent = part("percent");
     this.message = part("task-message");
     this.problem = part("task-problem");
+    this.notice = part("task-notice");
     this.resend = part("resend");
     this.resendText = part("resend-text");
     this.cancel = byId("cancel", HTMLButtonElement);
@@ -60,7 +62,7 @@ export class TaskView {
     setText(this.about, "");
     setText(this.status, "");
     delete this.root.dataset.status;
-    for (const part of [this.live, this.problem, this.resend, this.cancel, this.retry, this.delete, this.input, this.result, this.log])
+    for (const part of [this.live, this.problem, this.notice, this.resend, this.cancel, this.retry, this.delete, this.input, this.result, this.log])
       part.hidden = true;
     this.lines.replaceChildren();
     this.resultRoom.replaceChildren();
@@ -121,8 +123,9 @@ export class TaskView {
     this.delete.hidden = !ended;
     if (task.status === "failed" && task.error) this.complain(failureOf(task.error), task.error.message);
     else if (upload.problem && task.status === "uploading") this.complain("The upload stopped", upload.problem.message);
-    else if (upload.notice) this.complain("Another file", upload.notice);
     else this.problem.hidden = true;
+    if (upload.notice) fillComplaint(this.notice, ANOTHER_TITLE, upload.notice);
+    else this.notice.hidden = true;
 
     const stuck = task.status === "uploading" && !upload.sending && (upload.quiet || upload.problem !== null);
     const unsent = isUnsent(task);

@@ -9,12 +9,18 @@ import { backoff, pause } from "./http.js";
 import { forgetFile, keepFile } from "./kept-files.js";
 import { Turns } from "./turns.js";
 import { alone, sendRest } from "./tus.js";
+import { number } from "./units.js";
 
 /** @typedef {import("./headway.js").Task} Task */
 /** @typedef {{file: File, stop: AbortController | null, problem: Problem | null, notice: string}} Sending `stop` is null once it is over */
 
-export const ANOTHER =
-  "A file of the same name and size was being uploaded, but it is another file. This one is sent from its beginning, as a new task.";
+export const ANOTHER_TITLE = "Sent as a new task";
+
+/** What is said of files that turned out not to be those whose uploads wait. @param {number} [count] @param {number} [of] */
+export const another = (count = 1, of = 1) =>
+  of === 1
+    ? "This file differs from the one that was begun earlier, so it is sent as a new task; the earlier task stays unfinished until it expires."
+    : `${number(count)} of these ${number(of)} files differ from those that were begun earlier, so they are sent as new tasks; the earlier tasks stay unfinished until they expire.`;
 
 /** Making the tasks runs ahead of sending, so that all of them are there to be seen. */
 const BEGUN_AT_ONCE = 2;
@@ -47,7 +53,7 @@ export class Uploads {
    */
   async begin(file, work, notice = "") {
     const onanother = () => {
-      notice = ANOTHER;
+      notice = another();
       work.onanother?.();
     };
     const task = (file && (await unfinished(file, { ...work, onanother }))) || (await announce(file, work));
@@ -118,6 +124,12 @@ export class Uploads {
   async giveUp(batchId) {
     this.givenUp.add(batchId);
     await this.batches.get(batchId);
+  }
+
+  /** The file that was given for a task is not its file. @param {string} taskId */
+  forget(taskId) {
+    this.sendings.delete(taskId);
+    void forgetFile(taskId);
   }
 
   /** The task has ended, so it takes no more bytes. @param {string} taskId */

@@ -9,7 +9,8 @@ it.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 from starlette.requests import Request
 
@@ -17,9 +18,20 @@ from headway.api.lifespan import State
 from headway.api.uploads.multipart_upload import body_of, too_large
 from headway.api.uploads.receiving import abort_unless_queued, expiry, queue, receive
 from headway.api.uploads.tus import Checksum
+from headway.api.uploads.upload_digests import Source, WholeFile
 from headway.api.uploads.upload_lock import UploadLock, writing
-from headway.shared.errors import AnotherFile, Conflict, Refused, Stopping, StorageFull, UnknownTask, UploadGone
-from headway.shared.files.storage import StoredFile, Upload
+from headway.shared.errors import (
+    AnotherFile,
+    Conflict,
+    Refused,
+    Stopping,
+    StorageAway,
+    StorageFull,
+    UnknownTask,
+    UploadBusy,
+    UploadGone,
+)
+from headway.shared.files.storage import ResumableUpload, StoredFile, Upload
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.models import UPLOAD_CUT, Status, Task, TaskId, rfc3339
 
@@ -45,14 +57,36 @@ async def digest_of(state: State, task_id: TaskId) -> tuple[Task, int, str]:
     async with writing(state.redis, task_id, take_over=True) as lock:
         task = await state.reader.task(task_id)
         check_alive(task)
-        received = _size_of(task) if task.input_name is not None else await state.storage.received(task_id)
-        return task, received, await _prefix(state, task, received, lock)
+        async with _resumed(state, task, lock) as upload:
+            received = _size_of(task) if upload is None else upload.size_bytes
+            return task, received, await _prefix(state, task, upload, received, lock)
 
 
-async def _prefix(state: State, task: Task, size_bytes: int, lock: UploadLock) -> str:
+async def _prefix(state: State, task: Task, upload: ResumableUpload | None, size_bytes: int, lock: UploadLock) -> str:
     """The lock is renewed meanwhile: to read gigabytes takes longer than it lives."""
     async with lock.kept():
-        return await state.upload_digests.prefix(task, size_bytes)
+        source: Source
+        if upload is not None:
+            source = upload
+        else:
+            source = WholeFile(task.input_name or "", await state.storage.input(task.task_id, task.input_name))
+        return await state.upload_digests.prefix(task.task_id, source, size_bytes)
+
+
+@asynccontextmanager
+async def _resumed(state: State, task: Task, lock: UploadLock) -> AsyncIterator[ResumableUpload | None]:
+    """What has come of the upload, for who holds its lock; None where the file is whole. It is left with the block,
+    however that ends."""
+    if task.input_name is not None:
+        yield None
+        return
+    async with lock.kept():  # there may be gigabytes to copy
+        upload = await state.storage.resume(task.task_id)
+    try:
+        yield upload
+    finally:  # nothing, where it was left in the block
+        with suppress(UploadBusy, StorageFull, StorageAway):
+            await asyncio.shield(upload.pause())
 
 
 async def offset_of(state: State, task_id: TaskId) -> tuple[Task, int]:
@@ -67,12 +101,12 @@ async def offset_of(state: State, task_id: TaskId) -> tuple[Task, int]:
     async with writing(state.redis, task_id, take_over=False) as lock:
         task = await state.reader.task(task_id)
         check_alive(task)
-        if task.input_name is not None:
-            return task, _size_of(task)
-        upload = await state.storage.resume(task_id)
-        if upload.size_bytes == task.size_bytes:
-            await _finish(state, task, upload, lock)
-        return task, upload.size_bytes
+        async with _resumed(state, task, lock) as upload:
+            if upload is None:
+                return task, _size_of(task)
+            if upload.size_bytes == task.size_bytes:
+                await _finish(state, task, upload, lock)
+            return task, upload.size_bytes
 
 
 async def take_piece(
@@ -89,27 +123,27 @@ async def take_piece(
     async with writing(state.redis, task_id, take_over=True) as lock:
         task = await state.reader.task(task_id)  # as it is now that nobody else writes
         check_alive(task)
-        upload = None if task.input_name is not None else await state.storage.resume(task_id)
-        received = _size_of(task) if upload is None else upload.size_bytes
-        if offset != received:
-            raise Conflict(f"The upload stands at {received} bytes, not at {offset}. Go on from there.")
-        if prefix is not None and prefix != await _prefix(state, task, received, lock):
-            raise AnotherFile
-        if offset + declared_bytes(request) > _size_of(task):
-            raise too_large(_size_of(task))
-        if upload is None:
-            return task, received
-        await state.storage.check_capacity(declared_bytes(request))
-        try:
-            await _receive(request, state, task, upload, lock, checksum)
-        except BaseException as error:
-            await asyncio.shield(_keep(state, task, upload, error, offset if checksum is not None else None))
-            raise _told(error) from None
-        if upload.size_bytes == task.size_bytes:
-            await _finish(state, task, upload, lock)
-        else:
-            await asyncio.shield(_pause(state, task, upload, "Receiving the file"))
-        return task, upload.size_bytes
+        async with _resumed(state, task, lock) as upload:
+            received = _size_of(task) if upload is None else upload.size_bytes
+            if offset != received:
+                raise Conflict(f"The upload stands at {received} bytes, not at {offset}. Go on from there.")
+            if prefix is not None and prefix != await _prefix(state, task, upload, received, lock):
+                raise AnotherFile
+            if offset + declared_bytes(request) > _size_of(task):
+                raise too_large(_size_of(task))
+            if upload is None:
+                return task, received
+            await state.storage.check_capacity(declared_bytes(request))
+            try:
+                await _receive(request, state, task, upload, lock, checksum)
+            except BaseException as error:
+                await asyncio.shield(_keep(state, task, upload, error, offset if checksum is not None else None))
+                raise _told(error) from None
+            if upload.size_bytes == task.size_bytes:
+                await _finish(state, task, upload, lock)
+            else:
+                await asyncio.shield(_pause(state, task, upload, "Receiving the file"))
+            return task, upload.size_bytes
 
 
 async def _receive(
@@ -148,19 +182,25 @@ async def _keep(state: State, task: Task, upload: Upload, error: BaseException, 
     if isinstance(error, Refused | UnknownTask):
         await upload.abort()
         return
-    if back_to is not None:
-        await upload.rewind(back_to)
-    # A disk that is full has told so already, and what did not fit on it is the client's to send again.
-    with suppress(StorageFull):
+    # A disk that is full has told so already, and what did not fit on it is the client's to send again. Where somebody
+    # else has the upload, its bytes are theirs to tell of.
+    with suppress(StorageFull, UploadBusy):
+        if back_to is not None:
+            await upload.rewind(back_to)
         await _pause(state, task, upload, UPLOAD_CUT)
 
 
 async def _pause(state: State, task: Task, upload: Upload, message: str) -> None:
-    await upload.pause()
+    full: StorageFull | None = None
+    try:
+        await upload.pause()
+    except StorageFull as error:
+        full = error
     with suppress(Refused, *AWAY):
-        fields = {"message": message, "done": await state.storage.received(task.task_id), "rate": None}
-        fields["upload_expires_at"] = rfc3339(expiry())
+        fields = {"message": message, "done": upload.size_bytes, "rate": None, "upload_expires_at": rfc3339(expiry())}
         await state.publisher.change(task.task_id, fields, allowed=(Status.UPLOADING,))
+    if full is not None:
+        raise full
 
 
 def _told(error: BaseException) -> BaseException:

@@ -5,8 +5,9 @@ the server answers a digest of what it has stored, and takes one from a client a
 have no running SHA-256, so it is one of digests: base64 of the SHA-256 over the SHA-256 of each 8 MiB, the last of them
 as short as it is.
 
-The digests of whole pieces are kept, so that a piece that is sent costs reading one piece and not the whole file. Only
-who holds the upload's lock may ask: bytes below the offset at which a writer took the lock are never taken back.
+The digests of whole pieces are kept, so that a piece that is sent costs reading one piece and not the whole file. Each
+is kept with where its bytes came from (headway.shared.files.storage.ResumableUpload.origin), and is used for the same
+bytes alone.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import binascii
 import hashlib
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import AsyncIterator, Hashable, Mapping
+from typing import Final, Protocol
 
 from headway.shared.errors import BadHeader
-from headway.shared.files.storage import Storage
-from headway.shared.tasks.models import Task, TaskId
+from headway.shared.files.storage import StoredObject
+from headway.shared.tasks.models import TaskId
 
 PIECE_BYTES: Final = 8 * 1024 * 1024
 #: Uploads whose pieces' digests are kept: 20 KiB each for a file of 5 GiB.
@@ -31,34 +32,62 @@ KEPT: Final = 1000
 READERS: Final = 2
 
 
+class Source(Protocol):
+    """Bytes that do not change while they are read."""
+
+    def read(self, start: int, end: int) -> AsyncIterator[bytes]:
+        """Raises UnknownFile."""
+
+    def origin(self, start: int, end: int) -> Hashable:
+        """Two of one task that say the same hold the same bytes there."""
+
+
+class WholeFile:
+    """The Source of an upload that is whole."""
+
+    def __init__(self, name: str, file: StoredObject) -> None:
+        self._name = name
+        self._file = file
+
+    def read(self, start: int, end: int) -> AsyncIterator[bytes]:
+        return self._file.read(start, end)
+
+    def origin(self, start: int, end: int) -> Hashable:
+        return self._name
+
+
 class UploadDigests:
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
-        self._known: OrderedDict[TaskId, list[bytes]] = OrderedDict()
+    def __init__(self) -> None:
+        #: By task: where the bytes of each whole piece came from, and their digest.
+        self._known: OrderedDict[TaskId, list[tuple[Hashable, bytes]]] = OrderedDict()
         self._reading = asyncio.Semaphore(READERS)
 
-    async def prefix(self, task: Task, size_bytes: int) -> str:
-        """Of the first `size_bytes` of the upload. The caller holds its lock. Raises UnknownFile, StorageAway."""
+    async def prefix(self, task_id: TaskId, source: Source, size_bytes: int) -> str:
+        """Of the first `size_bytes`. Raises UnknownFile, StorageAway."""
         async with self._reading:
-            pieces, rest = divmod(size_bytes, PIECE_BYTES)
-            digests = self._known.pop(task.task_id, [])[:pieces]
-            for number in range(len(digests), pieces):
-                digests.append(await self._digest(task, number * PIECE_BYTES, (number + 1) * PIECE_BYTES))
-            self._known[task.task_id] = digests
+            whole = range(0, size_bytes - PIECE_BYTES + 1, PIECE_BYTES)
+            known = self._known.pop(task_id, [])
+            found = []
+            for number, start in enumerate(whole):
+                origin = source.origin(start, start + PIECE_BYTES)
+                if number < len(known) and known[number][0] == origin:
+                    found.append(known[number])
+                else:
+                    found.append((origin, await _digest(source, start, start + PIECE_BYTES)))
+            self._known[task_id] = found
             while len(self._known) > KEPT:
                 self._known.popitem(last=False)
-            last = [await self._digest(task, pieces * PIECE_BYTES, size_bytes)] if rest else []
+            rest = size_bytes % PIECE_BYTES
+            last = [await _digest(source, size_bytes - rest, size_bytes)] if rest else []
+        digests = [digest for _, digest in found]
         return base64.b64encode(hashlib.sha256(b"".join([*digests, *last])).digest()).decode()
 
-    async def _digest(self, task: Task, start: int, end: int) -> bytes:
-        digest = hashlib.sha256()
-        if task.input_name is None:
-            body = self._storage.stored(task.task_id, start, end)
-        else:
-            body = (await self._storage.input(task.task_id, task.input_name)).read(start, end)
-        async for data in body:
-            await asyncio.to_thread(digest.update, data)
-        return digest.digest()
+
+async def _digest(source: Source, start: int, end: int) -> bytes:
+    digest = hashlib.sha256()
+    async for data in source.read(start, end):
+        await asyncio.to_thread(digest.update, data)
+    return digest.digest()
 
 
 def wanted_prefix(headers: Mapping[str, str]) -> str | None:

@@ -2,8 +2,9 @@
 
 A key in Redis holds the token of who writes and lives LOCK_SECONDS, renewed while the bytes come. Whoever comes later
 asks for it, because the line of the one before may be half open and nobody knows: the holder hears it at its next
-renewal, makes safe what it has and lets go; a dead one's key runs out. Like a worker's lease it is no fence: two that
-both think that they write put the same bytes in the same places (shared/files/storage.py), and the task is queued once.
+renewal, makes safe what it has and lets go; a dead one's key runs out. Like a worker's lease it is no fence. That is
+the storage's part: who resumes an upload has bytes that nobody before can change
+(headway.shared.files.storage.ResumableUpload), and the task is queued once.
 """
 
 from __future__ import annotations
@@ -118,9 +119,9 @@ class UploadLock:
     async def _keep_on(self) -> None:
         while True:
             heed_cancellation()
+            await asyncio.sleep(KEEP_SECONDS)  # first: what is soon done asks nothing of Redis
             with suppress(Refused, UploadBusy, *AWAY):
                 await self.keep()
-            await asyncio.sleep(KEEP_SECONDS)
 
     async def release(self) -> None:
         with suppress(*AWAY):

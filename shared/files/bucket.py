@@ -3,7 +3,7 @@ disk.
 
     PREFIX/tasks/{task_id}/input-{random}             what was uploaded; the task's state names the one that counts
     PREFIX/tasks/{task_id}/result-{attempt}/…         what the attempt made
-    PREFIX/partial/{task_id}-input/{from}-{to}        the bytes of an upload that comes in pieces, until it is whole
+    PREFIX/partial/{task_id}-input/…                  the bytes of an upload that comes in pieces, until it is whole
     DATA/partial/{task_id}-{attempt}-…                on the worker's own disk: an attempt's output, and its input
 
 An object appears when its upload is completed, so there is nothing to rename. What works on a disk is the directory's
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from headway.shared.errors import BadInput, StorageAway, UnknownFile
-from headway.shared.files.bucket_uploads import BucketUpload, PiecesUpload, chain, part_bytes_for
+from headway.shared.files.bucket_uploads import BucketUpload, PiecesUpload, listed, part_bytes_for, story
 from headway.shared.files.directory import DirectoryStorage, outputs_of
 from headway.shared.files.disk import disk_faults, on_disk
 from headway.shared.files.own_disk import OwnDisk
@@ -50,7 +50,7 @@ SMALL_BYTES: Final = CHUNK_BYTES
 SMALL_AT_ONCE: Final = 8
 
 _TASK = re.compile(r"tasks/([0-9a-f]{32})/.+")
-_PIECE = re.compile(r"partial/([0-9a-f]{32})-input/[0-9]+-[0-9]+")
+_PIECE = re.compile(r"partial/([0-9a-f]{32})-input/[0-9]+-([0-9]+)(-.*)?")
 
 
 class BucketStorage:
@@ -93,23 +93,12 @@ class BucketStorage:
         return BucketUpload(self._bucket, f"tasks/{task_id}/input-{secrets.token_hex(8)}", self._part_bytes)
 
     async def resume(self, task_id: TaskId) -> PiecesUpload:
-        received = await self.received(task_id)
-        return PiecesUpload(self._bucket, _pieces_folder(task_id), self.upload(task_id), received)
+        folder = _pieces_folder(task_id)
+        return PiecesUpload(self._bucket, folder, self.upload(task_id), await listed(self._bucket, folder))
 
     async def received(self, task_id: TaskId) -> int:
-        pieces = await chain(self._bucket, _pieces_folder(task_id))
+        pieces = story(await listed(self._bucket, _pieces_folder(task_id)))
         return pieces[-1].end if pieces else 0
-
-    async def stored(self, task_id: TaskId, start: int, end: int) -> AsyncIterator[bytes]:
-        position = start
-        for piece in await chain(self._bucket, _pieces_folder(task_id)):
-            first, last = max(piece.start, position), min(piece.end, end)
-            if first < last:
-                async for data in self._bucket.read(piece.key, first - piece.origin, last - piece.origin):
-                    yield data
-                position = last
-        if position < end:
-            raise UnknownFile("What came before is gone. Send the file again.")
 
     async def discard_upload(self, task_id: TaskId) -> None:
         await self._bucket.delete_folder(_pieces_folder(task_id))
@@ -205,14 +194,16 @@ class BucketStorage:
     async def partials(self) -> AsyncIterator[Partial]:
         """Those in the bucket, and those on the disk of this machine."""
         async for name, task_id, pieces in self._folders("partial", _PIECE):
-            received = max(int(piece["path"].rpartition("-")[2]) for piece in pieces)
+            ends = (_PIECE.fullmatch(piece["path"]) for piece in pieces)
+            received = max(int(end[2]) for end in ends if end is not None)
             yield Partial(name, task_id, None, received, _idle_seconds(pieces))
         async for partial in self._local.partials():
             yield partial
 
     async def task_folders(self) -> AsyncIterator[TaskFolder]:
         async for _, task_id, files in self._folders("tasks", _TASK):
-            yield TaskFolder(task_id, _idle_seconds(files))
+            entries = frozenset(meta["path"].split("/")[2] for meta in files)
+            yield TaskFolder(task_id, _idle_seconds(files), entries)
 
     async def _folders(self, place: str, ours: re.Pattern[str]) -> AsyncIterator[tuple[str, TaskId, list[ObjectMeta]]]:
         """The folders of a place with what is in each: a listing has one after the other."""
@@ -236,6 +227,12 @@ class BucketStorage:
             await self._local.remove(partial)
         else:
             await self._bucket.delete_folder(partial.name)
+
+    async def remove_entry(self, task_id: TaskId, entry: str) -> None:
+        if entry.startswith("result-"):
+            await self._bucket.delete_folder(f"tasks/{task_id}/{entry}")
+        else:
+            await self._bucket.delete([_input_key(task_id, entry)])
 
 
 @dataclass(frozen=True, slots=True)

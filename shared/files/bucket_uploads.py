@@ -1,8 +1,14 @@
 """Files on their way into a bucket (shared/files/bucket.py): in one piece, or in several that come by any API process.
 
 In one piece, a file goes to its place in parts and appears there at the commit. In several, each piece is an object of
-its own, named for the bytes it holds, because nobody can go on with another process's parts; at the commit they are put
-together, in flat memory, and removed. The same bytes under the same name: two that write one upload do no harm.
+its own, because nobody can go on with another process's parts; at the commit they are put together, in flat memory, and
+removed.
+
+    {from}-{to}-{turn}-{writer}    the bytes from here to there, written by whoever resumed the upload in that turn
+
+A piece's name is its writer's own, so it is never written over, and who resumes an upload reads the pieces that were
+there then: what one that was stopped, or a line that hangs, brings later is seen by those who come later, and by them
+only where nobody has gone on from before it.
 """
 
 from __future__ import annotations
@@ -10,9 +16,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import secrets
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from headway.shared.errors import StorageAway, StorageFull, UnknownFile
 from headway.shared.files.s3 import ABORT_SECONDS, MOST_PARTS, PART_BYTES, Bucket, Parts
@@ -85,6 +93,16 @@ class BucketUpload:
                     await self._bucket.delete([self._key])
 
 
+class Listed(NamedTuple):
+    """A piece, by its name."""
+
+    turn: int
+    writer: str
+    start: int
+    end: int
+    key: str
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """The bytes of one object that count."""
@@ -97,31 +115,65 @@ class Piece:
     end: int
 
 
-async def chain(bucket: Bucket, folder: str) -> list[Piece]:
-    """The pieces that follow each other from the first byte on. Where two hold the same bytes, either will do."""
-    found = sorted([(*_span(meta["path"]), meta["path"]) async for page in bucket.pages(folder) for meta in page])
-    pieces: list[Piece] = []
-    position = 0
-    for start, end, key in found:
-        if start > position:
-            break
-        if end > position:
-            pieces.append(Piece(key, start, position, end))
-            position = end
-    return pieces
+async def listed(bucket: Bucket, folder: str) -> list[Listed]:
+    """All the pieces of an upload."""
+    names = [meta["path"] async for page in bucket.pages(folder) for meta in page]
+    return [piece for piece in map(_listed, names) if piece is not None]
+
+
+def _listed(key: str) -> Listed | None:
+    """None for a name that is none of ours. A version before this one named no writer."""
+    found = re.fullmatch(r".*/([0-9]+)-([0-9]+)(?:-([0-9]+)-([0-9a-f]+))?", key)
+    return Listed(int(found[3] or 0), found[4] or "", int(found[1]), int(found[2]), key) if found else None
+
+
+def story(pieces: Iterable[Listed]) -> list[Piece]:
+    """The pieces that follow each other from the first byte on. A writer's follow what was there before its turn; what
+    others bring behind its first byte does not count. Of two that had one turn, who came further does."""
+    writers: dict[tuple[int, str], list[Listed]] = {}
+    for piece in pieces:
+        writers.setdefault(piece[:2], []).append(piece)
+    told: list[Piece] = []
+    for own in sorted(writers.values(), key=lambda own: (own[0].turn, max(piece.end for piece in own), own[0].writer)):
+        own.sort()
+        position = told[-1].end if told else 0
+        if own[0].start > position:
+            continue  # what it follows is gone
+        position = own[0].start
+        told = cut(told, position)
+        for piece in own:
+            if piece.start <= position < piece.end:
+                told.append(Piece(piece.key, piece.start, position, piece.end))
+                position = piece.end
+    return told
+
+
+def cut(pieces: Sequence[Piece], size_bytes: int) -> list[Piece]:
+    """As far as so many bytes."""
+    kept = (piece for piece in pieces if piece.start < size_bytes)
+    return [replace(piece, end=min(piece.end, size_bytes)) for piece in kept]
 
 
 class PiecesUpload:
-    """A headway.shared.files.storage.Upload that can be resumed. `whole` is what it becomes at the commit."""
+    """A headway.shared.files.storage.ResumableUpload. `whole` is what it becomes at the commit."""
 
-    def __init__(self, bucket: Bucket, folder: str, whole: BucketUpload, received: int) -> None:
+    def __init__(self, bucket: Bucket, folder: str, whole: BucketUpload, found: Sequence[Listed]) -> None:
         self._bucket = bucket
         self._folder = folder
         self._whole = whole
+        self._found = [piece.key for piece in found]
+        self._pieces = story(found)
+        self._name = f"{max((piece.turn for piece in found), default=0) + 1}-{secrets.token_hex(8)}"
         self._pending = bytearray()
-        self._written = received
         self._writing: asyncio.Task[None] | None = None
-        self.size_bytes = received
+        #: A piece was refused, so that what came after it has no place.
+        self._broken = False
+        self._over = False
+        self.size_bytes = self._written
+
+    @property
+    def _written(self) -> int:
+        return self._pieces[-1].end if self._pieces else 0
 
     async def write(self, data: bytes) -> None:
         self._pending += data
@@ -131,42 +183,74 @@ class PiecesUpload:
 
     async def _flush(self) -> None:
         await self._settle()
-        if self._pending:
-            chunk, self._pending = self._pending, bytearray()
+        chunk, self._pending = self._pending, bytearray()
+        if chunk and not self._broken:
             self._writing = asyncio.create_task(self._put(self._written, chunk))
-            self._written += len(chunk)
 
     async def _put(self, start: int, chunk: bytearray | Bytes) -> None:
-        await self._bucket.put(f"{self._folder}/{start:020d}-{start + len(chunk):020d}", chunk)
+        end = start + len(chunk)
+        key = f"{self._folder}/{start:020d}-{end:020d}-{self._name}"
+        try:
+            await self._bucket.put(key, chunk)
+        except BaseException:
+            self._broken = True
+            raise
+        self._pieces.append(Piece(key, start, start, end))
 
     async def _settle(self) -> None:
         if self._writing is not None:
             # Shielded, and forgotten only when done: whoever gives up here leaves it to `abort`, which waits for it.
-            await asyncio.shield(self._writing)
-            self._writing = None
+            writing = self._writing
+            try:
+                await asyncio.shield(writing)
+            finally:
+                if writing.done():
+                    self._writing = None
 
     async def rewind(self, size_bytes: int) -> None:
-        await self._settle()
-        if size_bytes >= self._written:
-            del self._pending[size_bytes - self._written :]
-        else:
+        with suppress(StorageAway, StorageFull):  # what was refused is forgotten with the rest
+            await self._settle()
+        if size_bytes < self._written:
             self._pending.clear()
             await self._cut(size_bytes)
-            self._written = size_bytes
-        self.size_bytes = size_bytes
+        else:
+            del self._pending[size_bytes - self._written :]
+        self.size_bytes = self._written + len(self._pending)
 
     async def _cut(self, size_bytes: int) -> None:
-        async for page in self._bucket.pages(self._folder):
-            for meta in page:
-                start, end = _span(meta["path"])
-                if start < size_bytes < end:
-                    await self._put(start, await self._bucket.piece(meta["path"], 0, size_bytes - start))
-                if end > size_bytes:
-                    await self._bucket.delete([meta["path"]])
+        """A piece that is cut in the middle is written again, as one of this turn."""
+        own = [piece.key for piece in self._pieces if piece.key not in self._found]
+        ends = {key: _end_of(key) for key in (*self._found, *own)}
+        last = next((piece for piece in self._pieces if piece.start < size_bytes < piece.end), None)
+        self._pieces = [piece for piece in self._pieces if piece.end <= size_bytes]
+        if last is not None:
+            start = last.start
+            await self._put(start, await self._bucket.piece(last.key, start - last.origin, size_bytes - last.origin))
+        await self._bucket.delete(key for key, end in ends.items() if end > size_bytes)
+
+    def origin(self, start: int, end: int) -> tuple[str, ...]:
+        return tuple(piece.key for piece in self._pieces if piece.start < end and piece.end > start)
+
+    async def read(self, start: int, end: int) -> AsyncIterator[bytes]:
+        position = start
+        for piece in list(self._pieces):
+            first, last = max(piece.start, position), min(piece.end, end)
+            if first < last:
+                async for data in self._bucket.read(piece.key, first - piece.origin, last - piece.origin):
+                    yield data
+                position = last
+        if position < end:
+            raise UnknownFile("What came before is gone. Send the file again.")
 
     async def pause(self) -> None:
-        await self._flush()
-        await self._settle()
+        if self._over:
+            return
+        try:
+            await self._flush()
+            await self._settle()
+            self._over = True
+        finally:
+            self.size_bytes = self._written
 
     async def commit(self) -> StoredFile:
         await self._settle()
@@ -175,22 +259,22 @@ class PiecesUpload:
         except BaseException:  # the pieces are still there: it can be paused, and resumed
             await asyncio.shield(self._whole.abort())
             raise
+        self._over = True
         with suppress(StorageAway):  # the file is whole; what is left of the pieces is the sweeper's
             await self._bucket.delete_folder(self._folder)
         return stored
 
     async def _put_together(self) -> StoredFile:
-        if self._written:
-            for piece in await chain(self._bucket, self._folder):
-                last = min(piece.end, self._written)
-                async for data in self._bucket.read(piece.key, piece.start - piece.origin, last - piece.origin):
-                    await self._whole.write(data)
-            if self._whole.size_bytes != self._written:
-                raise UnknownFile("What came before is gone. Send the file again.")
+        try:
+            async for data in self.read(0, self._written):
+                await self._whole.write(data)
+        except UnknownFile:
+            raise UnknownFile("What came before is gone. Send the file again.") from None
         await self._whole.write(bytes(self._pending))
         return await self._whole.commit()
 
     async def abort(self) -> None:
+        self._over = True
         if self._writing is not None:
             with suppress(StorageAway, StorageFull):
                 await asyncio.shield(self._writing)
@@ -199,7 +283,6 @@ class PiecesUpload:
             await self._bucket.delete_folder(self._folder)
 
 
-def _span(key: str) -> tuple[int, int]:
-    """Where a piece begins and ends, by its name; nowhere, if it is none of ours."""
-    found = re.fullmatch(r".*/([0-9]+)-([0-9]+)", key)
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+def _end_of(key: str) -> int:
+    piece = _listed(key)
+    return piece.end if piece is not None else 0

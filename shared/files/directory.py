@@ -3,6 +3,7 @@
     DATA/tasks/{task_id}/input-{random}      what was uploaded; the task's state names the one that counts
     DATA/tasks/{task_id}/result-{attempt}/…  what the attempt made
     DATA/partial/…                           what is still being written; nothing reads it
+    DATA/partial/{task_id}-upload/…          an upload that comes in pieces (shared/files/upload_folder.py)
 
 A file is written under `partial/`, fsynced and renamed. Disk work runs in threads; what may go wrong there is named in
 shared/files/disk.py. The two folders are made at the start and never again: where they have gone, a disk is not
@@ -27,9 +28,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from headway.shared.errors import BadInput, SettingsError, StorageFull, UnknownFile
-from headway.shared.files.disk import STORAGE_FAULTS, disk_faults, on_disk, remove_tree, told_by_the_system
+from headway.shared.errors import BadInput, SettingsError, StorageFull, UnknownFile, UploadBusy
+from headway.shared.files.disk import (
+    STORAGE_FAULTS,
+    change_on_disk,
+    disk_faults,
+    on_disk,
+    remove_tree,
+    told_by_the_system,
+)
 from headway.shared.files.storage import CHUNK_BYTES, Partial, StoredFile, StoredResult, TaskFolder, check_result_name
+from headway.shared.files.upload_folder import TAKEN_OVER, UploadFolder
 from headway.shared.logging import get_logger
 from headway.shared.tasks.models import TaskId
 
@@ -37,8 +46,11 @@ log = get_logger(__name__)
 
 #: Entries of a folder that one hop to a thread reads.
 _LISTED: Final = 500
+#: Read at once for a digest: soon done, so that whoever waits for it is not kept.
+_SEEN_BYTES: Final = 64 * CHUNK_BYTES
 
 _PARTIAL = re.compile(r"([0-9a-f]{32})-(input|[0-9]+)-[0-9a-f]+")
+_UPLOAD = re.compile(r"([0-9a-f]{32})-upload")
 _Entry = tuple[os.DirEntry[str], os.stat_result]
 
 
@@ -91,31 +103,25 @@ class DirectoryStorage:
         partial, final = self._partial / f"{task_id}-{name}", self._tasks / task_id / name
         return DirectoryUpload(partial, final, reserve_bytes=self._reserve_bytes)
 
-    async def resume(self, task_id: TaskId) -> DirectoryUpload:
-        received = await self.received(task_id)
-        partial, final = self._resumable(task_id), self._tasks / task_id / _input_name()
-        return DirectoryUpload(partial, final, received, self._reserve_bytes)
+    async def resume(self, task_id: TaskId) -> ResumedUpload:
+        final = self._tasks / task_id / _input_name()
+        return await ResumedUpload.take(self._upload_folder(task_id), final, self._reserve_bytes)
 
     async def received(self, task_id: TaskId) -> int:
-        return await on_disk(self._size_of, self._resumable(task_id))
+        size_bytes, _ = await on_disk(self._size_and_time, task_id)
+        return size_bytes
 
-    def _size_of(self, path: Path) -> int:
-        try:
-            return path.stat().st_size
-        except FileNotFoundError:
+    def _size_and_time(self, task_id: TaskId) -> tuple[int, float]:
+        found = self._upload_folder(task_id).size_and_time()
+        if not found[0]:
             self._is_there()
-            return 0
-
-    async def stored(self, task_id: TaskId, start: int, end: int) -> AsyncIterator[bytes]:
-        file = await on_disk(self._found, self._resumable(task_id))
-        async for data in file.read(start, end):
-            yield data
+        return found
 
     async def discard_upload(self, task_id: TaskId) -> None:
-        await on_disk(self._resumable(task_id).unlink, missing_ok=True)
+        await change_on_disk(self._upload_folder(task_id).discard)
 
-    def _resumable(self, task_id: TaskId) -> Path:
-        return self._partial / f"{task_id}-input-0"
+    def _upload_folder(self, task_id: TaskId) -> UploadFolder:
+        return UploadFolder(self._partial / f"{task_id}-upload", self._partial / f"{task_id}-input-0")
 
     async def input(self, task_id: TaskId, name: str | None) -> DiskFile:
         return await on_disk(self._found, self._input_path(task_id, name))
@@ -150,16 +156,7 @@ class DirectoryStorage:
     async def keep_results(
         self, task_id: TaskId, attempt: int, scratch: Path, names: Mapping[str, str | None]
     ) -> list[StoredResult]:
-        keeping = asyncio.create_task(asyncio.to_thread(self._keep_results_now, task_id, attempt, scratch, names))
-        try:
-            return await asyncio.shield(keeping)
-        except asyncio.CancelledError:
-            # A thread does not stop. Whoever tidies up next must find all that it does done.
-            while not keeping.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([keeping])
-            keeping.cancelled() or keeping.exception()
-            raise
+        return await change_on_disk(self._keep_results_now, task_id, attempt, scratch, names)
 
     def _keep_results_now(
         self, task_id: TaskId, attempt: int, scratch: Path, names: Mapping[str, str | None]
@@ -195,7 +192,7 @@ class DirectoryStorage:
     # Removing.
 
     async def delete(self, task_id: TaskId) -> None:
-        await on_disk(self._remove_tree, self._tasks / task_id)
+        await change_on_disk(self._remove_tree, self._tasks / task_id)
         await self.discard_upload(task_id)
 
     async def partials(self) -> AsyncIterator[Partial]:
@@ -203,36 +200,53 @@ class DirectoryStorage:
             if (name := _PARTIAL.fullmatch(entry.name)) is not None:
                 attempt = None if name[2] == "input" else int(name[2])
                 yield Partial(entry.path, TaskId(name[1]), attempt, stat.st_size, time.time() - stat.st_mtime)
+            elif (name := _UPLOAD.fullmatch(entry.name)) is not None:
+                task_id = TaskId(name[1])
+                size_bytes, written = await on_disk(self._upload_folder(task_id).size_and_time)
+                idle_seconds = time.time() - max(written, stat.st_mtime)
+                yield Partial(entry.path, task_id, None, size_bytes, idle_seconds)
 
     async def task_folders(self) -> AsyncIterator[TaskFolder]:
         async for entry, stat in _entries(self._tasks):
             if re.fullmatch(r"[0-9a-f]{32}", entry.name):
-                yield TaskFolder(TaskId(entry.name), time.time() - stat.st_mtime)
+                entries = await on_disk(_names_in, Path(entry.path))
+                yield TaskFolder(TaskId(entry.name), time.time() - stat.st_mtime, entries)
 
     async def remove(self, partial: Partial) -> None:
         path = Path(partial.name)
-        if partial.attempt is None:
+        if _UPLOAD.fullmatch(path.name):
+            await self.discard_upload(partial.task_id)
+        elif partial.attempt is None:
             await on_disk(path.unlink, missing_ok=True)
         else:
             await self.discard(path)
 
+    async def remove_entry(self, task_id: TaskId, entry: str) -> None:
+        path = self._tasks / task_id / entry
+        if entry.startswith("result-"):
+            await change_on_disk(self._remove_tree, path)
+        else:
+            await change_on_disk(path.unlink, missing_ok=True)
+
 
 class DirectoryUpload:
-    """A headway.shared.files.storage.Upload. Each byte has its own place in the file, so whoever writes it twice
-    changes nothing."""
+    """A headway.shared.files.storage.Upload that comes in one piece: to pause it is to leave it to the sweeper."""
 
-    def __init__(self, partial: Path, final: Path, received: int = 0, reserve_bytes: int | None = None) -> None:
+    def __init__(self, partial: Path, final: Path, reserve_bytes: int | None = None) -> None:
         self._partial = partial
         self._final = final
         self._reserve_bytes = reserve_bytes
         self._committed = False
         self._file: int | None = None
         #: Of all that was written; None where earlier bytes were not seen, so the file is read at the end.
-        self._hash = hashlib.sha256() if received == 0 else None
+        self._hash = hashlib.sha256()
+        self._seen_bytes = 0
         self._pending = bytearray()
         self._writing: asyncio.Task[None] | None = None
-        self._written = received
-        self.size_bytes = received
+        #: A write failed, so that what came after it has no place.
+        self._broken = False
+        self._written = 0
+        self.size_bytes = 0
 
     async def write(self, data: bytes) -> None:
         self._pending += data
@@ -243,7 +257,8 @@ class DirectoryUpload:
     async def _flush(self) -> None:
         await self._settle()
         chunk, self._pending = self._pending, bytearray()
-        self._writing = asyncio.create_task(asyncio.to_thread(self._write_now, chunk))
+        if chunk and not self._broken:
+            self._writing = asyncio.create_task(asyncio.to_thread(self._write_now, chunk))
 
     async def _settle(self) -> None:
         if self._writing is not None:
@@ -256,16 +271,21 @@ class DirectoryUpload:
                     self._writing = None
 
     def _write_now(self, chunk: bytearray) -> None:
-        with disk_faults(self._partial):
-            file = self._opened()
-            check_capacity(self._partial, len(chunk), self._reserve_bytes)
-            view = memoryview(chunk)
-            while view:
-                count = os.pwrite(file, view, self._written)
-                self._written += count
-                view = view[count:]
-        if self._hash is not None:
+        try:
+            with disk_faults(self._partial):
+                file = self._opened()
+                check_capacity(file, len(chunk), self._reserve_bytes)
+                view = memoryview(chunk)
+                while view:
+                    count = os.pwrite(file, view, self._written)
+                    self._written += count
+                    view = view[count:]
+        except BaseException:
+            self._broken = True
+            raise
+        if self._seen_bytes == self._written - len(chunk):
             self._hash.update(chunk)
+            self._seen_bytes = self._written
 
     def _opened(self) -> int:
         if self._file is None:
@@ -273,40 +293,57 @@ class DirectoryUpload:
         return self._file
 
     async def rewind(self, size_bytes: int) -> None:
-        await self._flush()
-        await self._settle()
-        await on_disk(self._truncate_now, size_bytes)
-        self._written = self.size_bytes = size_bytes
-        self._hash = hashlib.sha256() if size_bytes == 0 else None
+        with suppress(StorageFull):  # what did not fit is forgotten with the rest
+            await self._settle()
+        if size_bytes < self._written:
+            await change_on_disk(self._cut_now, size_bytes)
+            self._pending.clear()
+        else:
+            del self._pending[size_bytes - self._written :]
+        self.size_bytes = self._written + len(self._pending)
 
-    def _truncate_now(self, size_bytes: int) -> None:
-        with disk_faults(self._partial):
-            os.ftruncate(self._opened(), size_bytes)
+    def _cut_now(self, size_bytes: int) -> None:
+        os.ftruncate(self._opened(), size_bytes)
+        self._written = size_bytes
+        if self._seen_bytes > size_bytes:
+            self._hash, self._seen_bytes = hashlib.sha256(), 0
 
     async def pause(self) -> None:
         try:
             await self._flush()
             await self._settle()
         finally:
-            await on_disk(self._close)
+            await change_on_disk(self._close)
 
     async def commit(self) -> StoredFile:
         await self._flush()
         await self._settle()
-        digest = await asyncio.to_thread(self._commit_now)
-        self._committed = True
-        return StoredFile(self._final.name, self.size_bytes, digest)
+        while self._seen_bytes < self._written:
+            await change_on_disk(self._see_some)
+        await change_on_disk(self._commit_now)
+        return StoredFile(self._final.name, self.size_bytes, self._hash.hexdigest())
 
-    def _commit_now(self) -> str:
+    def _see_some(self) -> None:
+        """Reads what other pieces brought: the digest is that of what lies on the disk."""
+        end = min(self._seen_bytes + _SEEN_BYTES, self._written)
+        while self._seen_bytes < end:
+            data = os.pread(self._opened(), min(CHUNK_BYTES, end - self._seen_bytes), self._seen_bytes)
+            if not data:
+                raise UnknownFile("What came before is gone. Send the file again.")
+            self._hash.update(data)
+            self._seen_bytes += len(data)
+
+    def _commit_now(self) -> None:
         with disk_faults(self._partial):
-            file = self._opened()
-            digest = self._hash.hexdigest() if self._hash is not None else _digest(self._partial)
-            os.fsync(file)
+            os.fsync(self._opened())
             self._close()
-            self._final.parent.mkdir(exist_ok=True)
-            self._partial.replace(self._final)
+            self._place()
+            self._committed = True
             _fsync_folder(self._final.parent)
-        return digest
+
+    def _place(self) -> None:
+        self._final.parent.mkdir(exist_ok=True)
+        self._partial.replace(self._final)
 
     async def abort(self) -> None:
         """A disk that cannot be used keeps what it has; the sweeper finds it."""
@@ -314,7 +351,7 @@ class DirectoryUpload:
             with suppress(Exception):  # whoever waited for it was told
                 await asyncio.shield(self._writing)
         try:
-            await on_disk(self._abort_now)
+            await change_on_disk(self._abort_now)
         except STORAGE_FAULTS as error:
             log.warning("upload not removed", reason=str(error), **told_by_the_system(error))
 
@@ -330,6 +367,110 @@ class DirectoryUpload:
         if self._file is not None:
             file, self._file = self._file, None
             os.close(file)
+
+
+class ResumedUpload(DirectoryUpload):
+    """A headway.shared.files.storage.ResumableUpload: the file is this one's alone (shared/files/upload_folder.py)."""
+
+    def __init__(self, folder: UploadFolder, final: Path, reserve_bytes: int | None) -> None:
+        super().__init__(Path(), final, reserve_bytes)
+        self._folder = folder
+        self._over = False
+
+    @classmethod
+    async def take(cls, folder: UploadFolder, final: Path, reserve_bytes: int | None) -> ResumedUpload:
+        """Raises StorageFull where there is no room for a copy, UploadBusy."""
+        upload = cls(folder, final, reserve_bytes)
+        try:
+            if await change_on_disk(upload._take_now):
+                await upload._copy()
+            await change_on_disk(upload._open_now)
+        except asyncio.CancelledError:
+            with suppress(UploadBusy):
+                await asyncio.shield(upload.pause())
+            raise
+        return upload
+
+    def _take_now(self) -> bool:
+        with disk_faults():
+            self._partial, had_writer = self._folder.take()
+        if had_writer:
+            self._over = True  # until it has a copy it is not this one's to put to rest
+        return had_writer
+
+    async def _copy(self) -> None:
+        copy = self._folder.copy_of(self._partial)
+        try:
+            with disk_faults():
+                check_capacity(self._partial, await change_on_disk(copy.begin), self._reserve_bytes)
+                while await change_on_disk(copy.go_on):
+                    pass
+            self._partial = await change_on_disk(self._folder.replace, self._partial, copy.path)
+            self._over = False
+        finally:
+            await change_on_disk(copy.close)
+
+    def _open_now(self) -> None:
+        self._written = self.size_bytes = os.fstat(self._opened()).st_size
+
+    def _opened(self) -> int:
+        if self._file is None:
+            self._file = self._open(self._partial)
+        return self._file
+
+    @staticmethod
+    def _open(path: Path) -> int:
+        try:
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise UploadBusy(TAKEN_OVER) from None
+
+    def origin(self, start: int, end: int) -> str:
+        return self._partial.name.partition(".")[0]
+
+    async def read(self, start: int, end: int) -> AsyncIterator[bytes]:
+        position = start
+        while position < end:
+            count = min(CHUNK_BYTES, end - position)
+            with disk_faults(self._partial):
+                data = await asyncio.to_thread(os.pread, self._opened(), count, position)
+            if not data:
+                raise UnknownFile("The file became shorter while it was read.")
+            position += len(data)
+            yield data
+
+    async def pause(self) -> None:
+        if self._over:
+            return
+        try:
+            await self._flush()
+            await self._settle()
+        finally:
+            self.size_bytes = self._written
+            await change_on_disk(self._rest_now)
+
+    def _rest_now(self) -> None:
+        self._close()
+        self._over = True
+        if self._committed:
+            self._committed = False
+            self._folder.bring_back(self._final, self._partial)
+            with suppress(OSError):
+                self._final.parent.rmdir()
+        self._folder.rest(self._partial)
+
+    async def commit(self) -> StoredFile:
+        stored = await super().commit()
+        self._over = True
+        return stored
+
+    def _place(self) -> None:
+        self._folder.commit(self._partial, self._final)
+
+    def _abort_now(self) -> None:
+        self._over = True
+        super()._abort_now()
+        self._folder.remove(self._partial)
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,9 +517,9 @@ def open_to_read(path: Path) -> int:
         raise
 
 
-def check_capacity(place: Path, size_bytes: int, reserve_bytes: int | None) -> None:
-    """Raises StorageFull where so much more would leave less than the reserve on the disk of `place`, OSError.
-    Blocking."""
+def check_capacity(place: Path | int, size_bytes: int, reserve_bytes: int | None) -> None:
+    """Raises StorageFull where so much more would leave less than the reserve on the disk of `place`, a path or a
+    descriptor; OSError. Blocking."""
     disk = os.statvfs(place)
     if reserve_bytes is None:
         reserve_bytes = min(_RESERVE_BYTES, int(disk.f_blocks * disk.f_frsize * _RESERVE_SHARE))
@@ -413,11 +554,6 @@ def _input_name() -> str:
     return f"input-{secrets.token_hex(8)}"
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 async def _entries(folder: Path) -> AsyncIterator[_Entry]:
     entries = await on_disk(os.scandir, folder)
     with entries:
@@ -432,6 +568,13 @@ def _next_page(entries: Iterator[os.DirEntry[str]]) -> list[_Entry]:
         with suppress(FileNotFoundError):  # gone since it was listed
             page.append((entry, entry.stat(follow_symlinks=False)))
     return page
+
+
+def _names_in(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(path.name for path in folder.iterdir())
+    except OSError:  # gone since it was listed
+        return frozenset()
 
 
 def _fsync_folder(folder: Path) -> None:

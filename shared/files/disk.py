@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
+from headway.shared.cancellation import in_thread
 from headway.shared.descriptors import out_of_descriptors
 from headway.shared.errors import NoDescriptors, StorageAway, StorageFull
 
@@ -42,12 +43,20 @@ STORAGE_FAULTS: Final = (StorageFull, StorageAway, NoDescriptors)
 
 async def on_disk(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """The call, in a thread. Raises STORAGE_FAULTS."""
+    return await asyncio.to_thread(_said(call), *args, **kwargs)
 
-    def in_the_thread() -> T:
+
+async def change_on_disk(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The same for what changes something: whoever is cancelled meanwhile hears it when all that it does is done."""
+    return await in_thread(_said(call), *args, **kwargs)
+
+
+def _said(call: Callable[P, T]) -> Callable[P, T]:
+    def in_the_thread(*args: P.args, **kwargs: P.kwargs) -> T:
         with disk_faults():  # here, because on its way out of a thread a time-out of the system loses its path
             return call(*args, **kwargs)
 
-    return await asyncio.to_thread(in_the_thread)
+    return in_the_thread
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Hashable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,8 @@ class TaskFolder:
     task_id: TaskId
     #: Since a file was put into it.
     idle_seconds: float
+    #: The inputs in it, and `result-{attempt}` of each attempt that has results there.
+    entries: frozenset[str]
 
 
 class StoredObject(Protocol):
@@ -84,7 +86,7 @@ class Upload(Protocol):
 
     @property
     def size_bytes(self) -> int:
-        """What was written, by this and, of a resumed one, by those before it."""
+        """What was written, by this and, of a resumed one, by those before it. After `pause`: what is kept."""
 
     async def write(self, data: bytes) -> None:
         """Takes the bytes; they are written behind while the next ones arrive. Raises StorageFull."""
@@ -93,13 +95,25 @@ class Upload(Protocol):
         """Forgets what was written after this many bytes."""
 
     async def pause(self) -> None:
-        """Keeps what was written, for `Storage.resume`. Nothing is open afterwards."""
+        """Keeps what was written, for `Storage.resume`. Nothing is open afterwards. Once it is left, by whatever, this
+        does nothing. Raises UploadBusy where somebody else has resumed it meanwhile; then this one's bytes are gone."""
 
     async def commit(self) -> StoredFile:
-        """Makes the file whole and safe. From here on it is there, whatever dies. Raises StorageFull."""
+        """Makes the file whole and safe. From here on it is there, whatever dies; where this is broken off, `pause` and
+        `abort` undo it. The digest is that of the bytes that are stored. Raises StorageFull, UploadBusy as `pause`."""
 
     async def abort(self) -> None:
         """Removes what was written, the committed file too: nobody was told of it."""
+
+
+class ResumableUpload(Upload, Protocol):
+    """What `Storage.resume` gives. What was there is this one's: nobody who resumed it before can change it."""
+
+    def read(self, start: int, end: int) -> AsyncIterator[bytes]:
+        """Of what was there when it was resumed, the bytes from `start` to before `end`. Raises UnknownFile."""
+
+    def origin(self, start: int, end: int) -> Hashable:
+        """Where those bytes come from. Two of one task that say the same hold the same bytes there."""
 
 
 class Storage(Protocol):
@@ -118,15 +132,13 @@ class Storage(Protocol):
     def upload(self, task_id: TaskId) -> Upload:
         """A file that comes in one piece."""
 
-    async def resume(self, task_id: TaskId) -> Upload:
-        """A file that comes in pieces: what earlier ones brought is there. One at a time writes; whoever calls sees to
-        that. Two that are not kept apart do no harm as long as they write the same file."""
+    async def resume(self, task_id: TaskId) -> ResumableUpload:
+        """A file that comes in pieces: what earlier ones brought is there. One at a time writes, and whoever calls sees
+        to that; where one before still believes that it does, what it writes from here on is nowhere. Must be left.
+        Raises StorageFull, UploadBusy where somebody else resumes it in this moment."""
 
     async def received(self, task_id: TaskId) -> int:
         """The bytes that `resume` would go on from."""
-
-    def stored(self, task_id: TaskId, start: int, end: int) -> AsyncIterator[bytes]:
-        """Of what `resume` would go on from, the bytes from `start` to before `end`. Raises UnknownFile."""
 
     async def discard_upload(self, task_id: TaskId) -> None:
         """Removes what `resume` would go on from, if anything."""
@@ -168,6 +180,9 @@ class Storage(Protocol):
     def task_folders(self) -> AsyncIterator[TaskFolder]: ...
 
     async def remove(self, partial: Partial) -> None: ...
+
+    async def remove_entry(self, task_id: TaskId, entry: str) -> None:
+        """One of TaskFolder.entries."""
 
 
 def check_result_name(name: str) -> str:

@@ -13,11 +13,12 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cache
+from inspect import signature
 from typing import Any, ClassVar, Final, TypeAlias, TypeVar, cast
 
 from arq.connections import ArqRedis
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
-from redis.asyncio.connection import Connection, DefaultParser, SSLConnection, parse_url
+from redis.asyncio.connection import AbstractConnection, Connection, DefaultParser, SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.connection import HiredisRespSerializer
@@ -219,7 +220,10 @@ async def connect_link(settings: Settings, link: L) -> AsyncIterator[L]:
 _NO_WAIT = ExponentialBackoff(cap=0, base=0)
 
 #: No name of the library at each connection: it is one more command, and one that a careful server does not permit.
-_EVERYWHERE: dict[str, Any] = {"socket_timeout": COMMAND_TIMEOUT_SECONDS, "lib_name": None, "lib_version": None}
+#: redis-py 7 has one option for what were two, and warns of those.
+_HAS_ONE = "driver_info" in signature(AbstractConnection.__init__).parameters
+_UNNAMED: dict[str, Any] = {"driver_info": None} if _HAS_ONE else {"lib_name": None, "lib_version": None}
+_EVERYWHERE: dict[str, Any] = {"socket_timeout": COMMAND_TIMEOUT_SECONDS, **_UNNAMED}
 _BY_TCP = _EVERYWHERE | {"socket_connect_timeout": COMMAND_TIMEOUT_SECONDS, "socket_keepalive": True}
 
 

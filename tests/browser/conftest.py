@@ -23,13 +23,19 @@ def base_url(platform: Platform) -> str:
 
 
 @pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
+def browser_arguments() -> list[str]:
+    """For a test to add to, before it asks for a page."""
+    return list(ARGUMENTS)
+
+
+@pytest.fixture
+async def browser(browser_arguments: list[str]) -> AsyncIterator[Browser]:
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         pytest.skip(f"no browser: none of {', '.join(NAMES)} is on the PATH")
     expect.set_options(timeout=PATIENCE_MS)
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, headless=True, args=ARGUMENTS)
+        browser = await playwright.chromium.launch(executable_path=path, headless=True, args=browser_arguments)
         yield browser
         await browser.close()
 

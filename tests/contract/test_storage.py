@@ -70,12 +70,13 @@ async def test_what_is_stored_of_an_upload_can_be_read_before_it_is_whole(place:
         await upload.write(piece)
         await upload.pause()
         whole += piece
+    upload = await place.storage.resume(TASK)
     for start, end in [(0, len(whole)), (0, 1), (len(whole) - 1, len(whole)), (len(whole) // 3, len(whole) // 2)]:
-        assert b"".join([data async for data in place.storage.stored(TASK, start, end)]) == whole[start:end]
+        assert b"".join([data async for data in upload.read(start, end)]) == whole[start:end]
     with pytest.raises(UnknownFile):
-        [data async for data in place.storage.stored(TASK, 0, len(whole) + 1)]
-    with pytest.raises(UnknownFile):
-        [data async for data in place.storage.stored(OTHER, 0, 1)]
+        [data async for data in upload.read(0, len(whole) + 1)]
+    await upload.pause()
+    assert await place.storage.received(TASK) == len(whole)
 
 
 @pytest.fixture
@@ -346,6 +347,22 @@ async def test_a_folder_says_how_long_nothing_came_into_it(storage: Storage) -> 
     folders = [folder async for folder in storage.task_folders()]
     assert [folder.task_id for folder in folders] == [TASK]
     assert -5 < folders[0].idle_seconds < 600
+
+
+async def test_a_folder_says_what_is_in_it_and_each_of_it_can_be_removed(storage: Storage) -> None:
+    name = await upload_of(storage, b"x")
+    for attempt in (1, 12):
+        scratch = await storage.scratch(TASK, attempt)
+        (scratch / "out").write_text(str(attempt))
+        await storage.keep_results(TASK, attempt, scratch, {"out": None})
+        await storage.discard(scratch)
+    left = {name, "result-1", "result-12"}
+    assert [folder.entries async for folder in storage.task_folders()] == [left]
+    for entry in ("result-1", name):
+        await storage.remove_entry(TASK, entry)
+        left -= {entry}
+        assert [folder.entries async for folder in storage.task_folders()] == [left]
+    assert await content(await storage.result(TASK, 12, "out")) == b"12"
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc/passwd", "a\\b", "a\0b", "a\nb"])

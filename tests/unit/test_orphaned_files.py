@@ -138,3 +138,28 @@ async def test_files_of_a_deletion_that_was_cut_off_go_and_those_of_one_made_aga
     await bench.sweep()
     assert [folder.exists() for folder in folders] == [False, True]
     assert await bench.redis.zcard(keys.DELETED) == 0
+
+
+@pytest.mark.parametrize(
+    "status", [Status.QUEUED, Status.PROCESSING, Status.COMPLETED, Status.FAILED, Status.CANCELLED]
+)
+async def test_what_a_known_tasks_state_does_not_name_goes_and_what_it_names_stays(
+    bench: Bench, status: Status
+) -> None:
+    """An input whose task was never queued with it; results of an attempt that died before it said that it was done."""
+    task = await bench.created(input_name="input-00")
+    task = task.model_copy(update={"attempt": 2})
+    await bench.redis.hset(keys.state(task.task_id), mapping={"status": f'"{status}"', "attempt": "2"})  # type: ignore[misc]
+    folder = bench.settings.data_dir / "tasks" / task.task_id
+    for entry in ("input-00", "input-11", "result-1/a", "result-2/a", "somebody's"):
+        (folder / entry).parent.mkdir(parents=True, exist_ok=True)
+        (folder / entry).write_bytes(b"x")
+    aged(folder, HOUR - 60)
+    await bench.sweep()
+    assert len(list(folder.iterdir())) == 5, "somebody may be about to name them"
+    aged(folder, HOUR + 60)
+    await bench.sweep()
+    has_results = status in (Status.PROCESSING, Status.COMPLETED)
+    assert {path.name for path in folder.iterdir()} == {"input-00", "somebody's"} | (
+        {"result-2"} if has_results else set()
+    )
