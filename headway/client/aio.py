@@ -1,5 +1,5 @@
 """AsyncClient: the platform, for programs with an event loop. client.py is the same, word for word but for `await`:
-it is made from this by tests/unit/test_client_twins.py, which also checks that it still is."""
+it is made from this by scripts/sync_client.py, and a test checks that it still is."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Client: the platform, for programs without an event loop. Made from aio.py, which is where to change it:
-this is the same, word for word but for `await` (tests/unit/test_client_twins.py). Threads may share one."""
+this is the same, word for word but for `await` (scripts/sync_client.py). Threads may share one."""
 
 from __future__ import annotations
 
