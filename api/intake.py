@@ -89,8 +89,14 @@ def check_length(request: Request, limit_bytes: int) -> None:
 
 def certain_length(request: Request) -> int | None:
     """What of a form's Content-Length is certain to be its file, as good as; None where the client does not say."""
+    declared = declared_length(request)
+    return max(0, declared - PART_HEADER_BYTES) if declared is not None else None
+
+
+def declared_length(request: Request) -> int | None:
+    """Content-Length; None where the client does not say."""
     declared = request.headers.get("content-length", "")
-    return max(0, int(declared) - PART_HEADER_BYTES) if declared.isdigit() else None
+    return int(declared) if declared.isdigit() else None
 
 
 def too_large(limit_bytes: int) -> TooLarge:

@@ -17,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from api.digests import Digests
+from api.doubtful import Doubtful
 from api.idempotency import Idempotency
 from api.keyring import Keyring
 from api.limits import Limits
@@ -54,6 +55,7 @@ class State:
     #: Of the files in HEADWAY_FILES_DIR.
     digests: Digests
     upload_digests: UploadDigests
+    doubtful: Doubtful
     registry: Registry
     idempotency: Idempotency
     keyring: Keyring
@@ -77,6 +79,7 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing) -> Calla
             feed = Feed(redis)
             relay = await stack.enter_async_context(Relay(feed, settings, metrics, tracing))
             digests = await stack.enter_async_context(Digests())
+            doubtful = await stack.enter_async_context(Doubtful(feed))
             sessions = await stack.enter_async_context(Sessions(redis))
             stack.enter_context(before_stopping(relay.drain))
             stop = Stop()
@@ -93,6 +96,7 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing) -> Calla
                     storage=storage,
                     digests=digests,
                     upload_digests=UploadDigests(storage),
+                    doubtful=doubtful,
                     registry=registry,
                     idempotency=Idempotency(Answers(redis), feed),
                     keyring=keyring,

@@ -7,9 +7,10 @@ the `limits` library on Redis. A Redis that is away limits nobody: what needs it
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final
 
 from limits import RateLimitItemPerMinute, RateLimitItemPerSecond
@@ -24,9 +25,8 @@ from shared.settings import Settings
 
 #: Wrong keys that an address may try to sign in with.
 WRONG_KEYS: Final = RateLimitItemPerMinute(10)
-#: Streams and uploads end, so it is worth asking again soon; tasks take longer.
+#: Streams and uploads end, so it is worth asking again soon.
 SOON_SECONDS: Final = 5
-LATER_SECONDS: Final = 30
 
 
 class Gauge:
@@ -84,13 +84,16 @@ class Limits:
             connection_pool=redis.connection_pool,  # type: ignore[arg-type]
         )
         self._rates = FixedWindowRateLimiter(storage)
+        self._counters = storage
+        #: By address: those who try a key, one after another.
+        self._trying: dict[str, asyncio.Lock] = {}
 
     async def check_tasks(self, owner: OwnerId) -> None:
-        """Whether the owner may have one more. Raises AWAY, and so says it before a file is sent."""
+        """Whether the owner may have one more: a word before a file is sent, AWAY too. It is taken in the step that makes
+        the task (shared/progress.lua)."""
         unfinished: int = await self._redis.scard(keys.OWNER_ACTIVE % owner)  # type: ignore[misc]
         if self._most_tasks and unfinished >= self._most_tasks:
-            message = f"{unfinished} tasks have not ended; at most {self._most_tasks} may wait or run at once."
-            raise TooMany(message, retry_after_seconds=LATER_SECONDS)
+            raise TooMany.tasks(unfinished, self._most_tasks)
 
     async def count_request(self, name: str) -> None:
         """Without a limit, which is the default, this costs nothing."""
@@ -103,11 +106,25 @@ class Limits:
         if not fits:
             raise TooMany(f"At most {self._requests.amount} requests a second are answered.")
 
-    async def check_wrong_keys(self, address: str) -> None:
-        """Raises TooMany where an address has tried too many; AWAY."""
-        if not await self._rates.test(WRONG_KEYS, "wrong keys", address):
-            message = "Too many wrong keys have come from this address. Wait a minute."
-            raise TooMany(message, retry_after_seconds=WRONG_KEYS.get_expiry())
-
-    async def count_wrong_key(self, address: str) -> None:
-        await self._rates.hit(WRONG_KEYS, "wrong keys", address)
+    @asynccontextmanager
+    async def one_try(self, address: str) -> AsyncIterator[None]:
+        """Of a key: it counts before the key is looked at, so that of however many at once no more than WRONG_KEYS are.
+        Where the block ends well, the key was right and does not count. Raises TooMany where the address has had as
+        many as it may; AWAY."""
+        lock = self._trying.setdefault(address, asyncio.Lock())
+        try:
+            async with asyncio.timeout(SOON_SECONDS):  # one after another: right ones do not count against each other
+                await lock.acquire()
+        except TimeoutError:
+            raise TooMany("Too many keys come from this address at once.", retry_after_seconds=SOON_SECONDS) from None
+        try:
+            if not await self._rates.hit(WRONG_KEYS, "wrong keys", address):
+                message = "Too many wrong keys have come from this address. Wait a minute."
+                raise TooMany(message, retry_after_seconds=WRONG_KEYS.get_expiry())
+            yield
+            with suppress(*AWAY):
+                key = WRONG_KEYS.key_for("wrong keys", address)
+                await self._counters.incr(key, WRONG_KEYS.get_expiry(), amount=-1)
+        finally:
+            lock.release()
+            self._trying.pop(address, None)  # who waits has it; should another come beside, Redis counts them all

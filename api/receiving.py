@@ -14,10 +14,11 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Final
 
+from api.doubtful import was_refused
 from api.intake import store_raw
 from api.lifespan import State
 from shared.cancellation import heed_cancellation
-from shared.errors import NotTheAnnouncedFile, QuotaFull, Refused, UnknownTask
+from shared.errors import NotTheAnnouncedFile, QuotaFull, Refused, TooMany
 from shared.models import ErrorType, Status, Task, TaskId, rfc3339, utc_now
 from shared.redis import AWAY
 from shared.settings import DAY_SECONDS
@@ -116,15 +117,9 @@ async def not_the_announced(state: State, task: Task, why: str) -> NotTheAnnounc
 async def abort_unless_queued(
     state: State, task_id: TaskId, upload: Upload, stored: StoredFile, error: BaseException
 ) -> None:
-    """Removes a committed file whose task was not queued. Where the answer to the queueing was lost, the task is asked;
-    where nobody answers the file stays, and the sweeper removes it if it turns out to be nobody's."""
-    if not isinstance(error, Refused | QuotaFull | NotTheAnnouncedFile):
-        try:
-            task = await state.feed.task(task_id)
-        except AWAY:
-            return
-        except UnknownTask:
-            task = None
-        if task is not None and task.input_name == stored.name:
-            return
-    await upload.abort()
+    """Removes a committed file whose task was not queued. Where it may have been, because the answer was lost, the task
+    is asked until it answers (api/doubtful.py)."""
+    if isinstance(error, Refused | QuotaFull | TooMany | NotTheAnnouncedFile) or was_refused(error):
+        await upload.abort()
+    else:
+        await state.doubtful.ask(task_id, stored, upload)

@@ -173,6 +173,12 @@ class TooMany(HeadwayError):
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
 
+    @classmethod
+    def tasks(cls, unfinished: int, most: int) -> TooMany:
+        """Tasks take longer than what else there may be too many of."""
+        message = f"{unfinished} tasks have not ended; at most {most} may wait or run at once."
+        return cls(message, retry_after_seconds=30)
+
 
 class StorageFull(HeadwayError):
     """The disk has no room for this. Free some space, then try again."""

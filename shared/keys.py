@@ -62,6 +62,8 @@ OWNER_ACTIVE = "headway:owner:%s:active"
 OWNER_TASKS = "headway:owner:%s:tasks"
 #: Hash: `total`, the bytes that an owner's files hold, and those of each task that has some.
 OWNER_STORED = "headway:owner:%s:stored"
+#: Sorted set: tasks whose bytes in OWNER_STORED are reserved for a file on its way in, by the end of that in ms.
+OWNER_RESERVED = "headway:owner:%s:reserved"
 #: Pub/sub: every event of an owner's tasks as `{number} {task_id} {version} {batch_id} {name} {data}`.
 OWNER_LIVE = "headway:owner:%s:live"
 # A batch's name is its user's, colons and all, so what these two are filled in with comes from `of_batch`.

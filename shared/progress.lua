@@ -14,8 +14,10 @@
 --      16 task id   17 `ends` if this is the terminal event, `deletes` if the task is no more after it, else empty
 --      18 bytes that the owner may hold, where this write is refused for more; else empty
 --      19 token of the claim that the writer holds, a JSON text; empty: none
---      20… field, JSON text, field, JSON text, …
--- Returns {'ok', version} or {reason, status}; reason: unknown, exists, stale, status, quota (with the bytes held).
+--      20 tasks that the owner may have unfinished, where this write is refused for one more; else empty
+--      21… field, JSON text, field, JSON text, …
+-- Returns {'ok', version} or {reason, status}; reason: unknown, exists, stale, status, quota (with the bytes held), many (with
+-- the unfinished tasks).
 -- Words in capitals that are no argument are filled in by shared/progress.py: LIVE_FIELDS; LIVE_STATE, the event of them,
 -- joined from `given` and `values`; and the keys of shared/keys.py.
 local state, stream, live = KEYS[1], KEYS[2], KEYS[3]
@@ -25,7 +27,7 @@ local values = redis.call('HMGET', state, 'version', 'status', 'attempt', 'progr
   'claim', 'owner', 'batch_id', LIVE_FIELDS)
 local version, status, attempt, progress, write = values[1], values[2], values[3], values[4], values[5]
 local given, fields = {}, {'write', ARGV[3]}
-for i = 20, #ARGV, 2 do given[ARGV[i]] = ARGV[i + 1] end
+for i = 21, #ARGV, 2 do given[ARGV[i]] = ARGV[i + 1] end
 
 -- Each change of status and each named event is remembered beside the last write: a retry of it counts once, whatever
 -- others wrote in between.
@@ -71,6 +73,12 @@ local is_new = not version
 local new_version = next_number(version, begins_era and not is_new and least or 1, stream)
 local owner_version = redis.call('GET', owned('OWNER_VERSION'))
 local number = next_number(owner_version, least, owned('OWNER_EVENTS'))
+
+-- One task more is refused in the step that would add it.
+if ARGV[20] ~= '' and redis.call('SISMEMBER', owned('OWNER_ACTIVE'), task_id) == 0 then
+  local unfinished = redis.call('SCARD', owned('OWNER_ACTIVE'))
+  if unfinished >= tonumber(ARGV[20]) then return {'many', whole(unfinished)} end
+end
 
 -- The bytes of an owner: a task holds its input, announced or there, and its result. They move with its status only.
 local total, held, bytes
@@ -207,7 +215,7 @@ if deletes then
   for i = 1, #forgotten do redis.pcall('XDEL', owned('OWNER_EVENTS'), forgotten[i]) end
 else
   given.version = version
-  for i = 20, #ARGV do fields[#fields + 1] = ARGV[i] end
+  for i = 21, #ARGV do fields[#fields + 1] = ARGV[i] end
   local function set(field, value)
     fields[#fields + 1] = field
     fields[#fields + 1] = value

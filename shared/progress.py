@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from shared import keys
 from shared.calls import Calls
-from shared.errors import Conflict, QuotaFull, Refused, UnknownTask
+from shared.errors import Conflict, QuotaFull, Refused, TooMany, UnknownTask
 from shared.feed import LIVE_FIELDS, Feed, patiently, text_of
 from shared.models import (
     ACTIVE,
@@ -120,7 +120,8 @@ class Publisher:
     async def create(self, task: Task) -> int:
         """Makes the task known with its first event, and queues it if it is `queued`. Returns the version.
 
-        Raises QuotaFull where its file is more than its owner may still hold."""
+        Raises QuotaFull where its file is more than its owner may still hold, TooMany where the owner may have no more
+        unfinished tasks."""
         fields = task.model_dump(mode="json") | {
             "owner": task.owner,
             "progress_base": task.progress_base,
@@ -132,7 +133,11 @@ class Publisher:
             "declared_sha256": task.declared_sha256,
         }
         del fields["version"]
-        write: dict[str, Any] = {"created_ms": task.created_at.timestamp() * 1000, "within_quota": True}
+        write: dict[str, Any] = {
+            "created_ms": task.created_at.timestamp() * 1000,
+            "within_quota": True,
+            "one_more": True,
+        }
         if task.status is Status.QUEUED:
             return await self._queue(task, task.attempt, fields, allowed=(), **write)
         fields |= self._traced()
@@ -304,7 +309,7 @@ class Publisher:
 
     async def retry(self, task: Task) -> int:
         """`failed` or `cancelled` → `queued`, as the next attempt of the same task: from its checkpoint after an error
-        that was `retryable`, which is not the work's own; else from the start."""
+        that was `retryable`, which is not the work's own; else from the start. Raises Conflict, UnknownTask, TooMany."""
         attempt = task.attempt + 1
         fields = self._start_of(task, task.checkpoint) | {
             "status": Status.QUEUED,
@@ -319,6 +324,7 @@ class Publisher:
         }
         try:
             fence: dict[str, Any] = {"allowed": (Status.FAILED, Status.CANCELLED), "attempt": task.attempt}
+            fence["one_more"] = True
             # In the trace that it has, whoever asks for it again.
             again = {"parent": task.traceparent, "link": self._tracing.here()} if task.traceparent else {}
             return await self._queue(task, attempt, fields, **again, **fence)
@@ -340,11 +346,13 @@ class Publisher:
         await self._redis.zrem(keys.DELETED, *task_ids)
 
     #: Tasks that are no more are in no index of their owner, hold none of its bytes and are not replayed. KEYS: the
-    #: owner's bytes, events, and the indexes. ARGV: how a state's key begins, then the tasks.
+    #: owner's bytes, events, the indexes, and reservations. ARGV: how a state's key begins, then the tasks.
     _LET_GO: Final = """
+    local time = redis.call('TIME')
+    redis.call('ZREMRANGEBYSCORE', KEYS[6], '-inf', time[1] * 1000)
     local gone, count, total = {}, 0, tonumber(redis.call('HGET', KEYS[1], 'total')) or 0
     for i = 2, #ARGV do
-      if redis.call('EXISTS', ARGV[1] .. ARGV[i]) == 0 then
+      if redis.call('EXISTS', ARGV[1] .. ARGV[i]) == 0 and not redis.call('ZSCORE', KEYS[6], ARGV[i]) then
         gone[ARGV[i]] = true
         count = count + 1
         total = total - (tonumber(redis.call('HGET', KEYS[1], ARGV[i])) or 0)
@@ -375,7 +383,8 @@ class Publisher:
 
     async def let_go(self, owner: OwnerId, task_ids: Collection[TaskId]) -> None:
         """Those of the tasks that Redis no longer knows, because they expired, are no longer their owner's."""
-        patterns = (keys.OWNER_STORED, keys.OWNER_EVENTS, keys.OWNER_CHANGED, keys.OWNER_TASKS, keys.OWNER_ACTIVE)
+        patterns = [keys.OWNER_STORED, keys.OWNER_EVENTS, keys.OWNER_CHANGED, keys.OWNER_TASKS, keys.OWNER_ACTIVE]
+        patterns.append(keys.OWNER_RESERVED)
         if task_ids:
             args = [keys.state(TaskId("")), *task_ids]
             await self._let_go(keys=[pattern % owner for pattern in patterns], args=args)
@@ -406,6 +415,7 @@ class Publisher:
         ended: bool = False,
         deleted: bool = False,
         within_quota: bool = False,
+        one_more: bool = False,
     ) -> int:
         ttl_seconds = self._active_ttl_seconds if ttl_seconds is None else ttl_seconds
         job = ticket.job_id if ticket else dequeue
@@ -441,6 +451,7 @@ class Publisher:
                 "deletes" if deleted else "ends" if ended else "",
                 int(quota_bytes) if within_quota and (quota_bytes := self._settings.owner_quota_bytes) else "",
                 text_of(claim) if claim else "",
+                most if one_more and (most := self._settings.max_unfinished_tasks) else "",
                 *_flat(fields),
             ],
         )
@@ -450,6 +461,8 @@ class Publisher:
             return int(detail)
         if reason == b"quota":
             raise QuotaFull.of(int(detail), int(self._settings.owner_quota_bytes))
+        if reason == b"many":
+            raise TooMany.tasks(int(detail), self._settings.max_unfinished_tasks)
         raise Refused(reason.decode(), (detail or b"").decode().strip('"') or None)
 
 

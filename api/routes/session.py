@@ -47,12 +47,11 @@ async def sign_in(
     if state.keyring.is_empty:
         return _told(None, None)
     address = address_of(request.scope)
-    await state.limits.check_wrong_keys(address)
-    owner = state.keyring.owner_of(given.key.get_secret_value())
-    if owner is None:
-        await state.limits.count_wrong_key(address)
-        log.warning("sign-in refused", address=address)
-        raise NotAllowed("This is nobody's key.")
+    async with state.limits.one_try(address):
+        owner = state.keyring.owner_of(given.key.get_secret_value())
+        if owner is None:
+            log.warning("sign-in refused", address=address)
+            raise NotAllowed("This is nobody's key.")
     if asking is not None and asking.session_id is not None:
         await state.sessions.end(asking.session_id)
     session_id = await state.sessions.begin(owner)

@@ -26,6 +26,7 @@ from api.intake import (
     clean_batch_id,
     clean_content_type,
     clean_filename,
+    declared_length,
     invalid,
     parse_options,
     read_form,
@@ -33,12 +34,12 @@ from api.intake import (
 )
 from api.lifespan import State
 from api.receiving import UPLOAD_SHARE, abort_unless_queued
-from api.room import check_room
+from api.room import check_room, reserved
 from api.upload_digests import clean_sha256
 from shared.errors import Conflict, InvalidRequest, NotTheAnnouncedFile, UnsupportedType
 from shared.models import FieldError, OwnerId, Status, Task, TaskId, new_task_id, utc_now
 from shared.redis import AWAY
-from shared.storage import StoredFile
+from shared.storage import StoredFile, Upload
 
 router = APIRouter(tags=["tasks"])
 
@@ -196,12 +197,23 @@ async def submit_form(
         await state.limits.check_tasks(owner)  # as above
         await check_room(state, owner, certain_length(request))
     upload = claim.upload(state.storage)
+    if claim.answered:
+        return await _make(request, state, owner, claim, default_processor, upload)
+    least_bytes, most_bytes = certain_length(request) or 0, declared_length(request) or 0
+    place = reserved(state, owner, claim.task_id, upload, least_bytes=least_bytes, most_bytes=most_bytes)
+    async with place as upload:
+        return await _make(request, state, owner, claim, default_processor, upload)
+
+
+async def _make(
+    request: Request, state: State, owner: OwnerId, claim: Claim, default_processor: str | None, upload: Upload
+) -> Task:
     settled = False
     try:
         form = await read_form(
             request,
             upload,
-            limit_bytes=limit_bytes,
+            limit_bytes=int(state.settings.max_upload_bytes),
             patience_seconds=state.settings.receive_timeout_seconds,
             count=state.metrics.tally.uploaded,
         )
