@@ -25,6 +25,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.counted_log import counted_line
 from api.preconditions import Verdict, judge, range_counts
 from api.problems import PROBLEMS, problem_response
 from api.ranges import Piece, framed, parse_ranges
@@ -185,7 +186,7 @@ class _Sending:
                 raise TimeoutError("the client takes nothing")
         except (OSError, EOFError, HeadwayError) as error:
             if not isinstance(error, ConnectionError):  # that is a client that has left
-                log.info("download cut", path=scope["path"], sent_bytes=self._sent, reason=str(error))
+                counted_line(log.info, "download cut", path=scope["path"], sent_bytes=self._sent, reason=str(error))
             if self._connection is None:
                 raise ConnectionAbortedError("the answer cannot be completed") from error  # the server cuts it
             if not self._connection.closed:

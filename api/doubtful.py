@@ -13,6 +13,7 @@ from typing import Final
 
 from redis.exceptions import ResponseError
 
+from api.counted_log import counted_line
 from shared.cancellation import cancel, heed_cancellation
 from shared.errors import UnknownTask
 from shared.feed import Feed
@@ -55,14 +56,14 @@ class Doubtful:
     async def __aexit__(self, *_: object) -> None:
         await cancel(self._asking)
         for doubt in self._doubts:
-            log.warning("upload left undecided", task_id=doubt.task_id, name=doubt.stored.name)
+            counted_line(log.warning, "upload left undecided", task_id=doubt.task_id, name=doubt.stored.name)
 
     async def ask(self, task_id: TaskId, stored: StoredFile, upload: Upload) -> None:
         """Whether the task has this committed file; it is removed where not, and asked about later where nobody
         answers."""
         doubt = _Doubt(task_id, stored, upload)
         if not await self._decided(doubt) and len(self._doubts) < MOST:
-            log.info("upload in doubt", task_id=task_id, name=stored.name)
+            counted_line(log.info, "upload in doubt", task_id=task_id, name=stored.name)
             self._doubts.append(doubt)
 
     async def _decided(self, doubt: _Doubt) -> bool:
@@ -84,4 +85,4 @@ class Doubtful:
                 if not await self._decided(doubt):
                     break  # nor will the others be
                 self._doubts.remove(doubt)
-                log.info("upload decided", task_id=doubt.task_id, name=doubt.stored.name)
+                counted_line(log.info, "upload decided", task_id=doubt.task_id, name=doubt.stored.name)

@@ -18,6 +18,7 @@ from typing import Final
 from fastapi import Request
 from starlette.responses import Response
 
+from api.counted_log import counted_line
 from api.intake import invalid
 from shared.cancellation import cancel, heed_cancellation
 from shared.errors import KeyInUse, KeyReused, Refused, UnknownTask
@@ -223,7 +224,7 @@ class Idempotency:
         try:
             await (self._answers.release(lease) if answer is None else self._answers.keep(lease, answer))
         except AWAY:
-            log.info("idempotency key not settled: Redis is away", task_id=lease.task_id)
+            counted_line(log.info, "idempotency key not settled: Redis is away", task_id=lease.task_id)
 
 
 def _key_of(request: Request) -> str | None:

@@ -7,12 +7,10 @@ depends on (`public` here, or one of api/dependencies.py's); one that states non
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, TypeVar
@@ -26,6 +24,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from api.crowd import network_of
 from api.edge import SAFE_METHODS, is_own_origin
 from api.keyring import Keyring
 from api.lifespan import State
@@ -197,6 +196,9 @@ class Gate:
         path, method = scope["path"].removeprefix(scope.get("root_path", "")), scope["method"]
         is_public = (method, path) in self._public or path.startswith(self._public_mounts)
         identity = scope["headway.identity"] = await self._identify(state, path, headers)
+        connection = scope.pop("headway.connection", None)
+        if connection is not None and identity is not None:
+            connection.known()
         if not (is_public and method in SAFE_METHODS):
             await state.limits.count_request(names_of(scope)[0])
         if not is_public:
@@ -256,11 +258,7 @@ def names_of(scope: Scope) -> tuple[str, ...]:
 
 def address_of(scope: Scope) -> str:
     """What counts as one address: of IPv6 the first half, the other being free for everybody to choose."""
-    host = (scope.get("client") or ("",))[0]
-    if ":" in host:
-        with suppress(ValueError):
-            host = str(ipaddress.ip_network(f"{host.partition('%')[0]}/64", strict=False))
-    return f"address {host}"
+    return f"address {network_of((scope.get('client') or ('',))[0])}"
 
 
 def _is_upload(headers: Headers) -> bool:

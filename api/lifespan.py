@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from api.descriptors import raise_open_files
 from api.digests import Digests
 from api.doubtful import Doubtful
 from api.idempotency import Idempotency
@@ -67,6 +68,7 @@ class State:
 def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing) -> Callable[[Any], Any]:
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[Mapping[str, Any]]:
+        raise_open_files()
         storage = open_storage(settings)
         registry = load_registry(settings.processors)
         for module, reason in registry.broken.items():

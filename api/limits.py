@@ -17,6 +17,7 @@ from limits import RateLimitItemPerMinute, RateLimitItemPerSecond
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 
+from api.descriptors import streams_of_one, uploads_of_one
 from shared import keys
 from shared.errors import TooMany
 from shared.models import OwnerId
@@ -67,13 +68,19 @@ class Gauge:
         return len(self._held)
 
 
+def _set(setting: int | None, default: int) -> int:
+    return default if setting is None else setting
+
+
 class Limits:
     """Raises TooMany, and shared.redis.AWAY where it says so."""
 
     def __init__(self, settings: Settings, redis: RedisClient) -> None:
         self._redis = redis
-        self.streams = Gauge(settings.max_streams, "The event streams that are open at once are at most")
-        self.uploads = Gauge(settings.max_uploads, "The uploads under way at once are at most")
+        self.streams = Gauge(
+            _set(settings.max_streams, streams_of_one()), "The event streams that are open at once are at most"
+        )
+        self.uploads = Gauge(_set(settings.max_uploads, uploads_of_one()), "The uploads under way at once are at most")
         self._most_tasks = settings.max_unfinished_tasks
         per_second = settings.max_requests_per_second
         self._requests = RateLimitItemPerSecond(per_second) if per_second else None
@@ -89,8 +96,8 @@ class Limits:
         self._trying: dict[str, asyncio.Lock] = {}
 
     async def check_tasks(self, owner: OwnerId) -> None:
-        """Whether the owner may have one more: a word before a file is sent, AWAY too. It is taken in the step that makes
-        the task (shared/progress.lua)."""
+        """Whether the owner may have one more: a word before a file is sent, AWAY too. It is taken in the step that
+        makes the task (shared/progress.lua)."""
         unfinished: int = await self._redis.scard(keys.OWNER_ACTIVE % owner)  # type: ignore[misc]
         if self._most_tasks and unfinished >= self._most_tasks:
             raise TooMany.tasks(unfinished, self._most_tasks)

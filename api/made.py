@@ -18,6 +18,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.counted_log import counted_line
 from api.sse import abort, gone
 from api.tally import Count, uncounted
 from shared.cancellation import cancel
@@ -89,9 +90,9 @@ class MadeResponse(Response):
                 if sending.done():
                     sending.result()
             except TimeoutError:
-                log.info("slow client dropped", path=scope["path"])
+                counted_line(log.info, "slow client dropped", path=scope["path"])
             except ExportCut as cut:
-                log.warning("export cut off", path=scope["path"], reason=str(cut))
+                counted_line(log.warning, "export cut off", path=scope["path"], reason=str(cut))
             finally:
                 left = leaving.done()
                 await asyncio.shield(cancel(sending, leaving))

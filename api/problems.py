@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from api.counted_log import counted_line
 from shared import errors
 from shared.logging import get_logger
 from shared.models import FieldError
@@ -170,5 +171,5 @@ def away_response(error: Exception) -> Response:
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    log.error("request failed", method=request.method, path=request.url.path, exc_info=error)
+    counted_line(log.error, "request failed", method=request.method, path=request.url.path, exc_info=error)
     return problem_response(UNEXPECTED, "The server's log says what happened.")

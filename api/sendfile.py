@@ -60,7 +60,7 @@ class Connection:
         sock = self._transport.get_extra_info("socket")
         if self.closed or sock is None:
             return 0
-        return self._transport.get_write_buffer_size() + _unacknowledged(sock.fileno())
+        return self._transport.get_write_buffer_size() + unacknowledged(sock.fileno())
 
     async def send_file(self, file: int, start: int, end: int, sent: Callable[[int], None]) -> int:
         """Sends the bytes from `start` to before `end`; `sent` is told of each piece. Returns where it stopped: before
@@ -169,7 +169,7 @@ def _bring_to_memory(file: int, start: int, end: int) -> None:
     os.pread(file, end - start, start)
 
 
-def _unacknowledged(sock: int) -> int:
+def unacknowledged(sock: int) -> int:
     if sys.platform != "linux":
         return 0
     import fcntl

@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from api.counted_log import counted_line
 from shared.cancellation import cancel
 from shared.logging import get_logger
 from shared.models import Event
@@ -234,7 +235,7 @@ class EventStreamResponse(Response):
                 if sending.done():
                     sending.result()
             except TimeoutError:
-                log.info("slow client dropped", path=scope["path"])
+                counted_line(log.info, "slow client dropped", path=scope["path"])
                 if self._on_slow is not None:
                     self._on_slow()
                 abort(scope)

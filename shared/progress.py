@@ -309,7 +309,8 @@ class Publisher:
 
     async def retry(self, task: Task) -> int:
         """`failed` or `cancelled` → `queued`, as the next attempt of the same task: from its checkpoint after an error
-        that was `retryable`, which is not the work's own; else from the start. Raises Conflict, UnknownTask, TooMany."""
+        that was `retryable`, which is not the work's own; else from the start. Raises Conflict, UnknownTask,
+        TooMany."""
         attempt = task.attempt + 1
         fields = self._start_of(task, task.checkpoint) | {
             "status": Status.QUEUED,

@@ -18,6 +18,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from redis.exceptions import RedisError
 
+from api.counted_log import counted_line
 from api.dependencies import OwnerDep, StateDep
 from api.lifespan import State
 from api.routes.health import SILENT_LEASES
@@ -60,7 +61,7 @@ async def _platform(state: State) -> Iterable[Metric]:
         async with asyncio.timeout(PATIENCE_SECONDS):
             seen = await _look(state)
     except (*AWAY, TimeoutError, RedisError) as error:
-        log.warning("metrics without redis", reason=why_away(error))
+        counted_line(log.warning, "metrics without redis", reason=why_away(error))
         return [redis_up(False)]
     return [redis_up(True), *_families(seen, state.registry.processors)]
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from api.counted_log import counted_line
 from api.dependencies import IdentityDep, OwnerDep, StateDep
 from api.identity import COOKIE, PUBLIC, address_of
 from api.sessions import SESSION_SECONDS
@@ -50,7 +51,7 @@ async def sign_in(
     async with state.limits.one_try(address):
         owner = state.keyring.owner_of(given.key.get_secret_value())
         if owner is None:
-            log.warning("sign-in refused", address=address)
+            counted_line(log.warning, "sign-in refused", address=address)
             raise NotAllowed("This is nobody's key.")
     if asking is not None and asking.session_id is not None:
         await state.sessions.end(asking.session_id)
@@ -59,7 +60,7 @@ async def sign_in(
     signed = state.keyring.sign("session", owner, expires_at, jti=session_id)
     _cookie(request, response, signed, SESSION_SECONDS)
     response.headers["Cache-Control"] = "no-store"
-    log.info("signed in", owner=owner, address=address)
+    counted_line(log.info, "signed in", owner=owner, address=address)
     return _told(owner, expires_at)
 
 
@@ -77,5 +78,5 @@ async def sign_out(request: Request, response: Response, state: StateDep, _: Own
     """The session is over for every API process, and so are its streams. A key that is sent along stays good."""
     if asking is not None and asking.session_id is not None:
         await state.sessions.end(asking.session_id)
-        log.info("signed out", owner=asking.owner)
+        counted_line(log.info, "signed out", owner=asking.owner)
     _cookie(request, response, "", 0)

@@ -20,7 +20,8 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from api.deadlines import HEADERS_BYTES, RESERVED_FILES
+from api.deadlines import HEADERS_BYTES
+from api.descriptors import RESERVED_FILES
 from tests.processes import Platform, RedisServer
 from tests.streams import frames_of, opened
 from tests.waiting import wait_for
