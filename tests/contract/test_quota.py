@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from shared.redis import RedisClient
 from shared.reserved import Reservation
 from shared.settings import Settings
 from tests.contract.test_progress_channel import a_task
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, POLL_SECONDS
 
 BOB = OwnerId("bob")
 
@@ -177,8 +176,9 @@ async def test_a_reservation_that_nobody_renews_is_let_go_and_a_live_one_is_not(
         await publisher.let_go(ANYONE, [dead.task_id, alive.task_id])
         return await feed.stored_bytes(ANYONE) == 30
 
-    free: Callable[[], Awaitable[bool]] = is_free
-    await wait_until("the dead one's place is free", free)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not await is_free():
+            await asyncio.sleep(POLL_SECONDS)
 
 
 async def test_of_a_hundred_tasks_at_once_as_many_are_made_as_may_be_unfinished(
