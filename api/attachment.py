@@ -26,6 +26,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from api.counted_log import counted_line
+from api.downloading import Turn, downloading
 from api.preconditions import Verdict, judge, range_counts
 from api.problems import PROBLEMS, problem_response
 from api.ranges import Piece, framed, parse_ranges
@@ -123,13 +124,14 @@ class Attachment(Response):
             await send(start)
             await send({"type": "http.response.body", "body": b""})
             return
-        async with self._opened(Connection.of(scope)) as (connection, file):
-            await send(start)
-            if connection is not None and not connection.expects(int(headers["Content-Length"])):
-                file = None
-            await _Sending(self._content, body, connection, file, send, self._count).run(
-                scope, receive, send_timeout_seconds=self._send_timeout_seconds, show=self._show
-            )
+        with downloading(scope) as turn:
+            async with self._opened(Connection.of(scope)) as (connection, file):
+                await send(start)
+                if connection is not None and not connection.expects(int(headers["Content-Length"])):
+                    file = None
+                await _Sending(self._content, body, connection, file, send, self._count, turn).run(
+                    scope, receive, send_timeout_seconds=self._send_timeout_seconds, show=self._show
+                )
 
     @asynccontextmanager
     async def _opened(self, connection: Connection | None) -> AsyncIterator[tuple[Connection | None, int | None]]:
@@ -159,6 +161,7 @@ class _Sending:
         file: int | None,
         send: Send,
         count: Count,
+        turn: Turn,
     ) -> None:
         self._content = content
         self._body = body
@@ -166,6 +169,7 @@ class _Sending:
         self._file = file
         self._send = send
         self._counted = count
+        self._turn = turn
         self._sent = 0
         #: Of the file: what stands between its pieces is not what anybody waits for.
         self._total = sum(len(part) for part in body if isinstance(part, Piece))
@@ -214,7 +218,7 @@ class _Sending:
     async def _piece(self, piece: Piece) -> None:
         position = piece.start
         if self._file is not None and self._connection is not None:
-            position = await self._connection.send_file(self._file, position, piece.end, self._count)
+            position = await self._connection.send_file(self._file, position, piece.end, self._count, self._turn)
         if position == piece.end:
             return
         # An async generator, whatever it is called: closed here, not when somebody gets round to it.
@@ -223,6 +227,7 @@ class _Sending:
                 position += len(data)
                 if position > piece.end:
                     raise EOFError("more was read than was asked for")
+                await self._turn()
                 await self._send({"type": "http.response.body", "body": data, "more_body": True})
                 self._count(len(data))
         if position < piece.end:

@@ -10,7 +10,8 @@ import resource
 from functools import cache
 from typing import Final
 
-#: Files that the process opens besides connections: Redis (shared/redis.py), uploads, downloads.
+#: Files that the process opens besides connections: Redis (shared/redis.py), uploads, downloads. At least so many, and
+#: an eighth of all.
 RESERVED_FILES: Final = 256
 #: Of them not for uploads and downloads: Redis, the subscription, what Python itself opens.
 OWN_FILES: Final = 96
@@ -34,7 +35,22 @@ def raise_open_files() -> None:
 def most_connections() -> int:
     """Looked up once, when it is first needed."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(64, soft - RESERVED_FILES) if soft != resource.RLIM_INFINITY else UNLIMITED
+    return max(64, soft - _reserved(soft)) if soft != resource.RLIM_INFINITY else UNLIMITED
+
+
+def _reserved(soft: int) -> int:
+    return max(RESERVED_FILES, min(soft // 8, 8192))
+
+
+@cache
+def most_downloads() -> int:
+    """At once, of everybody. Each is two files beside its connection, and may have half of what is reserved."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(8, (_reserved(soft if soft != resource.RLIM_INFINITY else UNLIMITED) - OWN_FILES) // 4)
+
+
+def downloads_of_one() -> int:
+    return max(4, most_downloads() // 2)
 
 
 def most_strangers() -> int:

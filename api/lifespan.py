@@ -26,6 +26,7 @@ from api.metrics import ApiMetrics
 from api.relay import Relay
 from api.sessions import Sessions
 from api.stopping import Stop
+from api.turns import Turns
 from api.upload_digests import UploadDigests
 from shared.feed import Feed
 from shared.idempotency import Answers
@@ -62,6 +63,7 @@ class State:
     keyring: Keyring
     sessions: Sessions
     limits: Limits
+    turns: Turns
     metrics: ApiMetrics
 
 
@@ -104,6 +106,7 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing) -> Calla
                     keyring=keyring,
                     sessions=sessions,
                     limits=Limits(settings, redis),
+                    turns=Turns(),
                     metrics=metrics,
                 ),
             }

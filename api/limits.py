@@ -17,7 +17,7 @@ from limits import RateLimitItemPerMinute, RateLimitItemPerSecond
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 
-from api.descriptors import streams_of_one, uploads_of_one
+from api.descriptors import downloads_of_one, most_downloads, streams_of_one, uploads_of_one
 from shared import keys
 from shared.errors import TooMany
 from shared.models import OwnerId
@@ -81,6 +81,8 @@ class Limits:
             _set(settings.max_streams, streams_of_one()), "The event streams that are open at once are at most"
         )
         self.uploads = Gauge(_set(settings.max_uploads, uploads_of_one()), "The uploads under way at once are at most")
+        self.downloads = Gauge(downloads_of_one(), "The downloads under way at once are at most")
+        self.all_downloads = Gauge(most_downloads(), "The downloads of all that are under way at once are at most")
         self._most_tasks = settings.max_unfinished_tasks
         per_second = settings.max_requests_per_second
         self._requests = RateLimitItemPerSecond(per_second) if per_second else None

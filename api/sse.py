@@ -72,12 +72,19 @@ class SSE:
             return b"%x\r\nid: %b\nevent: %b\ndata: %b\n\n\r\n" % (size, version, name, data)
         return b"%x\r\nid: %b\ndata: %b\n\n\r\n" % (len(version) + len(data) + 13, version, data)
 
+    @staticmethod
+    def passing_chunk(name: bytes, data: bytes) -> bytes:
+        """The same of an event that has no version: without an id, so that a client's stays what it was."""
+        return b"%x\r\nevent: %b\ndata: %b\n\n\r\n" % (len(name) + len(data) + 16, name, data)
+
     def first(self) -> bytes:
         return b"retry: %d\n" % RETRY_MS
 
     def event(self, event: Event, event_id: str | None = None) -> bytes:
         name = b"event: %s\n" % event.name.encode() if event.name else b""
-        return b"id: %s\n%sdata: %s\n\n" % ((event_id or str(event.version)).encode(), name, event.data)
+        number = event_id or (str(event.version) if event.version or event.is_state else "")
+        head = b"id: %s\n" % number.encode() if number else b""
+        return b"%s%sdata: %s\n\n" % (head, name, event.data)
 
     def comment(self, text: str) -> bytes:
         # One line, no empty line: there httpx-sse and fetch-event-source would hand over a message without data.
@@ -98,7 +105,7 @@ class NDJSON:
     def event(self, event: Event, event_id: str | None = None) -> bytes:
         if event.is_state:
             return event.data + b"\n"
-        head = {"event": event.name, "version": event.version}
+        head = {"event": event.name} | ({"version": event.version} if event.version else {})
         return json.dumps(head | json.loads(event.data)).encode() + b"\n"
 
     def comment(self, text: str) -> bytes:

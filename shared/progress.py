@@ -158,8 +158,17 @@ class Publisher:
         allowed: Collection[Status] = tuple(Status),
         **fence: Any,
     ) -> int:
-        """Sends a named event (`log`, `note`, `transfer`); the state stays as it is but for its version."""
+        """Sends a named event (`log`, `note`); the state stays as it is but for its version."""
         return await self._write(task_id, {}, allowed=allowed, event=(name, {"task_id": task_id, **data}), **fence)
+
+    async def tell(self, task: Task, name: str, data: Mapping[str, Any]) -> None:
+        """A named event to those who watch at this moment (`transfer`). It is kept nowhere and has no version, so
+        however many a reader causes, the history of what was written has room for what was written."""
+        text = text_of({"task_id": task.task_id, **data})
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.publish(keys.channel(task.task_id), f"0 {name} {text}")
+            pipe.publish(keys.OWNER_LIVE % task.owner, f"0 {task.task_id} 0 {task.batch_id or ''} {name} {text}")
+            await pipe.execute()
 
     async def enqueue(self, task: Task, fields: Mapping[str, Any]) -> int:
         """`uploading` → `queued`: the file is whole on disk. Raises QuotaFull."""

@@ -13,9 +13,9 @@ from starlette.responses import Response
 from api.attachment import Attachment, Show
 from api.dependencies import OwnerDep, ReadTaskDep, StateDep
 from api.lifespan import State
-from shared.errors import Refused, UnknownFile
+from shared.errors import UnknownFile
 from shared.models import Task
-from shared.redis import AWAY
+from shared.redis import AWAY, RedisError
 from shared.storage import StoredObject
 
 router = APIRouter(tags=["files"])
@@ -50,8 +50,8 @@ def transfer_of(state: State, task: Task, name: str) -> Show:
     async def show(sent: int, total: int) -> None:
         progress = round(100 * sent / total, 2) if total else 100.0
         data = {"file": name, "sent": sent, "total": total, "progress": progress}
-        with suppress(Refused, *AWAY):  # the download does not depend on who is watching
-            await state.publisher.emit(task.task_id, "transfer", data)
+        with suppress(RedisError, *AWAY):  # the download does not depend on who is watching
+            await state.publisher.tell(task, "transfer", data)
 
     return show
 
