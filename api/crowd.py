@@ -25,6 +25,9 @@ from api.descriptors import OPERATORS, most_connections, most_strangers
 #: What all have had to say who they are, whatever else comes: a deploy brings everybody in one moment.
 CHANCE_SECONDS: Final = 1.0
 
+#: More than a page, or a small deploy, brings at once.
+DENSE: Final = 100
+
 #: `spare`: for operators alone. `full`: there is none left for those either.
 Place = Literal["in", "spare", "full"]
 
@@ -78,6 +81,11 @@ class Crowd:
         self._addresses.setdefault(address, {})[connection] = None
         over = self._count - most_connections()
         return "in" if over <= 0 else "spare" if over <= OPERATORS else "full"
+
+    @property
+    def is_dense(self) -> bool:
+        """There are so many strangers that they had better begin one after another."""
+        return len(self._strangers) > DENSE
 
     def known(self, connection: Connection) -> None:
         """Somebody was let in by it."""

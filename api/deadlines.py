@@ -17,7 +17,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from api.counted_log import CountedErrors, counted_line
-from api.crowd import Crowd
+from api.crowd import Crowd, network_of
 from api.lingering import LINGER_SECONDS
 from api.problems import FULL, LONG_HEADERS, MALFORMED, SLOW_HEADERS, Problem, problem_response
 from api.sendfile import unacknowledged
@@ -84,6 +84,21 @@ class Deadlines(HttpToolsProtocol):
             self.give_way()
         else:
             self._close_in(SPARE_SECONDS if self._spare else HEADERS_SECONDS)
+            if place == "in" and self._crowd.is_dense:
+                self.loop.call_soon(self._begin_in_turn)  # reading begins when this has returned
+
+    def _begin_in_turn(self) -> None:
+        """What it sends is not read before it is its address's turn on the loop (api/turns.py)."""
+        state = self.app_state.get("headway")
+        if state is not None and not self.transport.is_closing():
+            self.transport.pause_reading()
+            state.turns.call(f"address {network_of(self.client[0] if self.client else '')}", self._begin)
+
+    def _begin(self) -> bool:
+        if self.transport is None or self.transport.is_closing():
+            return False
+        self.transport.resume_reading()
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._never_mind()

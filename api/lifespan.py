@@ -19,6 +19,7 @@ from typing import Any
 from api.descriptors import raise_open_files
 from api.digests import Digests
 from api.doubtful import Doubtful
+from api.head_room import HeadRoom
 from api.idempotency import Idempotency
 from api.keyring import Keyring
 from api.limits import Limits
@@ -84,6 +85,7 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing) -> Calla
             relay = await stack.enter_async_context(Relay(feed, settings, metrics, tracing))
             digests = await stack.enter_async_context(Digests())
             doubtful = await stack.enter_async_context(Doubtful(feed))
+            head_room = await stack.enter_async_context(HeadRoom(redis, settings))
             sessions = await stack.enter_async_context(Sessions(redis))
             stack.enter_context(before_stopping(relay.drain))
             stop = Stop()
@@ -92,7 +94,7 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing) -> Calla
                 "headway": State(
                     settings=settings.model_copy(update={"api_keys": {}}),  # the keyring has what is needed of them
                     redis=redis,
-                    publisher=Publisher(redis, settings, tracing=tracing),
+                    publisher=Publisher(redis, settings, tracing=tracing, most_words=head_room.most_words),
                     patient_publisher=Publisher(redis, settings, patient=True, tracing=tracing),
                     feed=feed,
                     relay=relay,
@@ -105,7 +107,7 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing) -> Calla
                     idempotency=Idempotency(Answers(redis), feed),
                     keyring=keyring,
                     sessions=sessions,
-                    limits=Limits(settings, redis),
+                    limits=Limits(settings, redis, head_room),
                     turns=Turns(),
                     metrics=metrics,
                 ),

@@ -18,6 +18,7 @@ from limits.aio.storage import RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 
 from api.descriptors import downloads_of_one, most_downloads, streams_of_one, uploads_of_one
+from api.head_room import HeadRoom
 from shared import keys
 from shared.errors import TooMany
 from shared.models import OwnerId
@@ -75,8 +76,9 @@ def _set(setting: int | None, default: int) -> int:
 class Limits:
     """Raises TooMany, and shared.redis.AWAY where it says so."""
 
-    def __init__(self, settings: Settings, redis: RedisClient) -> None:
+    def __init__(self, settings: Settings, redis: RedisClient, head_room: HeadRoom | None = None) -> None:
         self._redis = redis
+        self._head_room = head_room
         self.streams = Gauge(
             _set(settings.max_streams, streams_of_one()), "The event streams that are open at once are at most"
         )
@@ -84,6 +86,8 @@ class Limits:
         self.downloads = Gauge(downloads_of_one(), "The downloads under way at once are at most")
         self.all_downloads = Gauge(most_downloads(), "The downloads of all that are under way at once are at most")
         self._most_tasks = settings.max_unfinished_tasks
+        notes = settings.max_notes_per_second
+        self._notes = RateLimitItemPerSecond(notes) if notes else None
         per_second = settings.max_requests_per_second
         self._requests = RateLimitItemPerSecond(per_second) if per_second else None
         storage = RedisStorage(
@@ -99,10 +103,21 @@ class Limits:
 
     async def check_tasks(self, owner: OwnerId) -> None:
         """Whether the owner may have one more: a word before a file is sent, AWAY too. It is taken in the step that
-        makes the task (shared/progress.lua)."""
+        makes the task (shared/progress.lua). Raises NearlyFull where nobody may."""
+        self.check_head_room()
         unfinished: int = await self._redis.scard(keys.OWNER_ACTIVE % owner)  # type: ignore[misc]
         if self._most_tasks and unfinished >= self._most_tasks:
             raise TooMany.tasks(unfinished, self._most_tasks)
+
+    def check_head_room(self) -> None:
+        """Raises NearlyFull where Redis has room for what was taken, and for no more (api/head_room.py)."""
+        if self._head_room is not None:
+            self._head_room.check()
+
+    async def count_note(self, owner: OwnerId) -> None:
+        """Raises TooMany where the owner says more than HEADWAY_MAX_NOTES_PER_SECOND; AWAY."""
+        if self._notes is not None and not await self._rates.hit(self._notes, "notes", owner):
+            raise TooMany(f"At most {self._notes.amount} notes a second are taken.")
 
     async def count_request(self, name: str) -> None:
         """Without a limit, which is the default, this costs nothing."""

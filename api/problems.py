@@ -68,6 +68,7 @@ PROBLEMS: Final[dict[type[BaseException], Problem]] = {
     errors.TooMany: Problem(429, "too-many", "Too many at once"),
     errors.StorageFull: Problem(507, "storage-full", "The disk is full"),
     errors.QuotaFull: Problem(507, "quota-full", "Your files hold as much as they may"),
+    errors.NearlyFull: Problem(503, "redis-nearly-full", "Redis has room for what was taken, and for no more"),
     errors.StorageAway: Problem(503, "storage-away", "The storage of the files is away"),
     errors.Refused: Problem(409, "conflict", "The task is not in a state that allows this"),
 }
@@ -129,7 +130,9 @@ def answer_to(error: Exception) -> Response | None:
             headers = {"WWW-Authenticate": "Bearer"} if problem.status == 401 else {}
             if problem.status == 408:
                 headers["Connection"] = "close"
-            if isinstance(error, errors.KeyInUse | errors.UploadBusy | errors.Stopping | errors.StorageAway):
+            if isinstance(
+                error, errors.KeyInUse | errors.UploadBusy | errors.Stopping | errors.StorageAway | errors.NearlyFull
+            ):
                 headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
             if isinstance(error, errors.TooMany):
                 headers["Retry-After"] = str(error.retry_after_seconds)

@@ -88,7 +88,7 @@ async def unread(host: str, port: int) -> None:
 
 
 async def _sockets(host: str, port: int, sources: int) -> None:
-    """5,000 that say nothing but a byte now and then."""
+    """5,000 that say nothing but a byte every few seconds, and come again when they are closed."""
     writers: dict[int, asyncio.StreamWriter] = {}
     while True:
         for number in range(5000):
@@ -100,8 +100,8 @@ async def _sockets(host: str, port: int, sources: int) -> None:
                     writers[number].write(b"POST /session HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
                 else:
                     writer.write(b" ")
-            if number % 100 == 0:
-                await asyncio.sleep(0.02)
+            if number % 10 == 0:
+                await asyncio.sleep(0.01)
 
 
 async def one_address(host: str, port: int) -> None:
@@ -157,9 +157,8 @@ async def measured(url: str, seconds: float) -> list[float]:
 
 def row(what: str, took: list[float]) -> str:
     ordered = sorted(took)
-    return (
-        f"| {what} | {statistics.median(ordered):.1f} | {ordered[int(len(ordered) * 0.99)]:.1f} | {ordered[-1]:.1f} |"
-    )
+    p99 = ordered[int(len(ordered) * 0.99)]
+    return f"| {what} | {statistics.median(ordered):.1f} | {p99:.1f} | {ordered[-1]:.1f} |"
 
 
 def main() -> None:
@@ -172,22 +171,24 @@ def main() -> None:
         kind, host, port = asked.greedy
         asyncio.run(GREEDY[kind][1](host, int(port)))  # type: ignore[arg-type]
         return
-    with tempfile.TemporaryDirectory() as folder, RedisServer(Path(folder) / "redis", appendfsync="no") as server:
-        with Platform(Path(folder) / "platform", server.url, HEADWAY_API_KEYS=json.dumps(KEYS)) as platform:
-            (platform.files_dir / "large.bin").write_bytes(bytes(64 * 1024 * 1024))
-            platform.start_api()
-            host, port = platform.url.removeprefix("http://").split(":")
-            print("| beside | p50 ms | p99 ms | worst ms |\n| --- | --- | --- | --- |")
-            print(row("nobody", asyncio.run(measured(platform.url, asked.seconds))), flush=True)
-            for kind in asked.only.split(","):
-                command = [sys.executable, "-m", "benchmarks.neighbours", "--greedy", kind, host, port]
-                greedy = subprocess.Popen(command)
-                try:
-                    asyncio.run(measured(platform.url, 2))  # until it has begun
-                    print(row(GREEDY[kind][0], asyncio.run(measured(platform.url, asked.seconds))), flush=True)
-                finally:
-                    greedy.kill()
-                    greedy.wait()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        server = stack.enter_context(RedisServer(folder / "redis", appendfsync="no"))
+        platform = stack.enter_context(Platform(folder / "platform", server.url, HEADWAY_API_KEYS=json.dumps(KEYS)))
+        (platform.files_dir / "large.bin").write_bytes(bytes(64 * 1024 * 1024))
+        platform.start_api()
+        host, port = platform.url.removeprefix("http://").split(":")
+        print("| beside | p50 ms | p99 ms | worst ms |\n| --- | --- | --- | --- |")
+        print(row("nobody", asyncio.run(measured(platform.url, asked.seconds))), flush=True)
+        for kind in asked.only.split(","):
+            command = [sys.executable, "-m", "benchmarks.neighbours", "--greedy", kind, host, port]
+            greedy = subprocess.Popen(command)
+            try:
+                asyncio.run(measured(platform.url, 2))  # until it has begun
+                print(row(GREEDY[kind][0], asyncio.run(measured(platform.url, asked.seconds))), flush=True)
+            finally:
+                greedy.kill()
+                greedy.wait()
 
 
 if __name__ == "__main__":

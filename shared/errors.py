@@ -30,6 +30,8 @@
     ├── TooMany                  a limit of an owner or an address is reached; carries `retry_after_seconds`
     ├── StorageFull              the disk has no room
     │   └── QuotaFull            the owner's files hold as much as they may
+    │       └── WordsFull        what Redis holds of the owner's words is as much as may be
+    ├── NearlyFull               Redis has room for what was taken, and for no more
     ├── StorageAway              the object storage does not answer, or refuses
     ├── Refused                  the progress script said no: the attempt is stale, or the task has ended
     ├── ExportCut                the rest of a table on its way out cannot be had
@@ -193,6 +195,14 @@ class QuotaFull(StorageFull):
             f"Your files hold {held_bytes} of {quota_bytes} bytes, and this one does not fit. "
             "Delete tasks that you no longer need, then try again."
         )
+
+
+class WordsFull(QuotaFull):
+    """Your tasks' options, notes and summaries hold as much of Redis as they may. Delete tasks, then try again."""
+
+
+class NearlyFull(HeadwayError):
+    """Redis is nearly full, so no new work is taken: what was taken runs to its end. Try again later."""
 
 
 class StorageAway(HeadwayError):

@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from shared import keys
 from shared.calls import Calls
-from shared.errors import Conflict, QuotaFull, Refused, TooMany, UnknownTask
+from shared.errors import Conflict, QuotaFull, Refused, TooMany, UnknownTask, WordsFull
 from shared.feed import LIVE_FIELDS, Feed, patiently, text_of
 from shared.models import (
     ACTIVE,
@@ -102,9 +102,12 @@ class Publisher:
         patient: bool = False,
         tracing: Tracing = OFF,
         on_event: Callable[[], None] = lambda: None,
+        most_words: Callable[[], int] = lambda: 0,
     ) -> None:
         """`patient`: wait for a Redis that is away, for ever, instead of raising: for a worker, whose work goes on.
-        `on_event` is told of each event that was written."""
+        `on_event` is told of each event that was written. `most_words` says how many bytes of Redis an owner's options,
+        notes and summaries may hold, where a new task or a note is refused for more; 0: no limit."""
+        self._most_words = most_words
         self._patient = patient
         self._tracing = tracing
         self._on_event = on_event
@@ -137,6 +140,7 @@ class Publisher:
             "created_ms": task.created_at.timestamp() * 1000,
             "within_quota": True,
             "one_more": True,
+            "within_words": True,
         }
         if task.status is Status.QUEUED:
             return await self._queue(task, task.attempt, fields, allowed=(), **write)
@@ -159,7 +163,8 @@ class Publisher:
         **fence: Any,
     ) -> int:
         """Sends a named event (`log`, `note`); the state stays as it is but for its version."""
-        return await self._write(task_id, {}, allowed=allowed, event=(name, {"task_id": task_id, **data}), **fence)
+        event = (name, {"task_id": task_id, **data})
+        return await self._write(task_id, {}, allowed=allowed, event=event, within_words=name == "note", **fence)
 
     async def tell(self, task: Task, name: str, data: Mapping[str, Any]) -> None:
         """A named event to those who watch at this moment (`transfer`). It is kept nowhere and has no version, so
@@ -356,7 +361,7 @@ class Publisher:
         await self._redis.zrem(keys.DELETED, *task_ids)
 
     #: Tasks that are no more are in no index of their owner, hold none of its bytes and are not replayed. KEYS: the
-    #: owner's bytes, events, the indexes, and reservations. ARGV: how a state's key begins, then the tasks.
+    #: owner's bytes, events, the indexes, reservations and words. ARGV: how a state's key begins, then the tasks.
     _LET_GO: Final = """
     local time = redis.call('TIME')
     redis.call('ZREMRANGEBYSCORE', KEYS[6], '-inf', time[1] * 1000)
@@ -384,6 +389,10 @@ class Publisher:
       if redis.call('HDEL', KEYS[1], task_id) == 1 then
         redis.call('HSET', KEYS[1], 'total', string.format('%d', math.max(0, total)))
       end
+      local words = tonumber(redis.call('HGET', KEYS[7], task_id)) or 0
+      if redis.call('HDEL', KEYS[7], task_id) == 1 then
+        redis.call('HINCRBY', KEYS[7], 'total', -words)
+      end
       redis.call('ZREM', KEYS[3], task_id)
       redis.call('ZREM', KEYS[4], task_id)
     end
@@ -394,7 +403,7 @@ class Publisher:
     async def let_go(self, owner: OwnerId, task_ids: Collection[TaskId]) -> None:
         """Those of the tasks that Redis no longer knows, because they expired, are no longer their owner's."""
         patterns = [keys.OWNER_STORED, keys.OWNER_EVENTS, keys.OWNER_CHANGED, keys.OWNER_TASKS, keys.OWNER_ACTIVE]
-        patterns.append(keys.OWNER_RESERVED)
+        patterns += [keys.OWNER_RESERVED, keys.OWNER_WORDS]
         if task_ids:
             args = [keys.state(TaskId("")), *task_ids]
             await self._let_go(keys=[pattern % owner for pattern in patterns], args=args)
@@ -426,6 +435,7 @@ class Publisher:
         deleted: bool = False,
         within_quota: bool = False,
         one_more: bool = False,
+        within_words: bool = False,
     ) -> int:
         ttl_seconds = self._active_ttl_seconds if ttl_seconds is None else ttl_seconds
         job = ticket.job_id if ticket else dequeue
@@ -462,6 +472,7 @@ class Publisher:
                 int(quota_bytes) if within_quota and (quota_bytes := self._settings.owner_quota_bytes) else "",
                 text_of(claim) if claim else "",
                 most if one_more and (most := self._settings.max_unfinished_tasks) else "",
+                words if within_words and (words := self._most_words()) else "",
                 *_flat(fields),
             ],
         )
@@ -471,6 +482,8 @@ class Publisher:
             return int(detail)
         if reason == b"quota":
             raise QuotaFull.of(int(detail), int(self._settings.owner_quota_bytes))
+        if reason == b"words":
+            raise WordsFull
         if reason == b"many":
             raise TooMany.tasks(int(detail), self._settings.max_unfinished_tasks)
         raise Refused(reason.decode(), (detail or b"").decode().strip('"') or None)

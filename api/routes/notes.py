@@ -42,6 +42,8 @@ async def get_notes(state: StateDep, task: ReadTaskDep) -> dict[str, Any]:
 @router.post("/tasks/{task_id}/notes", status_code=201, summary="Say something to everybody who watches")
 async def post_note(state: StateDep, task: TaskDep, note: Note) -> dict[str, Any]:
     """Sent to watchers as a `note` event. Plain text: whoever shows it does not run it."""
+    state.limits.check_head_room()
+    await state.limits.count_note(task.owner)
     said = {"author": note.author, "text": note.text, "at": rfc3339(utc_now())}
     version = await state.publisher.emit(task.task_id, "note", said)
     return said | {"version": version}

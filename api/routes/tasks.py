@@ -379,6 +379,7 @@ async def retry(state: StateDep, task: TaskDep) -> dict[str, Any]:
     """The same task, the next attempt. 409 where it has not failed, or where its file never arrived."""
     if task.status.is_terminal and task.filename is not None and task.input_name is None:
         raise Conflict("The file of this task never arrived whole, so there is nothing to run. Submit it again.")
+    state.limits.check_head_room()
     await state.publisher.retry(task)
     return represent(await state.feed.task(task.task_id))
 

@@ -87,6 +87,8 @@ CASES: Final[dict[str, Case]] = {
     "send_timeout_seconds": Case(20.0, "5", 5.0, ("0", "-5", "late")),
     "receive_timeout_seconds": Case(30.0, "5", 5.0, ("0", "-5", "late", "4000")),
     "token_seconds": Case(3600, "60", 60, ("0", "never")),
+    "max_notes_per_second": Case(20, "5", 5, ("-1", "many")),
+    "owner_words_bytes": Case(None, "1MiB", 1024**2, ("-1", "much")),
     "max_streams": Case(None, "5", 5, ("-1", "many")),
     "max_uploads": Case(None, "5", 5, ("-1", "many")),
     "max_unfinished_tasks": Case(100_000, "5", 5, ("-1", "many")),
