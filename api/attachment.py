@@ -34,7 +34,7 @@ from api.sendfile import Connection
 from api.sse import abort, gone
 from api.tally import Count, uncounted
 from shared.cancellation import cancel
-from shared.errors import HeadwayError, PreconditionFailed, RangeNotSatisfiable, UnknownFile
+from shared.errors import Forbidden, HeadwayError, PreconditionFailed, RangeNotSatisfiable, UnknownFile
 from shared.logging import get_logger
 from shared.storage import StoredObject
 
@@ -46,6 +46,13 @@ SHOW_SECONDS: Final = 0.1
 
 #: Nothing in a file of a stranger runs with this page's rights, even if it is opened.
 _SAFE: Final = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
+#: What a page asks for to run or to apply it (Fetch Metadata): `script-src 'self'` would take a stranger's upload.
+_RUN: Final = frozenset(
+    (
+        *("script", "style", "worker", "serviceworker", "sharedworker", "audioworklet", "paintworklet", "xslt"),
+        *("manifest", "object", "embed", "frame", "iframe", "webidentity"),
+    )
+)
 _MEDIA_TYPE: Final = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+(?:; ?[\w-]+=[\w-]+)*", re.ASCII)
 #: Letters that turn the reading direction: `gpj.exe` would be shown as `exe.jpg`.
 _TURNING: Final = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -88,6 +95,8 @@ class Attachment(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = Headers(scope=scope)
+        if asked.get("sec-fetch-dest", "empty") in _RUN:
+            raise Forbidden("A file of somebody's is for looking at and saving, not for running in a page.")
         verdict = judge(asked, etag=self._etag, modified_at=self._modified_at)
         if verdict is Verdict.FAILED:
             raise PreconditionFailed

@@ -148,6 +148,7 @@ class Deadlines(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["headway.connection"] = self  # type: ignore[typeddict-unknown-key]
+        self.scope["headway.peer"] = self.client  # type: ignore[typeddict-unknown-key]
         self._in_headers = True
         self._headers_bytes = self._fields_bytes = 0
 

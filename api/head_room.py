@@ -1,8 +1,8 @@
 """Head room in Redis: from 85 % on new work is refused, so that what was taken runs to its end.
 
 At the limit itself Redis refuses every write, those of running tasks too. Between the two there is room for what is
-under way, and the sweeper makes more of it by dropping the histories of ended tasks (worker/sweeper.py). An owner's words
-have a share of the whole.
+under way, and the sweeper makes more of it by dropping the histories of ended tasks (worker/sweeper.py). An owner's
+words have a share of the whole.
 """
 
 from __future__ import annotations

@@ -200,7 +200,9 @@ class Gate:
         open_to_all = is_public and method in SAFE_METHODS
         # What everybody may see asks nobody who they are: it is there without Redis too.
         who = OPEN if self._keyring.is_empty else None
-        identity = scope["headway.identity"] = who if open_to_all else await self._identify(state, path, headers)
+        identity = scope["headway.identity"] = (
+            who if open_to_all else await self._identify(state, path, headers, scope["scheme"])
+        )
         connection = scope.pop("headway.connection", None)
         if connection is not None and identity is not None:
             connection.known()
@@ -225,17 +227,20 @@ class Gate:
             if (pattern is None or pattern.match(path)) and (stated.methods is None or method in stated.methods):
                 raise NoPolicy
 
-    async def _identify(self, state: State, path: str, headers: Headers) -> Identity | None:
+    async def _identify(self, state: State, path: str, headers: Headers, scheme: str) -> Identity | None:
         """Raises AWAY."""
         if self._keyring.is_empty:
             return OPEN
-        scheme, _, credential = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
+        kind, _, credential = headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer":
             return self._bearer(credential.strip())
         # A cookie is sent by the browser, whoever made it ask; so it counts for our own page alone.
-        if "cookie" not in headers or not is_own_origin(headers):
+        if "cookie" not in headers or not is_own_origin(headers, scheme):
             return None
-        claims = self._keyring.read("session", cookie_parser(headers["cookie"]).get(COOKIE, ""))
+        cookies = [cookie_parser(part).get(COOKIE) for part in headers["cookie"].split(";")]
+        if len(given := {cookie for cookie in cookies if cookie is not None}) != 1:
+            return None  # of two, one is a neighbour's plant: `other.example.com` may set one for all of `example.com`
+        claims = self._keyring.read("session", given.pop())
         if claims is None:
             return None
         session_id, owner, expires_at = str(claims["jti"]), OwnerId(claims["sub"]), float(claims["exp"])

@@ -27,6 +27,8 @@ from shared.settings import Settings
 
 #: Wrong keys that an address may try to sign in with.
 WRONG_KEYS: Final = RateLimitItemPerMinute(10)
+#: And a trusted proxy, for all whom it speaks for.
+WRONG_KEYS_OF_PEER: Final = RateLimitItemPerMinute(100)
 #: Streams and uploads end, so it is worth asking again soon.
 SOON_SECONDS: Final = 5
 
@@ -131,10 +133,14 @@ class Limits:
             raise TooMany(f"At most {self._requests.amount} requests a second are answered.")
 
     @asynccontextmanager
-    async def one_try(self, address: str) -> AsyncIterator[None]:
+    async def one_try(self, address: str, peer: str | None = None) -> AsyncIterator[None]:
         """Of a key: it counts before the key is looked at, so that of however many at once no more than WRONG_KEYS are.
         Where the block ends well, the key was right and does not count. Raises TooMany where the address has had as
-        many as it may; AWAY."""
+        many as it may; AWAY. `peer` is who made the connection and said that it is for `address`: a proxy, or somebody
+        who says another address each time."""
+        counted = [(WRONG_KEYS, "wrong keys", address)]
+        if peer is not None and peer != address:
+            counted.append((WRONG_KEYS_OF_PEER, "wrong keys of peer", peer))
         lock = self._trying.setdefault(address, asyncio.Lock())
         try:
             async with asyncio.timeout(SOON_SECONDS):  # one after another: right ones do not count against each other
@@ -142,13 +148,13 @@ class Limits:
         except TimeoutError:
             raise TooMany("Too many keys come from this address at once.", retry_after_seconds=SOON_SECONDS) from None
         try:
-            if not await self._rates.hit(WRONG_KEYS, "wrong keys", address):
+            if not all([await self._rates.hit(item, *name) for item, *name in counted]):
                 message = "Too many wrong keys have come from this address. Wait a minute."
                 raise TooMany(message, retry_after_seconds=WRONG_KEYS.get_expiry())
             yield
             with suppress(*AWAY):
-                key = WRONG_KEYS.key_for("wrong keys", address)
-                await self._counters.incr(key, WRONG_KEYS.get_expiry(), amount=-1)
+                for item, *name in counted:
+                    await self._counters.incr(item.key_for(*name), item.get_expiry(), amount=-1)
         finally:
             lock.release()
             self._trying.pop(address, None)  # who waits has it; should another come beside, Redis counts them all

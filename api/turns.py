@@ -2,8 +2,8 @@
 
 What is made or copied for a download, and what is answered to somebody without a key, keeps the loop from everybody
 else for about a millisecond at a time. With hundreds of them at once a small question would wait for hundreds of
-those. So they take turns: one piece of one download, or one request, owners and addresses one after another; and where others
-have something to do, a pause as long as the turn took. Who is alone waits for nobody.
+those. So they take turns: one piece of one download, or one request, owners and addresses one after another; and where
+others have something to do, a pause as long as the turn took. Who is alone waits for nobody.
 """
 
 from __future__ import annotations

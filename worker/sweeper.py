@@ -9,7 +9,7 @@ partial files and of the task folders, and the next round goes on where it ended
     one that nothing was written of since a failover               told again (shared/era.py)
     files that nobody needs any more                               removed (worker/leftovers.py)
     tasks that expired                                             taken off the lists and the feed of their owner
-    histories, where Redis is nearly full                          those of ended tasks dropped, of others the newest kept
+    histories, where Redis is nearly full                          of ended tasks dropped, of others the newest kept
 """
 
 from __future__ import annotations

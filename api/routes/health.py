@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from importlib.metadata import version
 from typing import Any
 
@@ -11,6 +13,7 @@ from api.dependencies import StateDep
 from api.identity import PUBLIC
 from api.lifespan import State
 from shared import keys
+from shared.errors import StorageFull
 from shared.redis import AWAY, durability, trouble_ahead, why_away
 
 router = APIRouter(tags=["health"])
@@ -19,6 +22,8 @@ router = APIRouter(tags=["health"])
 SILENT_LEASES = 3
 #: Running jobs are counted among this many of the queue's oldest, where they are unless far more run at once.
 LOOKED_AT = 512
+#: Of the disk of HEADWAY_DATA_DIR.
+NEARLY_FULL = 0.95
 
 
 @router.get("/healthz", dependencies=[PUBLIC], summary="Is the process alive")
@@ -33,14 +38,15 @@ async def healthz() -> dict[str, str]:
     responses={503: {"description": "Not ready; `checks` says why"}},
 )
 async def readyz(response: Response, state: StateDep) -> dict[str, Any]:
-    """200 while Redis and the relay work. Without a worker, or with a Redis that is full or evicts, it is still 200,
-    `degraded`: files are taken and wait, or the operator has something to do."""
+    """200 while Redis and the relay work. Without a worker, with a disk that is nearly full, or a Redis that is full or
+    evicts, it is still 200, `degraded`: files are taken and wait, or the operator has something to do."""
     checks = {"redis": await _redis(state), "relay": _relay(state), "workers": await _workers(state)}
     if not (checks["redis"]["ok"] and checks["relay"]["ok"]):
         response.status_code = 503
         response.headers["Retry-After"] = "2"
         return {"status": "unready", "checks": checks}
-    well = checks["workers"]["ok"] and not checks["redis"]["degraded"]
+    checks["storage"] = await _storage(state)
+    well = checks["workers"]["ok"] and not (checks["redis"]["degraded"] or checks["storage"]["degraded"])
     # For `headway doctor`, which looks at the whole from outside.
     about = {"version": version("headway"), "heartbeat_seconds": state.settings.heartbeat_seconds}
     return {"status": "ready" if well else "degraded", **about, "checks": checks}
@@ -55,6 +61,23 @@ async def _redis(state: State) -> dict[str, Any]:
         return {"ok": False, "reason": why_away(error)}
     # It answers, so work goes on; what is wrong with it is said all the same.
     return {"ok": True, "degraded": trouble is not None, "reason": trouble or "answers", "durability": kept}
+
+
+async def _storage(state: State) -> dict[str, Any]:
+    """Of a disk of ours. It is said before uploads are refused, while there is time to make room."""
+    if state.settings.storage_url:
+        return {"ok": True, "degraded": False, "reason": "object storage"}
+    try:
+        await state.storage.check_room(0)
+        disk = await asyncio.to_thread(shutil.disk_usage, state.settings.data_dir)
+    except StorageFull:
+        return {"ok": True, "degraded": True, "reason": "the disk is full: uploads are refused; make room"}
+    except OSError as error:
+        return {"ok": True, "degraded": True, "reason": f"HEADWAY_DATA_DIR cannot be read: {error.strerror}"}
+    used = disk.used / max(1, disk.used + disk.free)  # as `df` says it
+    reason = f"{used:.0%} of the disk is used"
+    nearly = used >= NEARLY_FULL
+    return {"ok": True, "degraded": nearly, "reason": f"{reason}: make room" if nearly else reason}
 
 
 def _relay(state: State) -> dict[str, Any]:

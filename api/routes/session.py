@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from api.counted_log import counted_line
+from api.crowd import network_of
 from api.dependencies import IdentityDep, OwnerDep, StateDep
 from api.identity import COOKIE, PUBLIC, address_of
 from api.sessions import SESSION_SECONDS
@@ -48,7 +49,8 @@ async def sign_in(
     if state.keyring.is_empty:
         return _told(None, None)
     address = address_of(request.scope)
-    async with state.limits.one_try(address):
+    peer = request.scope.get("headway.peer")
+    async with state.limits.one_try(address, f"address {network_of(peer[0])}" if peer else None):
         owner = state.keyring.owner_of(given.key.get_secret_value())
         if owner is None:
             counted_line(log.warning, "sign-in refused", address=address)

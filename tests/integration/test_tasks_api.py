@@ -113,7 +113,7 @@ def test_health_and_readiness_with_a_reason_each(platform: Platform) -> None:
 
     wait_for("it is ready", ready)
     checks = httpx.get(f"{platform.url}/readyz").json()["checks"]
-    assert set(checks) == {"redis", "relay", "workers"}
+    assert set(checks) == {"redis", "relay", "workers", "storage"}
     assert all(check["ok"] and check["reason"] for check in checks.values())
 
 

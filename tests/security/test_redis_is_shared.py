@@ -53,12 +53,12 @@ def test_what_was_taken_ends_in_a_redis_that_is_nearly_full_and_then_all_is_well
     own_platform: Platform, own_redis: RedisServer
 ) -> None:
     with redis.Redis(port=own_redis.port) as client:
-        used = int(client.info("memory")["used_memory"])  # type: ignore[index]
+        used = int(client.info("memory")["used_memory"])
         client.config_set("maxmemory", used + 6 * MIB)
         own_platform.start_api()
         for _ in range(2):
             own_platform.start_worker(HEADWAY_WORKER_CONCURRENCY="2")
-        taken, refused = [], Counter[str]()
+        taken, refused = list[str](), Counter[str]()
         while len(taken) < 3000 and refused["urn:headway:problem:redis-nearly-full"] < 5:
             for answer in at_once(
                 own_platform.url,
