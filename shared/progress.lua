@@ -76,7 +76,7 @@ local owner_version = redis.call('GET', owned('OWNER_VERSION'))
 local number = next_number(owner_version, least, owned('OWNER_EVENTS'))
 
 -- One task more is refused in the step that would add it.
-if ARGV[20] ~= '' and redis.call('SISMEMBER', owned('OWNER_ACTIVE'), task_id) == 0 then
+if ARGV[20] ~= '' then
   local unfinished = redis.call('SCARD', owned('OWNER_ACTIVE'))
   if unfinished >= tonumber(ARGV[20]) then return {'many', whole(unfinished)} end
 end
