@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from shared.errors import QuotaFull, TooMany
+from shared import keys
+from shared.errors import QuotaFull, TooMany, WordsFull
 from shared.feed import Feed
 from shared.models import ANYONE, ErrorType, OwnerId, Result, ResultFile, Status, Task
 from shared.progress import Publisher
@@ -200,3 +201,33 @@ async def test_of_a_hundred_tasks_at_once_as_many_are_made_as_may_be_unfinished(
     assert (await feed.task(made[0].task_id)).status is Status.CANCELLED
     await publisher.fail(made[1].task_id, ErrorType.BAD_INPUT, "It ends.")
     await publisher.retry(await feed.task(made[0].task_id))
+
+
+async def test_words_in_redis_have_a_share_and_are_let_go_with_their_task(
+    any_redis: RedisClient, any_settings: Settings, feed: Feed
+) -> None:
+    publisher = Publisher(any_redis, any_settings, most_words=lambda: 1000)
+    task, other = announced(1), announced(1)
+    await publisher.create(task)
+    await publisher.create(other)
+    answers = await asyncio.gather(
+        *(publisher.emit(task.task_id, "note", {"text": "x" * 150}) for _ in range(100)), return_exceptions=True
+    )
+    said = [answer for answer in answers if isinstance(answer, int)]
+    assert {type(answer) for answer in answers if not isinstance(answer, int)} == {WordsFull}
+    assert 1 <= len(said) <= 1000 // 150
+    assert len(await feed.named(task.task_id, "note")) == len(said)
+    with pytest.raises(WordsFull):
+        await publisher.create(a_task(size_bytes=None, filename=None, options={"text": "x" * 900}))
+    await publisher.create(announced(1).model_copy(update={"owner": BOB}))
+    await publisher.emit(task.task_id, "log", {"message": "x" * 500})  # what runs is never refused
+    await publisher.cancel(task)
+    await publisher.delete(await feed.task(task.task_id))
+    assert await words(any_redis) < 100, "the other's options"
+    await any_redis.delete(f"headway:task:{other.task_id}")
+    await publisher.let_go(ANYONE, [other.task_id])
+    assert await words(any_redis) == 0
+
+
+async def words(redis: RedisClient) -> int:
+    return int(await redis.hget(keys.OWNER_WORDS % ANYONE, "total") or 0)  # type: ignore[misc]
