@@ -282,7 +282,7 @@ end
 if ends then redis.call('SREM', owned('OWNER_ACTIVE'), task_id) end
 if renewed or was_ended or not owner_version then
   for _, pattern in ipairs({'OWNER_VERSION', 'OWNER_EVENTS', 'OWNER_CHANGED', 'OWNER_ACTIVE', 'OWNER_TASKS',
-    'OWNER_STORED'}) do
+    'OWNER_STORED', 'OWNER_WORDS'}) do
     redis.call('PEXPIRE', owned(pattern), ARGV[8])
   end
   redis.call('PEXPIRE', 'ERA', ARGV[8])

@@ -42,7 +42,6 @@ def test_notes_have_a_rate_and_a_share(own_platform: Platform) -> None:
     wait_for("her words are as many as they may be", full)
     assert last is not None
     assert last.json()["type"] == "urn:headway:problem:quota-full"
-    assert task_of(own_platform, ALICE).status_code == 507
     assert task_of(own_platform, BOB).status_code == 202
     httpx.post(f"{own_platform.url}/tasks/{task['task_id']}/cancel", headers=ALICE).raise_for_status()
     httpx.delete(f"{own_platform.url}/tasks/{task['task_id']}", headers=ALICE).raise_for_status()
