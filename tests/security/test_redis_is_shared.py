@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import threading
 from collections import Counter
+from contextlib import ExitStack
 from typing import Any, Final
 
 import httpx
@@ -51,31 +54,39 @@ def test_notes_have_a_rate_and_a_share(own_platform: Platform) -> None:
 def test_what_was_taken_ends_in_a_redis_that_is_nearly_full_and_then_all_is_well(
     own_platform: Platform, own_redis: RedisServer
 ) -> None:
-    with redis.Redis(port=own_redis.port) as client:
+    """Filled with notes, without their own limits, from before the tasks run until they have ended."""
+    unlimited = {"HEADWAY_MAX_NOTES_PER_SECOND": "0", "HEADWAY_OWNER_WORDS_BYTES": "0"}
+    with redis.Redis(port=own_redis.port) as client, ExitStack() as stack:
         used = int(client.info("memory")["used_memory"])
-        client.config_set("maxmemory", used + 6 * MIB)
-        own_platform.start_api()
-        for _ in range(2):
-            own_platform.start_worker(HEADWAY_WORKER_CONCURRENCY="2")
-        taken, refused = list[str](), Counter[str]()
-        while len(taken) < 3000 and refused["urn:headway:problem:redis-nearly-full"] < 5:
-            for answer in at_once(
-                own_platform.url,
-                lambda http, n: http.post(
-                    "/tasks",
-                    json={"processor": "rehearsal", "options": {"steps": 100, "step_seconds": 0.001}},
-                ),
-                50,
-            ):
-                if answer.status_code == 202:
-                    taken.append(answer.json()["task_id"])
-                else:
-                    assert int(answer.headers["retry-after"]) > 0
-                    assert "maxmemory" in answer.json()["detail"]
-                    refused[answer.json()["type"]] += 1
-        assert set(refused) == {"urn:headway:problem:redis-nearly-full"}, "never so full that Redis itself refuses"
-        assert len(taken) > 100
+        client.config_set("maxmemory", used + 16 * MIB)
+        own_platform.start_api(**unlimited)
+        own_platform.start_worker(HEADWAY_WORKER_CONCURRENCY="2")
+        answers = [task_of(own_platform, {}, steps=30, step_seconds=0.01) for _ in range(20)]
+        assert {answer.status_code for answer in answers} == {202}
+        taken = [answer.json()["task_id"] for answer in answers]
+        refused = Counter[str]()
+        over = threading.Event()
+
+        def fill() -> None:
+            note = {"author": "a", "text": "\N{SNOWMAN}" * 1000}
+            with httpx.Client(base_url=own_platform.url, timeout=60) as http:
+                for task_id in itertools.cycle(taken):
+                    if over.is_set():
+                        return
+                    answer = http.post(f"/tasks/{task_id}/notes", json=note)
+                    if answer.status_code != 201:
+                        refused[answer.json()["type"]] += 1
+
+        stack.callback(over.set)
+        fillers = [threading.Thread(target=fill) for _ in range(2)]
+        for filler in fillers:
+            filler.start()
+        wait_for("it is nearly full", lambda: refused["urn:headway:problem:redis-nearly-full"] > 0)
         ended = Counter(own_platform.wait(task_id, seconds=240)["status"] for task_id in taken)
+        over.set()
+        for filler in fillers:
+            filler.join()
         assert ended == {"completed": len(taken)}
+        assert set(refused) == {"urn:headway:problem:redis-nearly-full"}, "never so full that Redis itself refuses"
         wait_for("new work is taken again", lambda: task_of(own_platform, {}).status_code == 202, seconds=60)
-        assert [process.code for process in (*own_platform.workers, *own_platform.apis)] == [None] * 3
+        assert [process.code for process in (*own_platform.workers, *own_platform.apis)] == [None] * 2
