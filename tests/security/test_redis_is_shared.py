@@ -55,11 +55,10 @@ def test_what_was_taken_ends_in_a_redis_that_is_nearly_full_and_then_all_is_well
     own_platform: Platform, own_redis: RedisServer
 ) -> None:
     """Filled with notes, without their own limits, from before the tasks run until they have ended."""
-    unlimited = {"HEADWAY_MAX_NOTES_PER_SECOND": "0", "HEADWAY_OWNER_WORDS_BYTES": "0"}
     with redis.Redis(port=own_redis.port) as client, ExitStack() as stack:
-        used = int(client.info("memory")["used_memory"])
-        client.config_set("maxmemory", used + 16 * MIB)
-        own_platform.start_api(**unlimited)
+        memory: Any = client.info("memory")
+        client.config_set("maxmemory", int(memory["used_memory"]) + 16 * MIB)
+        own_platform.start_api(HEADWAY_MAX_NOTES_PER_SECOND="0", HEADWAY_OWNER_WORDS_BYTES="0")
         own_platform.start_worker(HEADWAY_WORKER_CONCURRENCY="2")
         answers = [task_of(own_platform, {}, steps=30, step_seconds=0.01) for _ in range(20)]
         assert {answer.status_code for answer in answers} == {202}
