@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -86,10 +87,33 @@ class _Page(FileResponse):
 class _Static(StaticFiles):
     """Asked again each time (by ETag, a 304): modules of two versions do not mix after an upgrade."""
 
+    def __init__(self, **where: Any) -> None:
+        super().__init__(**where)
+        #: By path: when it was written, in ns, and what was.
+        self._kept: dict[str, tuple[int, bytes]] = {}
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["headway.route"] = "/static"
         headers = [pair for pair in scope["headers"] if pair[0] != b"range"]  # as _Page
         await super().__call__({**scope, "headers": headers}, receive, send)
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        # These files are few, small and our own. A hop to a thread for each look, read and end of one is most of what
+        # they cost, and strangers may ask for as many as they like.
+        try:
+            full_path, found = self.lookup_path(path)
+        except (OSError, ValueError):
+            found = None
+        if found is None or not stat.S_ISREG(found.st_mode) or scope["method"] not in ("GET", "HEAD"):
+            return await super().get_response(path, scope)
+        response = self.file_response(full_path, found, scope)
+        if not isinstance(response, FileResponse):
+            return response
+        written_at, content = self._kept.get(full_path, (0, b""))
+        if written_at != found.st_mtime_ns or len(content) != found.st_size:
+            content = Path(full_path).read_bytes()
+            self._kept[full_path] = found.st_mtime_ns, content
+        return Response(content, headers=dict(response.headers))
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)

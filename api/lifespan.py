@@ -16,14 +16,18 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from headway.api.access.head_room import HeadRoom
 from headway.api.access.keyring import Keyring
 from headway.api.access.limits import Limits
 from headway.api.access.sessions import Sessions
 from headway.api.downloads.file_digests import FileDigests
 from headway.api.serving.api_metrics import ApiMetrics
+from headway.api.serving.descriptors import raise_open_files
 from headway.api.serving.shutdown import Shutdown
 from headway.api.serving.storage_check import StorageCheck
+from headway.api.serving.turns import Turns
 from headway.api.streams.relay import Relay
+from headway.api.uploads.doubtful_uploads import Doubtful
 from headway.api.uploads.idempotency import Idempotency
 from headway.api.uploads.upload_digests import UploadDigests
 from headway.shared.files.place import open_storage
@@ -57,17 +61,20 @@ class State:
     #: Of the files in HEADWAY_FILES_DIR.
     digests: FileDigests
     upload_digests: UploadDigests
+    doubtful: Doubtful
     registry: Registry
     idempotency: Idempotency
     keyring: Keyring
     sessions: Sessions
     limits: Limits
+    turns: Turns
     metrics: ApiMetrics
 
 
 def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing, registry: Registry) -> Callable[[Any], Any]:
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[Mapping[str, Any]]:
+        raise_open_files()
         storage = open_storage(settings)
         await asyncio.to_thread(storage.prepare)  # here for who mounts this app; whoever runs it has done so already
         say_what_was_found(registry)
@@ -78,8 +85,11 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing, registry
             redis = await stack.enter_async_context(connect(settings, on_reconnect=metrics.commands_reconnected))
             reader = Reader(redis)
             relay = await stack.enter_async_context(Relay(reader, settings, metrics, tracing))
-            storage_check = await stack.enter_async_context(StorageCheck(storage))
+            folder = None if settings.storage_url else settings.data_dir
+            storage_check = await stack.enter_async_context(StorageCheck(storage, folder))
             digests = await stack.enter_async_context(FileDigests())
+            doubtful = await stack.enter_async_context(Doubtful(reader))
+            head_room = await stack.enter_async_context(HeadRoom(redis, settings))
             sessions = await stack.enter_async_context(Sessions(redis))
             stack.enter_context(before_stopping(relay.drain))
             stop = Shutdown()
@@ -88,7 +98,7 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing, registry
                 "headway": State(
                     settings=settings.model_copy(update={"api_keys": {}}),  # the keyring has what is needed of them
                     redis=redis,
-                    publisher=Publisher(redis, settings, tracing=tracing),
+                    publisher=Publisher(redis, settings, tracing=tracing, most_words=head_room.most_words),
                     patient_publisher=Publisher(redis, settings, patient=True, tracing=tracing),
                     reader=reader,
                     relay=relay,
@@ -97,11 +107,13 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing, registry
                     storage_check=storage_check,
                     digests=digests,
                     upload_digests=UploadDigests(),
+                    doubtful=doubtful,
                     registry=registry,
                     idempotency=Idempotency(Answers(redis), reader),
                     keyring=keyring,
                     sessions=sessions,
-                    limits=Limits(settings, redis),
+                    limits=Limits(settings, redis, head_room),
+                    turns=Turns(),
                     metrics=metrics,
                 ),
             }

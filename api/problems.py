@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
+from headway.api.serving.counted_log import counted_line
 from headway.shared import errors
 from headway.shared.descriptors import out_of_descriptors
 from headway.shared.files.disk import told_by_the_system
@@ -71,6 +72,7 @@ PROBLEMS: Final[dict[type[BaseException], Problem]] = {
     errors.TooMany: Problem(429, "too-many", "Too many at once"),
     errors.StorageFull: Problem(507, "storage-full", "The disk is full"),
     errors.QuotaFull: Problem(507, "quota-full", "Your files hold as much as they may"),
+    errors.NearlyFull: Problem(503, "redis-nearly-full", "Redis has room for what was taken, and for no more"),
     errors.StorageAway: Problem(503, "storage-away", "The storage of the files is away"),
     errors.NoDescriptors: Problem(503, "no-descriptors", "The server can open nothing more"),
     errors.RedisAway: Problem(503, "redis-away", "Redis is away"),
@@ -81,7 +83,7 @@ REDIS_REFUSED: Final = Problem(503, "redis-refused", "Redis refused a command")
 #: Those that pass by themselves, or when somebody has seen to it.
 _PASSING: Final = (
     *(errors.KeyInUse, errors.UploadBusy, errors.Stopping),
-    *(errors.StorageAway, errors.NoDescriptors, errors.RedisAway),
+    *(errors.StorageAway, errors.NoDescriptors, errors.RedisAway, errors.NearlyFull),
 )
 #: Those that an operator is to hear of: with each answer, because nobody else says them.
 _LOGGED: Final = (errors.StorageAway, errors.NoDescriptors, errors.StorageFull)
@@ -197,5 +199,5 @@ async def _validation(_: Request, error: Exception) -> Response:
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    log.error("request failed", method=request.method, path=request.url.path, exc_info=error)
+    counted_line(log.error, "request failed", method=request.method, path=request.url.path, exc_info=error)
     return problem_response(UNEXPECTED, "The server's log says what happened.")

@@ -30,6 +30,8 @@
     ├── TooMany                  a limit of an owner or an address is reached; carries `retry_after_seconds`
     ├── StorageFull              the disk has no room
     │   └── QuotaFull            the owner's files hold as much as they may
+    │       └── WordsFull        what Redis holds of the owner's words is as much as may be
+    ├── NearlyFull               Redis has room for what was taken, and for no more
     ├── StorageAway              the data directory or the bucket cannot be used: gone, broken, or it refuses
     ├── NoDescriptors            no file can be opened and nothing connected to: descriptors have run out
     │   └── NoDescriptorsForRedis  when Redis was to be connected to: a RedisAway, too
@@ -176,6 +178,12 @@ class TooMany(HeadwayError):
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
 
+    @classmethod
+    def tasks(cls, unfinished: int, most: int) -> TooMany:
+        """Tasks take longer than what else there may be too many of."""
+        message = f"{unfinished} tasks have not ended; at most {most} may wait or run at once."
+        return cls(message, retry_after_seconds=30)
+
 
 class StorageFull(HeadwayError):
     """The disk has no room for this. Free some space, then try again."""
@@ -190,6 +198,14 @@ class QuotaFull(StorageFull):
             f"Your files hold {held_bytes} of {quota_bytes} bytes, and this one does not fit. "
             "Delete tasks that you no longer need, then try again."
         )
+
+
+class WordsFull(QuotaFull):
+    """Your tasks' options, notes and summaries hold as much of Redis as they may. Delete tasks, then try again."""
+
+
+class NearlyFull(HeadwayError):
+    """Redis is nearly full, so no new work is taken: what was taken runs to its end. Try again later."""
 
 
 class StorageAway(HeadwayError):

@@ -62,6 +62,10 @@ OWNER_ACTIVE = "headway:owner:%s:active"
 OWNER_TASKS = "headway:owner:%s:tasks"
 #: Hash: `total`, the bytes that an owner's files hold, and those of each task that has some.
 OWNER_STORED = "headway:owner:%s:stored"
+#: Hash: the same of what Redis holds of an owner's words: options, notes, summaries.
+OWNER_WORDS = "headway:owner:%s:words"
+#: Sorted set: tasks whose bytes in OWNER_STORED are reserved for a file on its way in, by the end of that in ms.
+OWNER_RESERVED = "headway:owner:%s:reserved"
 #: Pub/sub: every event of an owner's tasks as `{number} {task_id} {version} {batch_id} {name} {data}`.
 OWNER_LIVE = "headway:owner:%s:live"
 # A batch's name is its user's, colons and all, so what these two are filled in with comes from `of_batch`.
@@ -75,7 +79,17 @@ BATCH_LIVE = "headway:batch:%s:%s:live"
 
 FILLED_IN = (
     *("OWNER_VERSION", "OWNER_EVENTS", "OWNER_CHANGED", "OWNER_ACTIVE", "OWNER_TASKS", "OWNER_LIVE"),
-    *("OWNER_STORED", "BATCH_STATE", "BATCH_TASKS", "BATCH_LIVE", "BATCH_ENDING", "BATCH_ESCAPED", "COUNTS", "EPOCH"),
+    *(
+        "OWNER_STORED",
+        "OWNER_WORDS",
+        "BATCH_STATE",
+        "BATCH_TASKS",
+        "BATCH_LIVE",
+        "BATCH_ENDING",
+        "BATCH_ESCAPED",
+        "COUNTS",
+        "EPOCH",
+    ),
     "DELETED",
 )
 

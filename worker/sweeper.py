@@ -9,6 +9,7 @@ partial files and of the task folders, and the next round goes on where it ended
     one that nothing was written of since a failover               told again (shared/redis/epoch.py)
     files that nobody needs any more                               removed (worker/orphaned_files.py)
     tasks that expired                                             taken off the lists and the feed of their owner
+    histories, where Redis is nearly full                          of ended tasks dropped, of others the newest kept
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from headway.shared.files.disk import STORAGE_FAULTS, told_by_the_system
 from headway.shared.files.storage import Partial, Storage
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY, RedisClient, why_away
+from headway.shared.redis.memory import look_at_memory
 from headway.shared.settings import DAY_SECONDS, Settings
 from headway.shared.tasks.models import ANYONE, UPLOAD_CUT, ErrorType, OwnerId, Status, TaskId
 from headway.shared.tasks.progress import ACTIVE_TTL_SECONDS, Publisher
@@ -56,6 +58,11 @@ SCAN_KEYS: Final = 5000
 INDEXES: Final = (keys.OWNER_STORED, keys.OWNER_CHANGED, keys.OWNER_TASKS)
 #: Owners that are known, at most. Those of the settings are; others are learned from their tasks.
 OWNERS: Final = 1000
+#: Of a task that has not ended, and of an owner's feed, where Redis is nearly full.
+KEPT_EVENTS: Final = 20
+#: Where it is, it is looked at this often, and said this often.
+ROOM_SECONDS: Final = 1.0
+SAY_SECONDS: Final = 60.0
 #: Uploads that are watched, at most: those that were not looked at for longest are learned again.
 UPLOADS: Final = 10_000
 
@@ -98,14 +105,17 @@ class Sweeper:
         #: The indexes that expired tasks are taken off, and where each scan goes on.
         self._indexes = {(owner, index): 0 for owner in self._owners for index in INDEXES}
         self._cursor = 0
+        self._said_at = float("-inf")
         self._uploads: dict[TaskId, tuple[int, float]] = {}  # its version, and since when
         self._failing: dict[str, str] = {}  # jobs, and why
 
     async def run(self) -> None:
         broken: str | None = None
+        tight = False
         while True:
             heed_cancellation()
             try:
+                tight = await self.make_room()
                 if await self.may_sweep():
                     await self.sweep()
                 broken = None
@@ -116,7 +126,32 @@ class Sweeper:
                 # A mistake here must not end the worker, whose tasks are well.
                 if broken != (broken := repr(error)):
                     log.exception("sweep broke")
-            await asyncio.sleep(SWEEP_SECONDS)
+            await asyncio.sleep(ROOM_SECONDS if tight else SWEEP_SECONDS)
+
+    async def make_room(self) -> bool:
+        """Where Redis is nearly full: of some tasks, those that have ended lose their history, whose state stands for
+        it, and the others all but the newest events. Needs no lock, which a full Redis would not give. Whether it was
+        needed."""
+        memory = await look_at_memory(self._redis)
+        if not memory.is_nearly_full:
+            return False
+        tasks = await look(self._redis, await self._some_tasks())
+        self._learn_owners(tasks)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for task in tasks:
+                if task.status.is_terminal:
+                    pipe.delete(keys.events(task.task_id))
+                else:
+                    pipe.xtrim(keys.events(task.task_id), maxlen=KEPT_EVENTS, approximate=False)
+            for owner in self._owners:
+                pipe.xtrim(keys.OWNER_EVENTS % owner, maxlen=KEPT_EVENTS, approximate=False)
+            await pipe.execute(raise_on_error=False)  # a file of Redis users from before this has no XTRIM in it
+        now = self._clock()
+        if now > self._said_at + SAY_SECONDS:
+            self._said_at = now
+            used, most = memory.used_bytes, memory.most_bytes
+            log.warning("redis nearly full, histories dropped", used_bytes=used, most_bytes=most)
+        return True
 
     async def may_sweep(self) -> bool:
         """Takes the lock or keeps it. Two that both think so do no harm."""

@@ -7,12 +7,10 @@ depends on (`public` here, or one of api/dependencies.py's); one that states non
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, TypeVar
@@ -26,6 +24,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from headway.api.access.crowd import network_of
 from headway.api.access.keyring import Keyring
 from headway.api.access.origin_check import SAFE_METHODS, is_own_origin
 from headway.api.lifespan import State
@@ -38,6 +37,8 @@ from headway.shared.tasks.models import ANYONE, OwnerId, TaskId
 log = get_logger(__name__)
 
 COOKIE: Final = "headway_session"
+#: Asked by who has no key and must not wait behind those who have none either.
+PROBES: Final = frozenset({"/healthz", "/readyz"})
 #: A body over this, or of unknown length, is an upload; less is a few words of JSON.
 UPLOAD_BYTES: Final = 64 * 1024
 
@@ -194,8 +195,18 @@ class Gate:
         """Raises what is to be answered instead."""
         path, method = scope["path"].removeprefix(scope.get("root_path", "")), scope["method"]
         is_public = (method, path) in self._public or path.startswith(self._public_mounts)
-        identity = scope["headway.identity"] = await self._identify(state, path, headers)
-        if not (is_public and method in SAFE_METHODS):
+        open_to_all = is_public and method in SAFE_METHODS
+        # What everybody may see asks nobody who they are: it is there without Redis too.
+        who = OPEN if self._keyring.is_empty else None
+        identity = scope["headway.identity"] = (
+            who if open_to_all else await self._identify(state, path, headers, scope["scheme"])
+        )
+        connection = scope.pop("headway.connection", None)
+        if connection is not None and identity is not None:
+            connection.known()
+        if identity is None:
+            await state.turns.wait("probes" if path in PROBES else address_of(scope))
+        if not open_to_all:
             await state.limits.count_request(names_of(scope)[0])
         if not is_public:
             if identity is None:
@@ -214,17 +225,20 @@ class Gate:
             if (pattern is None or pattern.match(path)) and (stated.methods is None or method in stated.methods):
                 raise NoPolicy
 
-    async def _identify(self, state: State, path: str, headers: Headers) -> Identity | None:
+    async def _identify(self, state: State, path: str, headers: Headers, scheme: str) -> Identity | None:
         """Raises AWAY."""
         if self._keyring.is_empty:
             return OPEN
-        scheme, _, credential = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer":
+        kind, _, credential = headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer":
             return self._bearer(credential.strip())
         # A cookie is sent by the browser, whoever made it ask; so it counts for our own page alone.
-        if "cookie" not in headers or not is_own_origin(headers):
+        if "cookie" not in headers or not is_own_origin(headers, scheme):
             return None
-        claims = self._keyring.read("session", cookie_parser(headers["cookie"]).get(COOKIE, ""))
+        cookies = [cookie_parser(part).get(COOKIE) for part in headers["cookie"].split(";")]
+        if len(given := {cookie for cookie in cookies if cookie is not None}) != 1:
+            return None  # of two, one is a neighbour's plant: `other.example.com` may set one for all of `example.com`
+        claims = self._keyring.read("session", given.pop())
         if claims is None:
             return None
         session_id, owner, expires_at = str(claims["jti"]), OwnerId(claims["sub"]), float(claims["exp"])
@@ -254,11 +268,7 @@ def names_of(scope: Scope) -> tuple[str, ...]:
 
 def address_of(scope: Scope) -> str:
     """What counts as one address: of IPv6 the first half, the other being free for everybody to choose."""
-    host = (scope.get("client") or ("",))[0]
-    if ":" in host:
-        with suppress(ValueError):
-            host = str(ipaddress.ip_network(f"{host.partition('%')[0]}/64", strict=False))
-    return f"address {host}"
+    return f"address {network_of((scope.get('client') or ('',))[0])}"
 
 
 def _is_upload(headers: Headers) -> bool:

@@ -7,15 +7,18 @@ the `limits` library on Redis. A Redis that is away limits nobody: what needs it
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final
 
 from limits import RateLimitItemPerMinute, RateLimitItemPerSecond
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 
+from headway.api.access.head_room import HeadRoom
+from headway.api.serving.descriptors import downloads_of_one, most_downloads, streams_of_one, uploads_of_one
 from headway.shared import keys
 from headway.shared.errors import TooMany
 from headway.shared.redis.client import AWAY, RedisClient
@@ -25,9 +28,10 @@ from headway.shared.tasks.models import OwnerId
 
 #: Wrong keys that an address may try to sign in with.
 WRONG_KEYS: Final = RateLimitItemPerMinute(10)
-#: Streams and uploads end, so it is worth asking again soon; tasks take longer.
+#: And a trusted proxy, for all whom it speaks for.
+WRONG_KEYS_OF_PEER: Final = RateLimitItemPerMinute(100)
+#: Streams and uploads end, so it is worth asking again soon.
 SOON_SECONDS: Final = 5
-LATER_SECONDS: Final = 30
 
 
 class Gauge:
@@ -68,14 +72,25 @@ class Gauge:
         return len(self._held)
 
 
+def _set(setting: int | None, default: int) -> int:
+    return default if setting is None else setting
+
+
 class Limits:
     """Raises TooMany, and headway.shared.redis.client.AWAY where it says so."""
 
-    def __init__(self, settings: Settings, redis: RedisClient) -> None:
+    def __init__(self, settings: Settings, redis: RedisClient, head_room: HeadRoom | None = None) -> None:
         self._redis = redis
-        self.streams = Gauge(settings.max_streams, "The event streams that are open at once are at most")
-        self.uploads = Gauge(settings.max_uploads, "The uploads under way at once are at most")
+        self._head_room = head_room
+        self.streams = Gauge(
+            _set(settings.max_streams, streams_of_one()), "The event streams that are open at once are at most"
+        )
+        self.uploads = Gauge(_set(settings.max_uploads, uploads_of_one()), "The uploads under way at once are at most")
+        self.downloads = Gauge(downloads_of_one(), "The downloads under way at once are at most")
+        self.all_downloads = Gauge(most_downloads(), "The downloads of all that are under way at once are at most")
         self._most_tasks = settings.max_unfinished_tasks
+        notes = settings.max_notes_per_second
+        self._notes = RateLimitItemPerSecond(notes) if notes else None
         per_second = settings.max_requests_per_second
         self._requests = RateLimitItemPerSecond(per_second) if per_second else None
         storage = RedisStorage(
@@ -85,13 +100,31 @@ class Limits:
             connection_pool=redis.connection_pool,  # type: ignore[arg-type]
         )
         self._rates = FixedWindowRateLimiter(storage)
+        self._counters = storage
+        #: By address: those who try a key, one after another.
+        self._trying: dict[str, asyncio.Lock] = {}
 
     async def check_tasks(self, owner: OwnerId) -> None:
-        """Whether the owner may have one more. Raises AWAY, and so says it before a file is sent."""
+        """Whether the owner may have one more: a word before a file is sent, AWAY too. It is taken in the step that
+        makes the task (shared/tasks/progress.lua). Raises NearlyFull where nobody may."""
+        self.check_head_room()
         unfinished: int = await self._redis.scard(keys.OWNER_ACTIVE % owner)  # type: ignore[misc]
         if self._most_tasks and unfinished >= self._most_tasks:
-            message = f"{unfinished} tasks have not ended; at most {self._most_tasks} may wait or run at once."
-            raise TooMany(message, retry_after_seconds=LATER_SECONDS)
+            raise TooMany.tasks(unfinished, self._most_tasks)
+
+    def check_head_room(self) -> None:
+        """Raises NearlyFull where Redis has room for what was taken, and for no more (api/access/head_room.py)."""
+        if self._head_room is not None:
+            self._head_room.check()
+
+    async def count_note(self, owner: OwnerId) -> None:
+        """Raises TooMany where the owner says more than HEADWAY_MAX_NOTES_PER_SECOND; AWAY."""
+        if self._notes is None:
+            return
+        with redis_faults():
+            fits = await self._rates.hit(self._notes, "notes", owner)
+        if not fits:
+            raise TooMany(f"At most {self._notes.amount} notes a second are taken.")
 
     async def count_request(self, name: str) -> None:
         """Without a limit, which is the default, this costs nothing."""
@@ -105,14 +138,31 @@ class Limits:
         if not fits:
             raise TooMany(f"At most {self._requests.amount} requests a second are answered.")
 
-    async def check_wrong_keys(self, address: str) -> None:
-        """Raises TooMany where an address has tried too many; AWAY."""
-        with redis_faults():
-            fits = await self._rates.test(WRONG_KEYS, "wrong keys", address)
-        if not fits:
-            message = "Too many wrong keys have come from this address. Wait a minute."
-            raise TooMany(message, retry_after_seconds=WRONG_KEYS.get_expiry())
-
-    async def count_wrong_key(self, address: str) -> None:
-        with redis_faults():
-            await self._rates.hit(WRONG_KEYS, "wrong keys", address)
+    @asynccontextmanager
+    async def one_try(self, address: str, peer: str | None = None) -> AsyncIterator[None]:
+        """Of a key: it counts before the key is looked at, so that of however many at once no more than WRONG_KEYS are.
+        Where the block ends well, the key was right and does not count. Raises TooMany where the address has had as
+        many as it may; AWAY. `peer` is who made the connection and said that it is for `address`: a proxy, or somebody
+        who says another address each time."""
+        counted = [(WRONG_KEYS, "wrong keys", address)]
+        if peer is not None and peer != address:
+            counted.append((WRONG_KEYS_OF_PEER, "wrong keys of peer", peer))
+        lock = self._trying.setdefault(address, asyncio.Lock())
+        try:
+            async with asyncio.timeout(SOON_SECONDS):  # one after another: right ones do not count against each other
+                await lock.acquire()
+        except TimeoutError:
+            raise TooMany("Too many keys come from this address at once.", retry_after_seconds=SOON_SECONDS) from None
+        try:
+            with redis_faults():
+                fits = all([await self._rates.hit(item, *name) for item, *name in counted])
+            if not fits:
+                message = "Too many wrong keys have come from this address. Wait a minute."
+                raise TooMany(message, retry_after_seconds=WRONG_KEYS.get_expiry())
+            yield
+            with suppress(*AWAY), redis_faults():
+                for item, *name in counted:
+                    await self._counters.incr(item.key_for(*name), item.get_expiry(), amount=-1)
+        finally:
+            lock.release()
+            self._trying.pop(address, None)  # who waits has it; should another come beside, Redis counts them all

@@ -54,10 +54,12 @@ class OriginCheck:
             if message["type"] == "http.response.start":
                 headers = list(message.get("headers", ()))
                 names = {name.lower() for name, _ in headers}
+                if message["status"] in (307, 308):  # the framework's, which names the host that the client named
+                    headers = [(name, _within(value) if name == b"location" else value) for name, value in headers]
                 message = {**message, "headers": headers + [pair for pair in _HEADERS if pair[0] not in names]}
             await send(message)
 
-        refused = self._refuse(scope["method"], Headers(scope=scope))
+        refused = self._refuse(scope["method"], Headers(scope=scope), scope["scheme"])
         answer = answer_to(refused) if refused is not None else None
         try:
             await (answer or self._app)(scope, receive, send_with_headers)
@@ -67,16 +69,16 @@ class OriginCheck:
                 raise
             await stopping(scope, receive, send_with_headers)
 
-    def _refuse(self, method: str, headers: Headers) -> HeadwayError | None:
+    def _refuse(self, method: str, headers: Headers, scheme: str) -> HeadwayError | None:
         # A page of another site can have its own name lead to 127.0.0.1 (DNS rebinding), and is then of our origin.
         if self._local_only and not _is_local(headers.get("host", "")):
             return ForeignHost()
-        if method in SAFE_METHODS or headers.get("origin") in self._allowed_origins or is_own_origin(headers):
+        if method in SAFE_METHODS or headers.get("origin") in self._allowed_origins or is_own_origin(headers, scheme):
             return None
         return Forbidden()
 
 
-def is_own_origin(headers: Headers) -> bool:
+def is_own_origin(headers: Headers, scheme: str) -> bool:
     """Whether our own page asks, or no page at all. A page of the same site is not our own: `other.example.com` may be
     anybody's."""
     site = headers.get("sec-fetch-site")
@@ -84,9 +86,18 @@ def is_own_origin(headers: Headers) -> bool:
         return site in ("same-origin", "none")
     origin = headers.get("origin")
     try:
-        return origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+        if origin is None:
+            return True
+        theirs = urlsplit(origin)
+        return (theirs.scheme, theirs.netloc.lower()) == (scheme, headers.get("host", "").lower())
     except ValueError:
         return False
+
+
+def _within(location: bytes) -> bytes:
+    """The same place on whatever host it was asked for."""
+    parts = urlsplit(location.decode("latin-1"))
+    return ("/" + parts.path.lstrip("/") + (f"?{parts.query}" if parts.query else "")).encode("latin-1")
 
 
 def _is_local(host: str) -> bool:

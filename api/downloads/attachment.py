@@ -19,6 +19,7 @@ import unicodedata
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from email.utils import formatdate
+from functools import partial
 from typing import Any, Final, cast
 from urllib.parse import quote
 
@@ -26,14 +27,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from headway.api.downloads.download_slot import Turn, downloading
 from headway.api.downloads.preconditions import Verdict, judge, range_counts
 from headway.api.downloads.ranges import Piece, framed, parse_ranges
 from headway.api.downloads.sendfile import Connection
 from headway.api.problems import PROBLEMS, problem_response
+from headway.api.serving.counted_log import counted_line
 from headway.api.serving.tally import Count, uncounted
 from headway.api.streams.sse import abort, gone
 from headway.shared.cancellation import cancel
-from headway.shared.errors import HeadwayError, PreconditionFailed, RangeNotSatisfiable
+from headway.shared.errors import Forbidden, HeadwayError, PreconditionFailed, RangeNotSatisfiable
 from headway.shared.files.directory import open_to_read
 from headway.shared.files.disk import STORAGE_FAULTS, on_disk, told_by_the_system
 from headway.shared.files.storage import StoredObject
@@ -47,6 +50,13 @@ SHOW_SECONDS: Final = 0.1
 
 #: Nothing in a file of a stranger runs with this page's rights, even if it is opened.
 _SAFE: Final = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox; default-src 'none'"}
+#: What a page asks for to run or to apply it (Fetch Metadata): `script-src 'self'` would take a stranger's upload.
+_RUN: Final = frozenset(
+    (
+        *("script", "style", "worker", "serviceworker", "sharedworker", "audioworklet", "paintworklet", "xslt"),
+        *("manifest", "object", "embed", "frame", "iframe", "webidentity"),
+    )
+)
 _MEDIA_TYPE: Final = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+(?:; ?[\w-]+=[\w-]+)*", re.ASCII)
 #: What sending says of the file, not of the client.
 _OUR_OWN: Final = {errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE}
@@ -91,6 +101,8 @@ class Attachment(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = Headers(scope=scope)
+        if asked.get("sec-fetch-dest", "empty") in _RUN:
+            raise Forbidden("A file of somebody's is for looking at and saving, not for running in a page.")
         verdict = judge(asked, etag=self._etag, modified_at=self._modified_at)
         if verdict is Verdict.FAILED:
             raise PreconditionFailed
@@ -127,13 +139,14 @@ class Attachment(Response):
             await send(start)
             await send({"type": "http.response.body", "body": b""})
             return
-        async with self._opened(Connection.of(scope)) as (connection, file):
-            await send(start)
-            if connection is not None and not connection.expects(int(headers["Content-Length"])):
-                file = None
-            await _Sending(self._content, body, connection, file, send, self._count).run(
-                scope, receive, send_timeout_seconds=self._send_timeout_seconds, show=self._show
-            )
+        with downloading(scope) as turn:
+            async with self._opened(Connection.of(scope)) as (connection, file):
+                await send(start)
+                if connection is not None and not connection.expects(int(headers["Content-Length"])):
+                    file = None
+                await _Sending(self._content, body, connection, file, send, self._count, turn).run(
+                    scope, receive, send_timeout_seconds=self._send_timeout_seconds, show=self._show
+                )
 
     @asynccontextmanager
     async def _opened(self, connection: Connection | None) -> AsyncIterator[tuple[Connection | None, int | None]]:
@@ -159,6 +172,7 @@ class _Sending:
         file: int | None,
         send: Send,
         count: Count,
+        turn: Turn,
     ) -> None:
         self._content = content
         self._body = body
@@ -166,6 +180,7 @@ class _Sending:
         self._file = file
         self._send = send
         self._counted = count
+        self._turn = turn
         self._sent = 0
         #: Of the file: what stands between its pieces is not what anybody waits for.
         self._total = sum(len(part) for part in body if isinstance(part, Piece))
@@ -186,9 +201,10 @@ class _Sending:
                 raise TimeoutError("the client takes nothing")
         except (OSError, EOFError, HeadwayError) as error:
             if not isinstance(error, ConnectionError):  # that is a client that has left
-                ours = isinstance(error, STORAGE_FAULTS) or getattr(error, "errno", None) in _OUR_OWN
                 about = {"path": scope["path"], "reason": str(error), **told_by_the_system(error)}
-                (log.error if ours else log.info)("download cut", sent_bytes=self._sent, **about)
+                ours = isinstance(error, STORAGE_FAULTS) or getattr(error, "errno", None) in _OUR_OWN
+                line = log.error if ours else partial(counted_line, log.info)
+                line("download cut", sent_bytes=self._sent, **about)
             if self._connection is None:
                 raise ConnectionAbortedError("the answer cannot be completed") from error  # the server cuts it
             if not self._connection.closed:
@@ -216,7 +232,7 @@ class _Sending:
     async def _piece(self, piece: Piece) -> None:
         position = piece.start
         if self._file is not None and self._connection is not None:
-            position = await self._connection.send_file(self._file, position, piece.end, self._count)
+            position = await self._connection.send_file(self._file, position, piece.end, self._count, self._turn)
         if position == piece.end:
             return
         # An async generator, whatever it is called: closed here, not when somebody gets round to it.
@@ -225,6 +241,7 @@ class _Sending:
                 position += len(data)
                 if position > piece.end:
                     raise EOFError("more was read than was asked for")
+                await self._turn()
                 await self._send({"type": "http.response.body", "body": data, "more_body": True})
                 self._count(len(data))
         if position < piece.end:

@@ -18,6 +18,8 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from headway.api.downloads.download_slot import Turn, downloading
+from headway.api.serving.counted_log import counted_line
 from headway.api.serving.tally import Count, uncounted
 from headway.api.streams.sse import abort, gone
 from headway.shared.cancellation import cancel
@@ -78,34 +80,43 @@ class GeneratedDownload(Response):
         if gzip:
             self.headers["Content-Encoding"] = "gzip"
         async with aclosing(self._pages):
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if scope["method"] == "HEAD":
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                 await send({"type": "http.response.body", "body": b""})
                 return
-            sending = asyncio.create_task(self._send_all(send, gzip), name="export")
-            leaving = asyncio.create_task(gone(receive), name="client gone")
-            try:
-                await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-                if sending.done():
-                    sending.result()
-            except TimeoutError:
-                log.info("slow client dropped", path=scope["path"])
-            except ExportCut as cut:
-                log.warning("export cut off", path=scope["path"], reason=str(cut))
-            finally:
-                left = leaving.done()
-                await asyncio.shield(cancel(sending, leaving))
-                unfinished = sending.cancelled() or sending.exception() is not None
-                if unfinished and not left:
-                    abort(scope)
+            with downloading(scope) as turn:
+                await self._send_whole(scope, receive, send, gzip, turn)
 
-    async def _send_all(self, send: Send, gzip: bool) -> None:
+    async def _send_whole(self, scope: Scope, receive: Receive, send: Send, gzip: bool, turn: Turn) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        sending = asyncio.create_task(self._send_all(send, gzip, turn), name="export")
+        leaving = asyncio.create_task(gone(receive), name="client gone")
+        try:
+            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        except TimeoutError:
+            counted_line(log.info, "slow client dropped", path=scope["path"])
+        except ExportCut as cut:
+            counted_line(log.warning, "export cut off", path=scope["path"], reason=str(cut))
+        finally:
+            left = leaving.done()
+            await asyncio.shield(cancel(sending, leaving))
+            unfinished = sending.cancelled() or sending.exception() is not None
+            if unfinished and not left:
+                abort(scope)
+
+    async def _send_all(self, send: Send, gzip: bool, turn: Turn) -> None:
         squeeze = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, GZIP_WINDOW) if gzip else None
+        await turn()
         async for page in self._pages:
-            # Flushed, so that the client has this page before the next one is made.
-            body = squeeze.compress(page) + squeeze.flush(zlib.Z_SYNC_FLUSH) if squeeze else page
-            await self._send(send, body, more=True)
+            if squeeze:
+                await turn()
+                # Flushed, so that the client has this page before the next one is made.
+                page = squeeze.compress(page) + squeeze.flush(zlib.Z_SYNC_FLUSH)
+            await self._send(send, page, more=True)
             await asyncio.sleep(0)  # uvicorn does not wait while there is room, and others want the loop
+            await turn()
         await self._send(send, squeeze.flush() if squeeze else b"", more=False)
 
     async def _send(self, send: Send, body: bytes, *, more: bool) -> None:

@@ -12,7 +12,7 @@ import errno
 import os
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, cast
 
@@ -60,11 +60,13 @@ class Connection:
         sock = self._transport.get_extra_info("socket")
         if self.closed or sock is None:
             return 0
-        return self._transport.get_write_buffer_size() + _unacknowledged(sock.fileno())
+        return self._transport.get_write_buffer_size() + unacknowledged(sock.fileno())
 
-    async def send_file(self, file: int, start: int, end: int, sent: Callable[[int], None]) -> int:
-        """Sends the bytes from `start` to before `end`; `sent` is told of each piece. Returns where it stopped: before
-        `end` only if this file cannot be sent like this.
+    async def send_file(
+        self, file: int, start: int, end: int, sent: Callable[[int], None], turn: Callable[[], Awaitable[None]]
+    ) -> int:
+        """Sends the bytes from `start` to before `end`; `sent` is told of each piece, `turn` waited for before it.
+        Returns where it stopped: before `end` only if this file cannot be sent like this.
 
         Raises EOFError where the file has become shorter, ConnectionError where the client has gone.
         """
@@ -76,6 +78,7 @@ class Connection:
                 if not _in_memory(file, stop - 1):
                     await asyncio.to_thread(_bring_to_memory, file, position, stop)
                 await _writable(sock)
+                await turn()
                 if self._cycle.disconnected:  # the transport has gone; through our own descriptor we would not notice
                     raise ConnectionResetError
                 try:
@@ -169,7 +172,7 @@ def _bring_to_memory(file: int, start: int, end: int) -> None:
     os.pread(file, end - start, start)
 
 
-def _unacknowledged(sock: int) -> int:
+def unacknowledged(sock: int) -> int:
     if sys.platform != "linux":
         return 0
     import fcntl

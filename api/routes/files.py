@@ -19,14 +19,13 @@ from headway.shared.errors import (
     InvalidRequest,
     PreconditionFailed,
     RangeNotSatisfiable,
-    Refused,
     StorageAway,
     StorageFull,
     UnknownFile,
     UnknownTask,
 )
 from headway.shared.files.storage import StoredObject
-from headway.shared.redis.client import AWAY
+from headway.shared.redis.client import AWAY, RedisError
 from headway.shared.tasks.models import Task
 
 router = APIRouter(tags=["files"])
@@ -94,8 +93,8 @@ def transfer_of(state: State, task: Task, name: str) -> Show:
     async def show(sent: int, total: int) -> None:
         progress = round(100 * sent / total, 2) if total else 100.0
         data = {"file": name, "sent": sent, "total": total, "progress": progress}
-        with suppress(Refused, *AWAY):  # the download does not depend on who is watching
-            await state.publisher.emit(task.task_id, "transfer", data)
+        with suppress(RedisError, *AWAY):  # the download does not depend on who is watching
+            await state.publisher.tell(task, "transfer", data)
 
     return show
 

@@ -21,6 +21,8 @@ router = APIRouter(tags=["health"])
 SILENT_LEASES = 3
 #: Running jobs are counted among this many of the queue's oldest, where they are unless far more run at once.
 LOOKED_AT = 512
+#: Of the disk of HEADWAY_DATA_DIR.
+NEARLY_FULL = 0.95
 
 
 @router.get(
@@ -43,15 +45,17 @@ async def healthz() -> dict[str, str]:
     },
 )
 async def readyz(response: Response, state: StateDep) -> dict[str, Any]:
-    """200 while Redis and the relay work. Without a worker, with a storage that cannot be used, or with a Redis that is
-    full or evicts, it is still 200, `degraded`: streams go on, and the operator has something to do."""
+    """200 while Redis and the relay work. Without a worker, with a storage that cannot be used or a disk that is nearly
+    full, or with a Redis that is full or evicts, it is still 200, `degraded`: streams go on, and the operator has
+    something to do."""
     checks = {"redis": await _redis(state), "relay": _relay(state), "workers": await _workers(state)}
     checks["storage"] = await _storage(state)
     if not (checks["redis"]["ok"] and checks["relay"]["ok"]):
         response.status_code = 503
         response.headers["Retry-After"] = "2"
         return {"status": "unready", "checks": checks}
-    well = checks["workers"]["ok"] and checks["storage"]["ok"] and not checks["redis"]["degraded"]
+    found = checks.values()
+    well = all(check["ok"] for check in found) and not any(check.get("degraded") for check in found)
     # For `headway doctor`, which looks at the whole from outside.
     about = {"version": version("headway"), "heartbeat_seconds": state.settings.heartbeat_seconds}
     return {"status": "ready" if well else "degraded", **about, "checks": checks}
@@ -75,8 +79,15 @@ def _relay(state: State) -> dict[str, Any]:
 
 
 async def _storage(state: State) -> dict[str, Any]:
+    """A disk that fills is said before uploads are refused, while there is time to make room."""
     trouble = await state.storage_check.trouble()
-    return {"ok": trouble is None, "reason": trouble or "can be written"}
+    if trouble is not None:
+        return {"ok": False, "reason": trouble}
+    if (used := state.storage_check.used) is None:
+        return {"ok": True, "degraded": False, "reason": "can be written"}
+    nearly = used >= NEARLY_FULL
+    reason = f"can be written; {used:.0%} of the disk is used"
+    return {"ok": True, "degraded": nearly, "reason": f"{reason}: make room" if nearly else reason}
 
 
 async def _workers(state: State) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from headway.api.dependencies import OwnerDep, StateDep
 from headway.api.lifespan import State
 from headway.api.openapi import TEXT, answer
 from headway.api.routes.health import SILENT_LEASES
+from headway.api.serving.counted_log import counted_line
 from headway.shared import keys
 from headway.shared.logging import get_logger
 from headway.shared.metric_registry import redis_up, together
@@ -61,7 +62,7 @@ async def _platform(state: State) -> Iterable[Metric]:
         async with asyncio.timeout(PATIENCE_SECONDS):
             seen = await _look(state)
     except (*AWAY, TimeoutError, RedisError) as error:
-        log.warning("metrics without redis", reason=why_away(error))
+        counted_line(log.warning, "metrics without redis", reason=why_away(error))
         return [redis_up(False)]
     return [redis_up(True), *_families(seen, state.registry.processors)]
 

@@ -12,7 +12,7 @@ from headway.api.dependencies import ReadTaskDep, StateDep, TaskDep
 from headway.api.openapi import answer, problems, together
 from headway.api.schemas import Note, NoteList
 from headway.api.serving.small_body import SmallBody
-from headway.shared.errors import Conflict, InvalidRequest, TooLarge, UnknownTask
+from headway.shared.errors import Conflict, InvalidRequest, NearlyFull, QuotaFull, TooLarge, UnknownTask
 from headway.shared.tasks.models import rfc3339, utc_now
 
 router = APIRouter(tags=["notes"], route_class=SmallBody)
@@ -46,10 +46,15 @@ async def get_notes(state: StateDep, task: ReadTaskDep) -> dict[str, Any]:
     "/tasks/{task_id}/notes",
     status_code=201,
     summary="Say something to everybody who watches",
-    responses=together({201: answer("The note", Note)}, problems(UnknownTask, Conflict, InvalidRequest, TooLarge)),
+    responses=together(
+        {201: answer("The note", Note)},
+        problems(UnknownTask, Conflict, InvalidRequest, TooLarge, QuotaFull, NearlyFull),
+    ),
 )
 async def post_note(state: StateDep, task: TaskDep, note: NewNote) -> dict[str, Any]:
     """Sent to watchers as a `note` event. Plain text: whoever shows it does not run it."""
+    state.limits.check_head_room()
+    await state.limits.count_note(task.owner)
     said = {"author": note.author, "text": note.text, "at": rfc3339(utc_now())}
     version = await state.publisher.emit(task.task_id, "note", said)
     return {"task_id": task.task_id, **said, "version": version}

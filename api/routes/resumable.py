@@ -64,6 +64,7 @@ from headway.shared.errors import (
     ChecksumMismatch,
     Conflict,
     InvalidRequest,
+    NearlyFull,
     NoDescriptors,
     NotTheAnnouncedFile,
     QuotaFull,
@@ -157,7 +158,7 @@ async def options(state: StateDep, _: OwnerDep) -> Response:
         {201: answer("Begun", None, _CREATED)},
         _LOST,
         _QUEUED,
-        problems(BadHeader, InvalidRequest, TooLarge, ChecksumMismatch),
+        problems(BadHeader, InvalidRequest, TooLarge, ChecksumMismatch, NearlyFull),
     ),
     openapi_extra=body({PIECE_TYPE: BINARY}, required=False)
     | parameters(

@@ -9,11 +9,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from headway.api.access.crowd import network_of
 from headway.api.access.identity import COOKIE, PUBLIC, address_of
 from headway.api.access.sessions import SESSION_SECONDS
 from headway.api.dependencies import IdentityDep, OwnerDep, StateDep
 from headway.api.openapi import answer, header, problems, together
 from headway.api.schemas import Session
+from headway.api.serving.counted_log import counted_line
 from headway.api.serving.small_body import SmallBody
 from headway.shared.errors import InvalidRequest, NotAllowed, TooLarge
 from headway.shared.logging import get_logger
@@ -63,12 +65,12 @@ async def sign_in(
     if state.keyring.is_empty:
         return _told(None, None)
     address = address_of(request.scope)
-    await state.limits.check_wrong_keys(address)
-    owner = state.keyring.owner_of(given.key.get_secret_value())
-    if owner is None:
-        await state.limits.count_wrong_key(address)
-        log.warning("sign-in refused", address=address)
-        raise NotAllowed("This is nobody's key.")
+    peer = request.scope.get("headway.peer")
+    async with state.limits.one_try(address, f"address {network_of(peer[0])}" if peer else None):
+        owner = state.keyring.owner_of(given.key.get_secret_value())
+        if owner is None:
+            counted_line(log.warning, "sign-in refused", address=address)
+            raise NotAllowed("This is nobody's key.")
     if asking is not None and asking.session_id is not None:
         await state.sessions.end(asking.session_id)
     session_id = await state.sessions.begin(owner)
@@ -76,7 +78,7 @@ async def sign_in(
     signed = state.keyring.sign("session", owner, expires_at, jti=session_id)
     _cookie(request, response, signed, SESSION_SECONDS)
     response.headers["Cache-Control"] = "no-store"
-    log.info("signed in", owner=owner, address=address)
+    counted_line(log.info, "signed in", owner=owner, address=address)
     return _told(owner, expires_at)
 
 
@@ -94,5 +96,5 @@ async def sign_out(request: Request, response: Response, state: StateDep, _: Own
     """The session is over for every API process, and so are its streams. A key that is sent along stays good."""
     if asking is not None and asking.session_id is not None:
         await state.sessions.end(asking.session_id)
-        log.info("signed out", owner=asking.owner)
+        counted_line(log.info, "signed out", owner=asking.owner)
     _cookie(request, response, "", 0)

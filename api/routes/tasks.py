@@ -20,7 +20,7 @@ from headway.api.lifespan import State
 from headway.api.openapi import JSON, answer, body, header, problems, reference, together
 from headway.api.schemas import Submission, SubmittedTask, TaskList
 from headway.api.schemas import Task as TaskSchema
-from headway.api.uploads.capacity_check import check_capacity
+from headway.api.uploads.capacity_check import check_capacity, reserved
 from headway.api.uploads.idempotency import HEADER, Claim
 from headway.api.uploads.multipart_upload import (
     BATCH_ID,
@@ -31,6 +31,7 @@ from headway.api.uploads.multipart_upload import (
     clean_batch_id,
     clean_content_type,
     clean_filename,
+    declared_length,
     invalid,
     parse_options,
     read_form,
@@ -43,6 +44,7 @@ from headway.shared.errors import (
     InvalidRequest,
     KeyInUse,
     KeyReused,
+    NearlyFull,
     NotTheAnnouncedFile,
     QuotaFull,
     StorageAway,
@@ -52,7 +54,7 @@ from headway.shared.errors import (
     UnsupportedType,
 )
 from headway.shared.files.disk import STORAGE_FAULTS, told_by_the_system
-from headway.shared.files.storage import StoredFile
+from headway.shared.files.storage import StoredFile, Upload
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.models import FieldError, OwnerId, Status, Task, TaskId, new_task_id, utc_now
@@ -92,7 +94,7 @@ SUBMITTED_HEADERS: Final = {
 #: What can be wrong with a form, or with a file that comes with it.
 FORM_PROBLEMS: Final = problems(
     *(KeyInUse, TooLarge, UnsupportedType, InvalidRequest, KeyReused, NotTheAnnouncedFile),
-    *(StorageFull, QuotaFull, StorageAway),
+    *(StorageFull, QuotaFull, StorageAway, NearlyFull),
 )
 ONE_TASK: Final = answer("The task", TaskSchema)
 CHANGED: Final = together({202: ONE_TASK}, problems(UnknownTask, Conflict))
@@ -217,12 +219,23 @@ async def submit_form(
         await state.limits.check_tasks(owner)  # as above
         await check_capacity(state, owner, certain_length(request))
     upload = claim.upload(state.storage)
+    if claim.answered:
+        return await _make(request, state, owner, claim, default_processor, upload)
+    least_bytes, most_bytes = certain_length(request) or 0, declared_length(request) or 0
+    place = reserved(state, owner, claim.task_id, upload, least_bytes=least_bytes, most_bytes=most_bytes)
+    async with place as upload:
+        return await _make(request, state, owner, claim, default_processor, upload)
+
+
+async def _make(
+    request: Request, state: State, owner: OwnerId, claim: Claim, default_processor: str | None, upload: Upload
+) -> Task:
     settled = False
     try:
         form = await read_form(
             request,
             upload,
-            limit_bytes=limit_bytes,
+            limit_bytes=int(state.settings.max_upload_bytes),
             patience_seconds=state.settings.receive_timeout_seconds,
             count=state.metrics.tally.uploaded,
         )
@@ -402,12 +415,13 @@ async def cancel_task(state: State, task: Task) -> None:
     status_code=202,
     summary="Run a failed or cancelled task again",
     operation_id="retry_task",
-    responses=CHANGED,
+    responses=together(CHANGED, problems(NearlyFull)),
 )
 async def retry(state: StateDep, task: TaskDep) -> dict[str, Any]:
     """The same task, the next attempt. 409 where it has not failed, or where its file never arrived."""
     if task.status.is_terminal and task.filename is not None and task.input_name is None:
         raise Conflict("The file of this task never arrived whole, so there is nothing to run. Submit it again.")
+    state.limits.check_head_room()
     await state.publisher.retry(task)
     return represent(await state.reader.task(task.task_id))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
@@ -12,8 +13,9 @@ from headway.api.dependencies import StateDep, TaskDep
 from headway.api.lifespan import State
 from headway.api.openapi import BINARY, asked, body, parameters, problems, together
 from headway.api.routes.tasks import ONE_TASK, represent
-from headway.api.uploads.multipart_upload import body_of, check_length, invalid
-from headway.api.uploads.receiving import abort_unless_queued, not_the_announced, queue, receive
+from headway.api.uploads.capacity_check import reserved
+from headway.api.uploads.multipart_upload import body_of, check_length, declared_length, invalid
+from headway.api.uploads.receiving import Guard, abort_unless_queued, not_the_announced, queue, receive
 from headway.api.uploads.tus import Checksum
 from headway.api.uploads.upload_digests import declared_sha256
 from headway.shared.errors import (
@@ -33,7 +35,7 @@ from headway.shared.errors import (
     UnknownTask,
     UploadCut,
 )
-from headway.shared.files.storage import StoredFile
+from headway.shared.files.storage import StoredFile, Upload
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.models import Status, Task
 
@@ -82,10 +84,20 @@ async def put_upload(request: Request, state: StateDep, task: TaskDep) -> dict[s
             if now.status is not Status.UPLOADING:
                 raise Refused("status", now.status)
 
-    upload = state.storage.upload(task.task_id)
     body = body_of(request, patience_seconds=state.settings.receive_timeout_seconds)
     if checksum is not None:
         body = checksum.seeing(body)
+    place = reserved(
+        state, task.owner, task.task_id, state.storage.upload(task.task_id), most_bytes=_expected(request, task)
+    )
+    async with place as upload:
+        await _take(body, state, task, upload, limit_bytes, guard)
+    return represent(await state.reader.task(task.task_id))
+
+
+async def _take(
+    body: AsyncIterator[bytes], state: State, task: Task, upload: Upload, limit_bytes: int, guard: Guard
+) -> None:
     stored: StoredFile | None = None
     try:
         await receive(body, state, task, upload, limit_bytes=limit_bytes, guard=guard)
@@ -99,7 +111,11 @@ async def put_upload(request: Request, state: StateDep, task: TaskDep) -> dict[s
             await asyncio.shield(abort_unless_queued(state, task.task_id, upload, stored, error))
         await _tell(state, task, error)
         raise
-    return represent(await state.reader.task(task.task_id))
+
+
+def _expected(request: Request, task: Task) -> int:
+    """What will come, of a file that was announced without its size; one with a size has its place."""
+    return (declared_length(request) or 0) if task.size_bytes is None else 0
 
 
 async def _tell(state: State, task: Task, error: BaseException) -> None:
@@ -109,7 +125,7 @@ async def _tell(state: State, task: Task, error: BaseException) -> None:
             raise Conflict(f"The task is {error.status}: its file is no longer wanted.") from None
         case ChecksumMismatch():
             raise await not_the_announced(state, task, "it is not what its Upload-Checksum says") from None
-        case UploadCut() | TooSlow() | Stopping():
+        case UploadCut() | TooSlow() | Stopping() | QuotaFull():
             fields = {"message": "The upload was cut off; send the file again", "done": 0, "rate": None}
             with suppress(Refused, *AWAY):
                 await state.publisher.change(task.task_id, fields, allowed=(Status.UPLOADING,))

@@ -47,6 +47,10 @@ _OF_REQUEST: Final = (
     "pipeline",
     "url",
     "timeout_keep_alive_task",
+    "_running",
+    "_refusal",
+    "_look",
+    "_standing",
 )
 
 
@@ -66,7 +70,7 @@ class StreamProtocol(Deadlines):
         if not isinstance(protocol, cls) or scope["http_version"] != "1.1" or protocol.scheme != "http":
             return None
         begun = cycle.response_started and not cycle.response_complete and cycle.chunked_encoding
-        alone = protocol.scope is cycle.scope and not cycle.more_body and not protocol.pipeline
+        alone = protocol.scope is cycle.scope and not cycle.more_body and not (protocol.pipeline or protocol._held)
         usable = not (cycle.disconnected or protocol.flow.write_paused or protocol.transport.is_closing())
         return protocol if begun and alone and usable else None
 
@@ -76,6 +80,8 @@ class StreamProtocol(Deadlines):
         # Else uvicorn would take the end of the application for a broken answer.
         self.cycle.response_complete = True
         self.scope.pop("headway.send", None)  # type: ignore[typeddict-item]
+        self.scope.pop("headway.connection", None)  # type: ignore[typeddict-item]
+        self._stop_looking()
         self._taker = taker
         mine = self.__dict__
         if self.server_state not in _ALIKE:

@@ -7,11 +7,13 @@ up what is still being asked.
 from __future__ import annotations
 
 import asyncio
+import shutil
+from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 from headway.shared.cancellation import cancel
-from headway.shared.files.disk import STORAGE_FAULTS, told_by_the_system
+from headway.shared.files.disk import STORAGE_FAULTS, on_disk, told_by_the_system
 from headway.shared.files.storage import Storage
 from headway.shared.logging import get_logger
 
@@ -24,8 +26,13 @@ KEPT_SECONDS: Final = 1.0
 
 
 class StorageCheck:
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, folder: Path | None) -> None:
+        """`folder`: where the files are on a disk of ours; None: they are in a bucket, which does not say how full it
+        is."""
         self._storage = storage
+        self._folder = folder
+        #: Of the disk, from 0 to 1, as `df` says it, when it was asked last; None: nobody knows.
+        self.used: float | None = None
         self._asking: asyncio.Task[str | None] | None = None
         self._answered_at = 0.0
         self._said: str | None = None
@@ -51,6 +58,9 @@ class StorageCheck:
     async def _ask(self) -> str | None:
         try:
             await self._storage.check()
+            if self._folder is not None:
+                disk = await on_disk(shutil.disk_usage, self._folder)
+                self.used = disk.used / max(1, disk.used + disk.free)
         except STORAGE_FAULTS as error:
             return self._say(str(error), **told_by_the_system(error))
         except Exception as error:

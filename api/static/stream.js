@@ -127,7 +127,8 @@ export function hold(address, { token, lastId, onstate, onevent, onconnection, a
     failures = 0;
     if (event.lastEventId) lastId = event.lastEventId;
     const data = parse(event.data);
-    if (type !== "state") onevent?.({ type, id: event.lastEventId, data });
+    // A transfer is of this moment and has no id: what stands there is that of an event before it.
+    if (type !== "state") onevent?.({ type, id: type === "transfer" ? "" : event.lastEventId, data });
     else if (data?.status) onstate(data, lastId);
   }
 

@@ -79,6 +79,7 @@ class Watcher {
 
   /** @param {string} id @param {() => void} tell */
   takeOwn(id, tell) {
+    if (!id) return tell(); // of this moment alone
     this.version = Number(id);
     tell();
     this.letGoOfOwn();
@@ -218,6 +219,10 @@ class Together {
 
   /** @param {Type} type @param {number} number @param {any} data */
   take(type, number, data) {
+    if (type === "transfer") {
+      for (const one of this.audience) if (one.id === data.task_id && !one.left) one.told.onevent({ type, id: "", data });
+      return;
+    }
     if (number < this.number) {
       // Redis came back without what it had: its numbers begin anew.
       for (const one of this.watchers) one.forget();

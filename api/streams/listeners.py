@@ -205,6 +205,11 @@ class Listener:
         for event in self._pending:
             if self.ended:
                 break
+            if not event.version:  # said to those who are here, and kept nowhere
+                if self.version is not None:
+                    self._pass_on(event, items)
+                taken += 1
+                continue
             if self.version is None or (event.version > self.version + 1 and not self._lagged):
                 self.stale = True  # Redis dropped something on the way
                 break
@@ -223,6 +228,9 @@ class Listener:
         items.append((event, None))
         self.ended = self.ended or event.is_terminal
 
+    def _pass_on(self, event: Event, items: list[Item]) -> None:
+        items.append((event, None))
+
     def _gap(self, to: int, items: list[Item]) -> None:
         """Tells that what lies between the last version and `to`, `to` included, is not coming. Its id is `to`."""
         assert self.version is not None
@@ -238,7 +246,8 @@ class Listener:
 
     def _shed(self) -> None:
         newest = {_task_of(event): event for event in self._pending if event.is_state or event.name == DELETED}
-        named = [event for event in self._pending if not event.is_state and event.name != DELETED][-QUEUE_NAMED_EVENTS:]
+        named = [event for event in self._pending if event.version and not event.is_state and event.name != DELETED]
+        named = named[-QUEUE_NAMED_EVENTS:]
         kept = sorted((*named, *newest.values()), key=lambda event: event.version)
         self._lagged = self._lagged or len(kept) < len(self._pending)
         self._source.tally.coalesced += len(self._pending) - len(kept)

@@ -175,6 +175,10 @@ class OwnerListener(Listener):
         if self._scope.holds(event):
             self._show(event, items)
 
+    def _pass_on(self, event: Event, items: list[Item]) -> None:
+        if isinstance(event, FeedEvent) and self._scope.holds(event):
+            items.append((event, None))
+
     def _show(self, event: FeedEvent, items: list[Item]) -> None:
         items.append((event, None))
         if event.is_terminal or event.name == DELETED:

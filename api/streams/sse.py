@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from headway.api.serving.counted_log import counted_line
 from headway.shared.cancellation import cancel
 from headway.shared.logging import get_logger
 from headway.shared.tasks.models import Event, FeedEvent
@@ -71,12 +72,19 @@ class SSE:
             return b"%x\r\nid: %b\nevent: %b\ndata: %b\n\n\r\n" % (size, version, name, data)
         return b"%x\r\nid: %b\ndata: %b\n\n\r\n" % (len(version) + len(data) + 13, version, data)
 
+    @staticmethod
+    def passing_chunk(name: bytes, data: bytes) -> bytes:
+        """The same of an event that has no version: without an id, so that a client's stays what it was."""
+        return b"%x\r\nevent: %b\ndata: %b\n\n\r\n" % (len(name) + len(data) + 16, name, data)
+
     def first(self) -> bytes:
         return b"retry: %d\n" % RETRY_MS
 
     def event(self, event: Event, event_id: str | None = None) -> bytes:
         name = b"event: %s\n" % event.name.encode() if event.name else b""
-        return b"id: %s\n%sdata: %s\n\n" % ((event_id or str(event.version)).encode(), name, event.data)
+        number = event_id or (str(event.version) if event.version or event.is_state else "")
+        head = b"id: %s\n" % number.encode() if number else b""
+        return b"%s%sdata: %s\n\n" % (head, name, event.data)
 
     def comment(self, text: str) -> bytes:
         # One line, no empty line: there httpx-sse and fetch-event-source would hand over a message without data.
@@ -98,11 +106,11 @@ class NDJSON:
     def event(self, event: Event, event_id: str | None = None) -> bytes:
         version = event.version
         if isinstance(event, FeedEvent):
-            version, event_id = event.task_version, event_id or str(event.version)
+            version, event_id = event.task_version, event_id or (str(event.version) if event.version else None)
         tail = b"" if event_id is None else b',"id":"%s"' % event_id.encode()
         if event.is_state:
             return event.data[:-1] + tail + b"}\n"
-        head = {"event": event.name, "version": version}
+        head = {"event": event.name} | ({"version": version} if version else {})
         return json.dumps(head | json.loads(event.data)).encode()[:-1] + tail + b"}\n"
 
     def comment(self, text: str) -> bytes:
@@ -239,7 +247,7 @@ class EventStreamResponse(Response):
                 if sending.done():
                     sending.result()
             except TimeoutError:
-                log.info("slow client dropped", path=scope["path"])
+                counted_line(log.info, "slow client dropped", path=scope["path"])
                 if self._on_slow is not None:
                     self._on_slow()
                 abort(scope)

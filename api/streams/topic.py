@@ -98,21 +98,23 @@ class Topic:
         if self.wires and self.version is not None:
             number, name, data = message.split(b" ", 2)
             version = int(number)
-            if version == self.version + 1 and not is_end(number, name, data):
-                self.version = version
+            if not version or (version == self.version + 1 and not is_end(number, name, data)):
+                if version:
+                    self.version = version
                 if not name:
                     self._state = data
+                chunk = SSE.chunk(number, name, data) if version else SSE.passing_chunk(name, data)
                 if self._gathered is None:
-                    self._gathered = SSE.chunk(number, name, data)
+                    self._gathered = chunk
                     begun = True
                 else:
-                    self._more.append(SSE.chunk(number, name, data))
+                    self._more.append(chunk)
             elif version > self.version:
                 self.write(self.written_at)
                 self.step_out()
         if self.listeners:
             event = self.decode(message)
-            if self.version is None or event.version > self.version:
+            if event.version and (self.version is None or event.version > self.version):
                 self.version = event.version
             for listener in self.listeners:
                 try:

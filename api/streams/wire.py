@@ -13,6 +13,7 @@ from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Protocol
 
+from headway.api.serving.counted_log import counted_line
 from headway.api.serving.protocol import StreamProtocol
 from headway.api.streams.listeners import Item, Listener
 from headway.api.streams.sse import FIRST_COMMENT_SECONDS, NOTHING_YET, SSE, STILL_HERE, Encoder, cut, encoded
@@ -149,7 +150,7 @@ class Wire:
 
     def fail(self, error: Exception) -> None:
         """Cuts this stream, and says why. Its client comes back and reads the truth. Never raises."""
-        log.error("stream failed", exc_info=error, **self._about())
+        counted_line(log.error, "stream failed", exc_info=error, **self._about())
         self.failed()
 
     def _about(self) -> dict[str, str]:
@@ -257,7 +258,7 @@ class Wire:
             if held_bytes != self._held_bytes:  # slowly, but it takes
                 self._held_bytes, self._full_since = held_bytes, now
             elif now - self._full_since >= send_timeout_seconds:
-                log.info("slow client dropped", **self._about())
+                counted_line(log.info, "slow client dropped", **self._about())
                 self.listener.why = "slow"
                 cut(self._protocol.transport)
             return self._full_since + send_timeout_seconds

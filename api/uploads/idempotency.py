@@ -18,6 +18,7 @@ from typing import Final
 from fastapi import Request
 from starlette.responses import Response
 
+from headway.api.serving.counted_log import counted_line
 from headway.api.uploads.multipart_upload import invalid
 from headway.shared.cancellation import cancel, heed_cancellation
 from headway.shared.errors import KeyInUse, KeyReused, Refused, UnknownTask
@@ -224,7 +225,7 @@ class Idempotency:
         try:
             await (self._answers.release(lease) if answer is None else self._answers.keep(lease, answer))
         except AWAY:
-            log.info("idempotency key not settled: Redis is away", task_id=lease.task_id)
+            counted_line(log.info, "idempotency key not settled: Redis is away", task_id=lease.task_id)
 
 
 def _key_of(request: Request) -> str | None:

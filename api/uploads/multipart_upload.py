@@ -30,6 +30,10 @@ PART_HEADER_BYTES: Final = 16 * 1024
 #: The least that must come in HEADWAY_RECEIVE_TIMEOUT_SECONDS of waiting: no line is as slow as 34 bytes a second.
 PATIENCE_BYTES: Final = 1024
 FORM_FIELDS: Final = 20
+#: All of a form that is not its file: parts with their headers, what stands between, before and behind them.
+FORM_REST_BYTES: Final = FORM_FIELDS * (FORM_FIELD_BYTES + PART_HEADER_BYTES)
+#: Behind the last boundary: a line break, as clients send it.
+EPILOGUE_BYTES: Final = 1024
 FILENAME_CHARACTERS: Final = 255
 BATCH_ID: Final = r"[A-Za-z0-9_.:-]{1,64}"
 MEDIA_TYPE: Final = r"[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}"
@@ -83,14 +87,20 @@ def parse_options(text: str | None) -> dict[str, Any]:
 def check_length(request: Request, limit_bytes: int) -> None:
     """Refuses by Content-Length, before a byte is read. A form is a little longer than its file."""
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit_bytes + FORM_FIELDS * (FORM_FIELD_BYTES + PART_HEADER_BYTES):
+    if declared.isdigit() and int(declared) > limit_bytes + FORM_REST_BYTES:
         raise too_large(limit_bytes)
 
 
 def certain_length(request: Request) -> int | None:
     """What of a form's Content-Length is certain to be its file, as good as; None where the client does not say."""
+    declared = declared_length(request)
+    return max(0, declared - PART_HEADER_BYTES) if declared is not None else None
+
+
+def declared_length(request: Request) -> int | None:
+    """Content-Length; None where the client does not say."""
     declared = request.headers.get("content-length", "")
-    return max(0, int(declared) - PART_HEADER_BYTES) if declared.isdigit() else None
+    return int(declared) if declared.isdigit() else None
 
 
 def too_large(limit_bytes: int) -> TooLarge:
@@ -188,7 +198,12 @@ async def read_form(
     reader, form = _Reader(boundary), Form()
     part = _Part()
     finished = False
+    received_bytes = fields = epilogue_bytes = 0
     async for chunk in body_of(request, patience_seconds=patience_seconds):
+        received_bytes += len(chunk)
+        epilogue_bytes += len(chunk) if finished else 0
+        if received_bytes - upload.size_bytes - len(chunk) > FORM_REST_BYTES or epilogue_bytes > EPILOGUE_BYTES:
+            raise TooLarge(f"The form has more than {FORM_REST_BYTES} bytes beside its file, or goes on after its end.")
         try:
             events = reader.feed(chunk)
         except MultipartParseError:
@@ -205,6 +220,9 @@ async def read_form(
                     part.end_header()
                 case "headers":
                     part.begin_content(form)
+                    fields += not part.is_file
+                    if fields > FORM_FIELDS:
+                        raise InvalidRequest(f"The form has more than {FORM_FIELDS} fields.")
                 case "data" if part.is_file:
                     if upload.size_bytes + len(data) > limit_bytes:
                         raise too_large(limit_bytes)
@@ -230,6 +248,7 @@ class _Part:
         self._headers: dict[bytes, bytes] = {}
         self._header_name = b""
         self._header_value = b""
+        self._headers_bytes = 0
         self._content = bytearray()
         self._name = ""
         self.is_file = False
@@ -237,7 +256,8 @@ class _Part:
     def add_header(self, name: bytes = b"", value: bytes = b"") -> None:
         self._header_name += name
         self._header_value += value
-        if len(self._header_name) + len(self._header_value) > PART_HEADER_BYTES:
+        self._headers_bytes += len(name) + len(value)
+        if self._headers_bytes > PART_HEADER_BYTES:
             raise InvalidRequest("A part of the form has too long a header; a file's name has at most 255 characters.")
 
     def end_header(self) -> None:
@@ -264,6 +284,4 @@ class _Part:
     def end_content(self, form: Form) -> None:
         if self.is_file:
             return
-        if len(form.fields) >= FORM_FIELDS:
-            raise InvalidRequest(f"The form has more than {FORM_FIELDS} fields.")
         form.fields[self._name] = self._content.decode("utf-8", "replace")

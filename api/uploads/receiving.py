@@ -15,11 +15,12 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from headway.api.lifespan import State
+from headway.api.uploads.doubtful_uploads import was_refused
 from headway.api.uploads.multipart_upload import store_raw
 from headway.shared.cancellation import heed_cancellation
-from headway.shared.errors import NotTheAnnouncedFile, QuotaFull, RedisAway, Refused, UnknownTask
+from headway.shared.errors import NotTheAnnouncedFile, QuotaFull, RedisAway, Refused, TooMany
 from headway.shared.files.storage import StoredFile, Upload
-from headway.shared.redis.client import AWAY, RedisError
+from headway.shared.redis.client import AWAY
 from headway.shared.settings import DAY_SECONDS
 from headway.shared.tasks.models import ErrorType, Status, Task, TaskId, rfc3339, utc_now
 
@@ -125,15 +126,9 @@ async def not_the_announced(state: State, task: Task, why: str) -> NotTheAnnounc
 async def abort_unless_queued(
     state: State, task_id: TaskId, upload: Upload, stored: StoredFile, error: BaseException
 ) -> None:
-    """Removes a committed file whose task was not queued. Where the answer to the queueing was lost, the task is asked;
-    where nobody answers the file stays, and the sweeper removes it if it turns out to be nobody's."""
-    if not isinstance(error, Refused | QuotaFull | NotTheAnnouncedFile):
-        try:
-            task = await state.reader.task(task_id)
-        except (*AWAY, RedisError):
-            return
-        except UnknownTask:
-            task = None
-        if task is not None and task.input_name == stored.name:
-            return
-    await upload.abort()
+    """Removes a committed file whose task was not queued. Where it may have been, because the answer was lost, the task
+    is asked until it answers (api/uploads/doubtful_uploads.py)."""
+    if isinstance(error, Refused | QuotaFull | TooMany | NotTheAnnouncedFile) or was_refused(error):
+        await upload.abort()
+    else:
+        await state.doubtful.ask(task_id, stored, upload)

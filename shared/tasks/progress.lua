@@ -14,8 +14,11 @@
 --      16 task id   17 `ends` if this is the terminal event, `deletes` if the task is no more after it, else empty
 --      18 bytes that the owner may hold, where this write is refused for more; else empty
 --      19 token of the claim that the writer holds, a JSON text; empty: none
---      20… field, JSON text, field, JSON text, …
--- Returns {'ok', version} or {reason, status}; reason: unknown, exists, stale, status, quota (with the bytes held).
+--      20 tasks that the owner may have unfinished, where this write is refused for one more; else empty
+--      21 bytes of words that the owner may hold in Redis, where this write is refused for more; else empty
+--      22… field, JSON text, field, JSON text, …
+-- Returns {'ok', version} or {reason, status}; reason: unknown, exists, stale, status, quota (with the bytes held), many (with
+-- the unfinished tasks), words (with the bytes held).
 -- Words in capitals that are no argument are filled in by shared/tasks/progress.py: LIVE_FIELDS; LIVE_STATE, the event of them,
 -- joined from `given` and `values`; and the keys of shared/keys.py.
 local state, stream, live = KEYS[1], KEYS[2], KEYS[3]
@@ -25,7 +28,7 @@ local values = redis.call('HMGET', state, 'version', 'status', 'attempt', 'progr
   'claim', 'owner', 'batch_id', LIVE_FIELDS)
 local version, status, attempt, progress, write = values[1], values[2], values[3], values[4], values[5]
 local given, fields = {}, {'write', ARGV[3]}
-for i = 20, #ARGV, 2 do given[ARGV[i]] = ARGV[i + 1] end
+for i = 22, #ARGV, 2 do given[ARGV[i]] = ARGV[i + 1] end
 
 -- Each change of status and each named event is remembered beside the last write: a retry of it counts once, whatever
 -- others wrote in between.
@@ -72,6 +75,12 @@ local new_version = next_number(version, begins_epoch and not is_new and least o
 local owner_version = redis.call('GET', owned('OWNER_VERSION'))
 local number = next_number(owner_version, least, owned('OWNER_EVENTS'))
 
+-- One task more is refused in the step that would add it.
+if ARGV[20] ~= '' then
+  local unfinished = redis.call('SCARD', owned('OWNER_ACTIVE'))
+  if unfinished >= tonumber(ARGV[20]) then return {'many', whole(unfinished)} end
+end
+
 -- The bytes of an owner: a task holds its input, announced or there, and its result. They move with its status only.
 local total, held, bytes
 if given.status or deletes then
@@ -84,6 +93,23 @@ if given.status or deletes then
   local stored = redis.call('HMGET', owned('OWNER_STORED'), 'total', task_id)
   total, held = tonumber(stored[1]) or 0, tonumber(stored[2]) or 0
   if ARGV[18] ~= '' and bytes > held and total + bytes - held > tonumber(ARGV[18]) then return {'quota', whole(total)} end
+end
+
+-- The words of an owner, which Redis holds: options, notes, summaries. They are as long as somebody likes.
+local words, words_total, words_held
+if is_new or deletes or name == 'note' or given.result then
+  local kept = redis.call('HMGET', owned('OWNER_WORDS'), 'total', task_id)
+  words_total, words_held = tonumber(kept[1]) or 0, tonumber(kept[2]) or 0
+  words = 0
+  if not deletes then
+    words = words_held + (name == 'note' and #data or 0) + #(given.whole_result or given.result or '')
+    if is_new then words = words + #(given.options or '') + #(given.upload_metadata or '') end
+    words = math.min(words, math.max(words_held, ARGV[6] * 16384)) -- more than its history holds it does not keep
+  end
+  local more = words - words_held
+  if ARGV[21] ~= '' and more > 0 and words_total + more > tonumber(ARGV[21]) then
+    return {'words', whole(words_total)}
+  end
 end
 
 -- What operators see: how many tasks are in each state, and how many have ended. A change of status moves it, no other
@@ -207,7 +233,7 @@ if deletes then
   for i = 1, #forgotten do redis.pcall('XDEL', owned('OWNER_EVENTS'), forgotten[i]) end
 else
   given.version = version
-  for i = 20, #ARGV do fields[#fields + 1] = ARGV[i] end
+  for i = 22, #ARGV do fields[#fields + 1] = ARGV[i] end
   local function set(field, value)
     fields[#fields + 1] = field
     fields[#fields + 1] = value
@@ -231,6 +257,11 @@ if bytes and bytes ~= held then
   redis.call('HSET', owned('OWNER_STORED'), 'total', whole(total + bytes - held), task_id, whole(bytes))
   if bytes == 0 then redis.call('HDEL', owned('OWNER_STORED'), task_id) end
 end
+if words and words ~= words_held then
+  redis.call('HSET', owned('OWNER_WORDS'), 'total', whole(words_total + words - words_held), task_id, whole(words))
+  if words == 0 then redis.call('HDEL', owned('OWNER_WORDS'), task_id) end
+  redis.call('PEXPIRE', owned('OWNER_WORDS'), ARGV[8])
+end
 if counts[1] then
   redis.call('HSET', 'COUNTS', unpack(counts))
   redis.call('PEXPIRE', 'COUNTS', ARGV[8])
@@ -252,7 +283,7 @@ end
 if ends then redis.call('SREM', owned('OWNER_ACTIVE'), task_id) end
 if renewed or was_ended or not owner_version then
   for _, pattern in ipairs({'OWNER_VERSION', 'OWNER_EVENTS', 'OWNER_CHANGED', 'OWNER_ACTIVE', 'OWNER_TASKS',
-    'OWNER_STORED'}) do
+    'OWNER_STORED', 'OWNER_WORDS'}) do
     redis.call('PEXPIRE', owned(pattern), ARGV[8])
   end
   redis.call('PEXPIRE', 'EPOCH', ARGV[8])

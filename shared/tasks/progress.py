@@ -20,7 +20,7 @@ from importlib.resources import files
 from typing import Any, Final
 
 from headway.shared import keys
-from headway.shared.errors import Conflict, QuotaFull, Refused, UnknownTask
+from headway.shared.errors import Conflict, QuotaFull, Refused, TooMany, UnknownTask, WordsFull
 from headway.shared.json_text import text_of
 from headway.shared.redis.client import RedisClient
 from headway.shared.redis.script_pipeline import ScriptPipeline
@@ -103,9 +103,12 @@ class Publisher:
         patient: bool = False,
         tracing: Tracing = OFF,
         on_event: Callable[[], None] = lambda: None,
+        most_words: Callable[[], int] = lambda: 0,
     ) -> None:
         """`patient`: wait for a Redis that is away, for ever, instead of raising: for a worker, whose work goes on.
-        `on_event` is told of each event that was written."""
+        `on_event` is told of each event that was written. `most_words` says how many bytes of Redis an owner's options,
+        notes and summaries may hold, where a new task or a note is refused for more; 0: no limit."""
+        self._most_words = most_words
         self._patient = patient
         self._tracing = tracing
         self._on_event = on_event
@@ -121,7 +124,8 @@ class Publisher:
     async def create(self, task: Task) -> int:
         """Makes the task known with its first event, and queues it if it is `queued`. Returns the version.
 
-        Raises QuotaFull where its file is more than its owner may still hold."""
+        Raises QuotaFull where its file is more than its owner may still hold, TooMany where the owner may have no more
+        unfinished tasks."""
         fields = task.model_dump(mode="json") | {
             "owner": task.owner,
             "progress_base": task.progress_base,
@@ -133,7 +137,12 @@ class Publisher:
             "declared_sha256": task.declared_sha256,
         }
         del fields["version"]
-        write: dict[str, Any] = {"created_ms": task.created_at.timestamp() * 1000, "within_quota": True}
+        write: dict[str, Any] = {
+            "created_ms": task.created_at.timestamp() * 1000,
+            "within_quota": True,
+            "one_more": True,
+            "within_words": True,
+        }
         if task.status is Status.QUEUED:
             return await self._queue(task, task.attempt, fields, allowed=(), **write)
         fields |= self._traced()
@@ -154,8 +163,18 @@ class Publisher:
         allowed: Collection[Status] = tuple(Status),
         **fence: Any,
     ) -> int:
-        """Sends a named event (`log`, `note`, `transfer`); the state stays as it is but for its version."""
-        return await self._write(task_id, {}, allowed=allowed, event=(name, {"task_id": task_id, **data}), **fence)
+        """Sends a named event (`log`, `note`); the state stays as it is but for its version."""
+        event = (name, {"task_id": task_id, **data})
+        return await self._write(task_id, {}, allowed=allowed, event=event, within_words=name == "note", **fence)
+
+    async def tell(self, task: Task, name: str, data: Mapping[str, Any]) -> None:
+        """A named event to those who watch at this moment (`transfer`). It is kept nowhere and has no version, so
+        however many a reader causes, the history of what was written has room for what was written."""
+        text = text_of({"task_id": task.task_id, **data})
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.publish(keys.channel(task.task_id), f"0 {name} {text}")
+            pipe.publish(keys.OWNER_LIVE % task.owner, f"0 {task.task_id} 0 {task.batch_id or ''} {name} {text}")
+            await pipe.execute()
 
     async def enqueue(self, task: Task, fields: Mapping[str, Any]) -> int:
         """`uploading` → `queued`: the file is whole on disk. Raises QuotaFull."""
@@ -305,7 +324,8 @@ class Publisher:
 
     async def retry(self, task: Task) -> int:
         """`failed` or `cancelled` → `queued`, as the next attempt of the same task: from its checkpoint after an error
-        that was `retryable`, which is not the work's own; else from the start."""
+        that was `retryable`, which is not the work's own; else from the start. Raises Conflict, UnknownTask,
+        TooMany."""
         attempt = task.attempt + 1
         fields = self._start_of(task, task.checkpoint) | {
             "status": Status.QUEUED,
@@ -320,6 +340,7 @@ class Publisher:
         }
         try:
             fence: dict[str, Any] = {"allowed": (Status.FAILED, Status.CANCELLED), "attempt": task.attempt}
+            fence["one_more"] = True
             # In the trace that it has, whoever asks for it again.
             again = {"parent": task.traceparent, "link": self._tracing.here()} if task.traceparent else {}
             return await self._queue(task, attempt, fields, **again, **fence)
@@ -341,15 +362,22 @@ class Publisher:
         await self._redis.zrem(keys.DELETED, *task_ids)
 
     #: Tasks that Redis no longer knows, because they expired or were thrown away, are in no index of their owner, hold
-    #: none of its bytes and are not replayed. Each is told on the owner's feed, once: `deleted`, or, where it had not
-    #: ended, its last state, `lost`. KEYS: the owner's bytes, events, indexes and number, and the epoch. ARGV: how a
-    #: state's key begins, the feed's channel, its length, the event of a deletion, the lost state, then the tasks.
+    #: none of its bytes and words and are not replayed. Each is told on the owner's feed, once: `deleted`, or, where it
+    #: had not ended, its last state, `lost`. One that was never made, of which nothing is left but a reservation that
+    #: has run out, is told to nobody. KEYS: the owner's bytes, events, indexes and number, the epoch, the owner's
+    #: reservations and words. ARGV: how a state's key begins, the feed's channel, its length, the event of a deletion,
+    #: the lost state, then the tasks.
     _LET_GO: Final = """
+    local time = redis.call('TIME')
+    local now_ms = time[1] * 1000
+    redis.call('ZREMRANGEBYSCORE', KEYS[8], '-inf', now_ms - 86400000)
     local gone, order, total = {}, {}, tonumber(redis.call('HGET', KEYS[1], 'total')) or 0
     for i = 6, #ARGV do
-      if redis.call('EXISTS', ARGV[1] .. ARGV[i]) == 0 and not gone[ARGV[i]] then
+      local reserved_ms = tonumber(redis.call('ZSCORE', KEYS[8], ARGV[i]) or nil)
+      if redis.call('EXISTS', ARGV[1] .. ARGV[i]) == 0 and not gone[ARGV[i]]
+        and (not reserved_ms or reserved_ms <= now_ms) then
         order[#order + 1] = ARGV[i]
-        gone[ARGV[i]] = {version = 0, batch = '', progress = '0', attempt = '1'}
+        gone[ARGV[i]] = {version = 0, batch = '', progress = '0', attempt = '1', reserved = reserved_ms}
         total = total - (tonumber(redis.call('HGET', KEYS[1], ARGV[i])) or 0)
       end
     end
@@ -381,8 +409,11 @@ class Publisher:
       task.known = task.lives
       if redis.call('HDEL', KEYS[1], task_id) == 1 then
         redis.call('HSET', KEYS[1], 'total', string.format('%d', math.max(0, total)))
-        task.known = true
+        task.known = task.known or not task.reserved
       end
+      redis.call('ZREM', KEYS[8], task_id)
+      local held = tonumber(redis.call('HGET', KEYS[9], task_id)) or 0
+      if redis.call('HDEL', KEYS[9], task_id) == 1 then redis.call('HINCRBY', KEYS[9], 'total', -held) end
       if redis.call('ZREM', KEYS[3], task_id) + redis.call('ZREM', KEYS[4], task_id) > 0 then task.known = true end
     end
     for _, event in ipairs(events) do
@@ -419,7 +450,8 @@ class Publisher:
             args: list[Any] = [keys.state(TaskId("")), keys.OWNER_LIVE % owner, self._settings.history_length]
             args += [deleted, lost_text(), *task_ids]
             here = [pattern % owner for pattern in (*patterns, keys.OWNER_VERSION)]
-            await self._let_go(keys=[*here, keys.EPOCH], args=args)
+            held = (keys.OWNER_RESERVED % owner, keys.OWNER_WORDS % owner)
+            await self._let_go(keys=[*here, keys.EPOCH, *held], args=args)
 
     async def _end(
         self, task_id: TaskId, status: Status, fields: Mapping[str, Any], *, keep_checkpoint: bool = False, **write: Any
@@ -447,6 +479,8 @@ class Publisher:
         ended: bool = False,
         deleted: bool = False,
         within_quota: bool = False,
+        one_more: bool = False,
+        within_words: bool = False,
     ) -> int:
         ttl_seconds = self._active_ttl_seconds if ttl_seconds is None else ttl_seconds
         job = ticket.job_id if ticket else dequeue
@@ -482,6 +516,8 @@ class Publisher:
                 "deletes" if deleted else "ends" if ended else "",
                 int(quota_bytes) if within_quota and (quota_bytes := self._settings.owner_quota_bytes) else "",
                 text_of(claim) if claim else "",
+                most if one_more and (most := self._settings.max_unfinished_tasks) else "",
+                words if within_words and (words := self._most_words()) else "",
                 *_flat(fields),
             ],
         )
@@ -491,6 +527,10 @@ class Publisher:
             return int(detail)
         if reason == b"quota":
             raise QuotaFull.of(int(detail), int(self._settings.owner_quota_bytes))
+        if reason == b"words":
+            raise WordsFull
+        if reason == b"many":
+            raise TooMany.tasks(int(detail), self._settings.max_unfinished_tasks)
         raise Refused(reason.decode(), (detail or b"").decode().strip('"') or None)
 
 

@@ -86,7 +86,7 @@ async def test_what_is_said_of_an_ended_task_does_not_keep_it_longer(
     for name in (keys.state(task.task_id), keys.events(task.task_id)):
         await any_redis.pexpire(name, 1000_000)
     await publisher.emit(task.task_id, "note", {"text": "x"})
-    await publisher.emit(task.task_id, "transfer", {"sent": 1})
+    await publisher.tell(task, "transfer", {"sent": 1})
     for name in (keys.state(task.task_id), keys.events(task.task_id)):
         assert 0 < await any_redis.pttl(name) <= 1000_000
     assert await any_redis.pttl(keys.OWNER_EVENTS % ANYONE) > 29 * DAY_MS

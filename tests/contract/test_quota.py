@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
-from headway.shared.errors import QuotaFull
+from headway.shared import keys
+from headway.shared.errors import QuotaFull, TooMany, WordsFull
 from headway.shared.redis.client import RedisClient
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import ANYONE, ErrorType, OwnerId, Result, ResultFile, Status, Task
 from headway.shared.tasks.progress import Publisher
 from headway.shared.tasks.reader import Reader
+from headway.shared.tasks.reserved_bytes import Reservation
 from tests.contract.test_progress_channel import a_task
+from tests.waiting import PATIENCE_SECONDS, POLL_SECONDS
 
 BOB = OwnerId("bob")
 
@@ -116,3 +120,116 @@ async def test_without_a_quota_everything_is_counted_and_nothing_refused(
     open_ended = Publisher(any_redis, any_settings)
     await open_ended.create(stored(2**45))
     assert await reader.stored_bytes(ANYONE) == 2**45
+
+
+def reservation(redis: RedisClient, task: Task, life_seconds: float = 60) -> Reservation:
+    return Reservation(redis, ANYONE, task.task_id, quota_bytes=100, life_seconds=life_seconds)
+
+
+async def test_what_is_reserved_is_nobody_elses_and_becomes_the_tasks(
+    publisher: Publisher, reader: Reader, any_redis: RedisClient
+) -> None:
+    first, second = stored(70), stored(30)
+    mine, others = reservation(any_redis, first), reservation(any_redis, second)
+    await mine.cover(60, 90)
+    assert await reader.stored_bytes(ANYONE) == 90
+    with pytest.raises(QuotaFull, match="hold 90 of 100 bytes"):
+        await others.cover(11)
+    with pytest.raises(QuotaFull):
+        await publisher.create(second)
+    await publisher.create(first)
+    assert await reader.stored_bytes(ANYONE) == 70, "the true size, in the step that made the task"
+    await mine.settle()
+    assert await reader.stored_bytes(ANYONE) == 70
+    await others.cover(30)
+    with pytest.raises(QuotaFull):
+        await others.cover(31)
+    await others.settle()
+    await others.settle()
+    assert await reader.stored_bytes(ANYONE) == 70, "of a file that came to nothing nothing is held"
+
+
+async def test_an_upload_of_unknown_size_that_ends_early_lets_go_of_what_came(
+    publisher: Publisher, reader: Reader, any_redis: RedisClient
+) -> None:
+    task, sized = announced(None), announced(20)
+    for one, needed in ((task, 50), (sized, 30)):
+        await publisher.create(one)
+        place = reservation(any_redis, one)
+        await place.cover(needed, needed)
+        await place.settle()
+    assert await reader.stored_bytes(ANYONE) == 20
+
+
+async def test_of_a_hundred_at_once_as_many_are_covered_as_fit(reader: Reader, any_redis: RedisClient) -> None:
+    places = [reservation(any_redis, stored(7)) for _ in range(100)]
+    answers = await asyncio.gather(*(place.cover(7, 7) for place in places), return_exceptions=True)
+    assert sum(answer is None for answer in answers) == 14
+    assert await reader.stored_bytes(ANYONE) == 98
+
+
+async def test_a_reservation_that_nobody_renews_is_let_go_and_a_live_one_is_not(
+    publisher: Publisher, reader: Reader, any_redis: RedisClient
+) -> None:
+    dead, alive = stored(60), stored(30)
+    await reservation(any_redis, dead, life_seconds=0.001).cover(60, 60)
+    await reservation(any_redis, alive).cover(30, 30)
+
+    async def is_free() -> bool:
+        await publisher.let_go(ANYONE, [dead.task_id, alive.task_id])
+        return await reader.stored_bytes(ANYONE) == 30
+
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while not await is_free():
+            await asyncio.sleep(POLL_SECONDS)
+
+
+async def test_of_a_hundred_tasks_at_once_as_many_are_made_as_may_be_unfinished(
+    any_redis: RedisClient, any_settings: Settings, reader: Reader
+) -> None:
+    publisher = Publisher(any_redis, any_settings.model_copy(update={"max_unfinished_tasks": 5}))
+    tasks = [announced(1) for _ in range(100)]
+    answers = await asyncio.gather(*(publisher.create(task) for task in tasks), return_exceptions=True)
+    made = [task for task, answer in zip(tasks, answers, strict=True) if answer == 1]
+    assert len(made) == 5
+    assert {str(answer) for answer in answers if answer != 1} == {
+        "5 tasks have not ended; at most 5 may wait or run at once."
+    }
+    assert len(await reader.tasks(ANYONE, limit=50)) == 5
+    await publisher.cancel(made[0])
+    await publisher.create(announced(1))
+    with pytest.raises(TooMany):  # a retry is one task more as well
+        await publisher.retry(await reader.task(made[0].task_id))
+    assert (await reader.task(made[0].task_id)).status is Status.CANCELLED
+    await publisher.fail(made[1].task_id, ErrorType.BAD_INPUT, "It ends.")
+    await publisher.retry(await reader.task(made[0].task_id))
+
+
+async def test_words_in_redis_have_a_share_and_are_let_go_with_their_task(
+    any_redis: RedisClient, any_settings: Settings, reader: Reader
+) -> None:
+    publisher = Publisher(any_redis, any_settings, most_words=lambda: 1000)
+    task, other = announced(1), announced(1)
+    await publisher.create(task)
+    await publisher.create(other)
+    answers = await asyncio.gather(
+        *(publisher.emit(task.task_id, "note", {"text": "x" * 150}) for _ in range(100)), return_exceptions=True
+    )
+    said = [answer for answer in answers if isinstance(answer, int)]
+    assert {type(answer) for answer in answers if not isinstance(answer, int)} == {WordsFull}
+    assert 1 <= len(said) <= 1000 // 150
+    assert len(await reader.named(task.task_id, "note")) == len(said)
+    with pytest.raises(WordsFull):
+        await publisher.create(a_task(size_bytes=None, filename=None, options={"text": "x" * 900}))
+    await publisher.create(announced(1).model_copy(update={"owner": BOB}))
+    await publisher.emit(task.task_id, "log", {"message": "x" * 500})  # what runs is never refused
+    await publisher.cancel(task)
+    await publisher.delete(await reader.task(task.task_id))
+    assert await words(any_redis) < 100, "the other's options"
+    await any_redis.delete(f"headway:task:{other.task_id}")
+    await publisher.let_go(ANYONE, [other.task_id])
+    assert await words(any_redis) == 0
+
+
+async def words(redis: RedisClient) -> int:
+    return int(await redis.hget(keys.OWNER_WORDS % ANYONE, "total") or 0)  # type: ignore[misc]

@@ -20,7 +20,8 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from headway.api.serving.deadlines import HEADERS_BYTES, RESERVED_FILES
+from headway.api.serving.deadlines import HEADERS_BYTES
+from headway.api.serving.descriptors import RESERVED_FILES
 from tests.processes import Platform, RedisServer
 from tests.streams import frames_of, opened
 from tests.waiting import wait_for
@@ -428,18 +429,18 @@ def test_a_body_that_nobody_waits_for_does_not_hold_its_connection(keyed: Platfo
         assert read_to_the_end(ends) == b""
 
 
-def test_connections_that_leave_no_room_for_files_are_sent_away(own_platform: Platform) -> None:
+def test_connections_that_leave_no_room_for_files_give_way_to_new_ones(own_platform: Platform) -> None:
     api = own_platform.start_api(wait=False)
     resource.prlimit(api.pid, resource.RLIMIT_NOFILE, (RESERVED_FILES + 80,) * 2)  # before it looks
     wait_for("it is alive", lambda: is_alive(own_platform.url), seconds=30)
     address = ("127.0.0.1", int(own_platform.url.rpartition(":")[2]))
     with contextlib.ExitStack() as stack:
         socks = [stack.enter_context(socket.create_connection(address, timeout=20)) for _ in range(90)]
-        told = read_to_the_end(socks[-1])
+        told = read_to_the_end(socks[0])
         assert told.startswith(b"HTTP/1.1 503 ")
         assert json.loads(told.partition(b"\r\n\r\n")[2])["type"] == "urn:headway:problem:full"
-        socks[0].sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert socks[0].recv(4096).startswith(b"HTTP/1.1 200 ")
+        socks[-1].sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert socks[-1].recv(4096).startswith(b"HTTP/1.1 200 ")
     wait_for("there is room again", lambda: is_alive(own_platform.url))
 
 

@@ -183,6 +183,7 @@ class TestPolicies:
         ({"Sec-Fetch-Site": "cross-site", "Origin": "https://headway.test"}, False),
         ({"Origin": "https://headway.test"}, True),
         ({"Origin": "https://HEADWAY.test"}, True),
+        ({"Origin": "http://headway.test"}, False),
         ({"Origin": "https://other.headway.test"}, False),
         ({"Origin": "https://headway.test:8443"}, False),
         ({"Origin": "https://headway.test.evil.test"}, False),
@@ -193,7 +194,7 @@ class TestPolicies:
     ],
 )
 def test_only_our_own_page_is_of_our_own_origin(headers: dict[str, str], own: bool) -> None:
-    assert is_own_origin(Headers({"Host": "headway.test"} | headers)) is own
+    assert is_own_origin(Headers({"Host": "headway.test"} | headers), "https") is own
 
 
 @pytest.mark.parametrize(

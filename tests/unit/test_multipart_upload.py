@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,8 @@ FORMS = {
     "a file named nothing": file(b"1", b"") + END,
     "too many fields": b"".join(part(f"f{n}", b"x") for n in range(FORM_FIELDS + 1)) + END,
     "too long a field": part("options", b"x" * (FORM_FIELD_BYTES + 1)) + END,
+    "one field again and again": part("x", b"") * 3000 + END,
+    "many headers of a part": part("x", b"", b"".join(b"\r\nX-%d: y" % n for n in range(3000))) + END,
     "too long a header": part("x", b"", b"\r\nX-Long: " + b"x" * PART_HEADER_BYTES) + END,
 }
 
@@ -150,6 +153,7 @@ FORMS = {
 async def received(tmp_path: Path, *pieces: bytes, limit_bytes: int = LIMIT_BYTES, **how: Any) -> tuple[Any, ...]:
     """What a form held, its file's content included, or the class and the words of the error it was refused with."""
     storage = DirectoryStorage(tmp_path)
+    storage.prepare()
     upload = storage.upload(TASK)
     try:
         form: Form = await read_form(Sent(*pieces, **how).request, upload, limit_bytes=limit_bytes, patience_seconds=5)
@@ -203,6 +207,8 @@ async def test_a_form_that_comes_byte_by_byte_is_the_form_that_comes_whole(tmp_p
         ("too many fields", InvalidRequest, "more than 20 fields"),
         ("too long a field", InvalidRequest, "longer than"),
         ("too long a header", InvalidRequest, "too long a header"),
+        ("one field again and again", InvalidRequest, "more than 20 fields"),
+        ("many headers of a part", InvalidRequest, "not well-formed"),
     ],
 )
 async def test_what_is_wrong_with_a_form_is_told_and_leaves_nothing(
@@ -211,6 +217,14 @@ async def test_what_is_wrong_with_a_form_is_told_and_leaves_nothing(
     kind, told = await received(tmp_path, FORMS[form])
     assert kind is error
     assert words in told
+
+
+async def test_every_byte_of_a_form_counts(tmp_path: Path) -> None:
+    """Also what no part holds: behind the end, and before the beginning."""
+    piece = b"y" * 65_536
+    endless = itertools.repeat(piece, 1000)
+    assert (await received(tmp_path, file(b"x") + END, *endless))[0] is TooLarge
+    assert (await received(tmp_path, b"\r\n" * 30_000, *itertools.repeat(b"\r\n" * 30_000, 100)))[0] is TooLarge
 
 
 async def test_a_client_that_leaves_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
