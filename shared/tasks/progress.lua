@@ -3,49 +3,51 @@
 -- its deletion too. Redis rolls nothing back, so all that can fail is done first: every key is read by a command of its
 -- type, every refusal is given, and then comes the first write.
 --
--- KEYS  1 state hash   2 event stream   3 live channel   4 arq's queue   5 arq's job
--- ARGV  1 statuses the write is allowed from, `,a,b,`; empty: the task must not exist yet
---       2 attempt the writer holds; empty: not a worker's write
---       3 id of this write, so that one sent again after a lost answer counts once
---       4 event name, empty for a state    5 its data, empty for a state (made here from the hash)
---       6 history length   7 time to live of the task in ms   8 of what belongs to its owner, and of the job
---       9 queue action: add, remove or empty   10 arq job id   11 its payload   12 its score
---      13 control channel   14 control message, empty for none   15 creation time in ms, empty for an existing task
---      16 task id   17 `ends` if this is the terminal event, `deletes` if the task is no more after it, else empty
---      18 bytes that the owner may hold, where this write is refused for more; else empty
---      19 token of the claim that the writer holds, a JSON text; empty: none
---      20 tasks that the owner may have unfinished, where this write is refused for one more; else empty
---      21 bytes of words that the owner may hold in Redis, where this write is refused for more; else empty
---      22… field, JSON text, field, JSON text, …
+-- `KEY.` and `ARG.` with a name stand for KEYS[n] and ARGV[n]: shared/tasks/progress.py has the two lists, and fills the
+-- numbers in.
+-- KEY  state, events, live: the hash, the stream and the channel of the task; queue, job: arq's
+-- ARG  allowed: statuses the write is allowed from, `,a,b,`; empty: the task must not exist yet
+--      attempt: the one that the writer holds; empty: not a worker's write
+--      claim: token of the claim that the writer holds, a JSON text; empty: none
+--      write_id: id of this write, so that one sent again after a lost answer counts once
+--      event: its name, empty for a state; data: empty for a state (made here from the hash)
+--      history_length; lives_ms: time to live of the task; owner_lives_ms: of what belongs to its owner, and of the job
+--      queue: add, remove or empty; job_id, payload, score: of arq's job
+--      control, message: a channel and what is published there, empty for nothing
+--      created_ms: creation time, empty for an existing task; task_id
+--      step: `ends` if this is the terminal event, `deletes` if the task is no more after it, else empty
+--      most_bytes, most_tasks, most_words: bytes that the owner may hold, tasks that it may have unfinished, bytes of words that
+--      it may hold in Redis, where this write is refused for more; else empty
+--      from ARG.fields on: field, JSON text, field, JSON text, …
 -- Returns {'ok', version} or {reason, status}; reason: unknown, exists, stale, status, quota (with the bytes held), many (with
 -- the unfinished tasks), words (with the bytes held).
 -- Words in capitals that are no argument are filled in by shared/tasks/progress.py: LIVE_FIELDS; LIVE_STATE, the event of them,
 -- joined from `given` and `values`; and the keys of shared/keys.py.
-local state, stream, live = KEYS[1], KEYS[2], KEYS[3]
-local name, data, task_id = ARGV[4], ARGV[5], ARGV[16]
-local ends, deletes = ARGV[17] == 'ends', ARGV[17] == 'deletes'
+local state, stream, live = KEY.state, KEY.events, KEY.live
+local name, data, task_id = ARG.event, ARG.data, ARG.task_id
+local ends, deletes = ARG.step == 'ends', ARG.step == 'deletes'
 local values = redis.call('HMGET', state, 'version', 'status', 'attempt', 'progress', 'write', 'ended_version', 'era',
   'claim', 'owner', 'batch_id', LIVE_FIELDS)
 local version, status, attempt, progress, write = values[1], values[2], values[3], values[4], values[5]
-local given, fields = {}, {'write', ARGV[3]}
-for i = 22, #ARGV, 2 do given[ARGV[i]] = ARGV[i + 1] end
+local given, fields = {}, {'write', ARG.write_id}
+for i = ARG.fields, #ARGV, 2 do given[ARGV[i]] = ARGV[i + 1] end
 
 -- Each change of status and each named event is remembered beside the last write: a retry of it counts once, whatever
 -- others wrote in between.
 local ledger = given.status and 'status_writes' or name ~= '' and not deletes and 'named_writes'
 local written = version and ledger and redis.call('HGET', state, ledger) or ''
 if version then
-  local before = write == ARGV[3] and version or string.match(written, ARGV[3] .. '=(%d+)')
+  local before = write == ARG.write_id and version or string.match(written, ARG.write_id .. '=(%d+)')
   if before then return {'ok', tonumber(before)} end
 end
-if ARGV[1] == '' then
+if ARG.allowed == '' then
   if version then return {'exists', status} end
 else
   if not version then return {'unknown', ''} end
-  if ARGV[2] ~= '' and ARGV[2] ~= attempt then return {'stale', status} end
-  if ARGV[19] ~= '' and ARGV[19] ~= values[8] then return {'stale', status} end
+  if ARG.attempt ~= '' and ARG.attempt ~= attempt then return {'stale', status} end
+  if ARG.claim ~= '' and ARG.claim ~= values[8] then return {'stale', status} end
   -- status is a JSON text, so it wears quotes; the list does not
-  if not string.find(ARGV[1], ',' .. string.sub(status, 2, -2) .. ',', 1, true) then return {'status', status} end
+  if not string.find(ARG.allowed, ',' .. string.sub(status, 2, -2) .. ',', 1, true) then return {'status', status} end
 end
 
 local function is_end(one) return one == '"completed"' or one == '"failed"' or one == '"cancelled"' end
@@ -76,9 +78,9 @@ local owner_version = redis.call('GET', owned('OWNER_VERSION'))
 local number = next_number(owner_version, least, owned('OWNER_EVENTS'))
 
 -- One task more is refused in the step that would add it.
-if ARGV[20] ~= '' then
+if ARG.most_tasks ~= '' then
   local unfinished = redis.call('SCARD', owned('OWNER_ACTIVE'))
-  if unfinished >= tonumber(ARGV[20]) then return {'many', whole(unfinished)} end
+  if unfinished >= tonumber(ARG.most_tasks) then return {'many', whole(unfinished)} end
 end
 
 -- The bytes of an owner: a task holds its input, announced or there, and its result. They move with its status only.
@@ -92,7 +94,7 @@ if given.status or deletes then
   end
   local stored = redis.call('HMGET', owned('OWNER_STORED'), 'total', task_id)
   total, held = tonumber(stored[1]) or 0, tonumber(stored[2]) or 0
-  if ARGV[18] ~= '' and bytes > held and total + bytes - held > tonumber(ARGV[18]) then return {'quota', whole(total)} end
+  if ARG.most_bytes ~= '' and bytes > held and total + bytes - held > tonumber(ARG.most_bytes) then return {'quota', whole(total)} end
 end
 
 -- The words of an owner, which Redis holds: options, notes, summaries. They are as long as somebody likes.
@@ -104,10 +106,10 @@ if is_new or deletes or name == 'note' or given.result then
   if not deletes then
     words = words_held + (name == 'note' and #data or 0) + #(given.whole_result or given.result or '')
     if is_new then words = words + #(given.options or '') + #(given.upload_metadata or '') end
-    words = math.min(words, math.max(words_held, ARGV[6] * 16384)) -- more than its history holds it does not keep
+    words = math.min(words, math.max(words_held, ARG.history_length * 16384)) -- more than its history holds it does not keep
   end
   local more = words - words_held
-  if ARGV[21] ~= '' and more > 0 and words_total + more > tonumber(ARGV[21]) then
+  if ARG.most_words ~= '' and more > 0 and words_total + more > tonumber(ARG.most_words) then
     return {'words', whole(words_total)}
   end
 end
@@ -128,9 +130,9 @@ end
 -- The keys that are not read, by a command of their type. (OWNER_ACTIVE is the first that is written.)
 redis.call('ZSCORE', owned('OWNER_CHANGED'), task_id)
 local begins = name == '' and not ends and (is_new or values[6]) -- an ended task that changes its state was retried
-if ARGV[15] ~= '' or deletes then redis.call('ZSCORE', owned('OWNER_TASKS'), task_id) end
+if ARG.created_ms ~= '' or deletes then redis.call('ZSCORE', owned('OWNER_TASKS'), task_id) end
 if deletes then redis.call('ZSCORE', 'DELETED', task_id) end
-if ARGV[9] ~= '' then redis.call('ZSCORE', KEYS[4], ARGV[10]) end
+if ARG.queue ~= '' then redis.call('ZSCORE', KEY.queue, ARG.job_id) end
 
 -- The batch's roll-up: counts and a sum that move by this task's difference, so the cost does not grow with the batch.
 -- An event is sent when a count changes or the whole has moved by a tenth of a percent. A roll-up that is gone while a
@@ -215,7 +217,7 @@ end
 -- Progress is most of what comes here, and a fifth of its cost was to say each time anew when all its keys expire: that
 -- is said where the status changes, and else once an hour. A task that has ended is kept no longer for what is said of it.
 local lives_ms = redis.call('PTTL', state)
-local renewed = given.status or lives_ms < 0 or (not was_ended and (begins_epoch or lives_ms < ARGV[7] - 3600000))
+local renewed = given.status or lives_ms < 0 or (not was_ended and (begins_epoch or lives_ms < ARG.lives_ms - 3600000))
 
 -- From here on nothing is refused and nothing fails, but for the first write: where that is SADD or HSET, a full Redis
 -- refuses it, and after it none. A deletion gives room, so it begins with what is never refused.
@@ -228,12 +230,12 @@ end
 if deletes then
   redis.call('DEL', state, stream)
   redis.call('ZADD', 'DELETED', redis.call('TIME')[1], task_id)
-  redis.call('PEXPIRE', 'DELETED', ARGV[8])
+  redis.call('PEXPIRE', 'DELETED', ARG.owner_lives_ms)
   -- A file of Redis users from before there was XDEL in it leaves them to be trimmed.
   for i = 1, #forgotten do redis.pcall('XDEL', owned('OWNER_EVENTS'), forgotten[i]) end
 else
   given.version = version
-  for i = 22, #ARGV do fields[#fields + 1] = ARGV[i] end
+  for i = ARG.fields, #ARGV do fields[#fields + 1] = ARGV[i] end
   local function set(field, value)
     fields[#fields + 1] = field
     fields[#fields + 1] = value
@@ -243,14 +245,14 @@ else
   if ends then set('ended_version', version) end
   if ledger then -- this one, and of those before as many as fit
     local before = string.match(string.sub(string.gsub(written, '"', ','), 1, 400), '^(.*),') or ''
-    set(ledger, '"' .. ARGV[3] .. '=' .. version .. before .. '"')
+    set(ledger, '"' .. ARG.write_id .. '=' .. version .. before .. '"')
   end
   redis.call('HSET', state, unpack(fields))
   if begins and not is_new then redis.call('HDEL', state, 'ended_version') end
   if name == '' then data = LIVE_STATE end
-  redis.call('XADD', stream, 'MAXLEN', '=', ARGV[6], version .. '-0', 'n', name, 'd', data)
-  if renewed then redis.call('PEXPIRE', state, ARGV[7]) end
-  if renewed or was_ended then redis.call('PEXPIRE', stream, renewed and ARGV[7] or lives_ms) end
+  redis.call('XADD', stream, 'MAXLEN', '=', ARG.history_length, version .. '-0', 'n', name, 'd', data)
+  if renewed then redis.call('PEXPIRE', state, ARG.lives_ms) end
+  if renewed or was_ended then redis.call('PEXPIRE', stream, renewed and ARG.lives_ms or lives_ms) end
   redis.call('PUBLISH', live, version .. ' ' .. name .. ' ' .. data)
 end
 if bytes and bytes ~= held then
@@ -260,17 +262,17 @@ end
 if words and words ~= words_held then
   redis.call('HSET', owned('OWNER_WORDS'), 'total', whole(words_total + words - words_held), task_id, whole(words))
   if words == 0 then redis.call('HDEL', owned('OWNER_WORDS'), task_id) end
-  redis.call('PEXPIRE', owned('OWNER_WORDS'), ARGV[8])
+  redis.call('PEXPIRE', owned('OWNER_WORDS'), ARG.owner_lives_ms)
 end
 if counts[1] then
   redis.call('HSET', 'COUNTS', unpack(counts))
-  redis.call('PEXPIRE', 'COUNTS', ARGV[8])
+  redis.call('PEXPIRE', 'COUNTS', ARG.owner_lives_ms)
 end
 
 -- The owner's feed: every event of every task once more, under a number of its own, and which task changed when.
 number = whole(number)
 redis.call('SET', owned('OWNER_VERSION'), number, 'KEEPTTL')
-redis.call('XADD', owned('OWNER_EVENTS'), 'MAXLEN', '=', ARGV[6], number .. '-0', 't', task_id, 'v', version, 'b', batch,
+redis.call('XADD', owned('OWNER_EVENTS'), 'MAXLEN', '=', ARG.history_length, number .. '-0', 't', task_id, 'v', version, 'b', batch,
   'n', name, 'd', data)
 if deletes then
   redis.call('ZREM', owned('OWNER_CHANGED'), task_id)
@@ -278,33 +280,33 @@ if deletes then
 else
   -- By its state alone: who has seen this number has seen the state, whatever was said of the task since.
   if name == '' then redis.call('ZADD', owned('OWNER_CHANGED'), number, task_id) end
-  if ARGV[15] ~= '' then redis.call('ZADD', owned('OWNER_TASKS'), ARGV[15], task_id) end
+  if ARG.created_ms ~= '' then redis.call('ZADD', owned('OWNER_TASKS'), ARG.created_ms, task_id) end
 end
 if ends then redis.call('SREM', owned('OWNER_ACTIVE'), task_id) end
 if renewed or was_ended or not owner_version then
   for _, pattern in ipairs({'OWNER_VERSION', 'OWNER_EVENTS', 'OWNER_CHANGED', 'OWNER_ACTIVE', 'OWNER_TASKS',
     'OWNER_STORED', 'OWNER_WORDS'}) do
-    redis.call('PEXPIRE', owned(pattern), ARGV[8])
+    redis.call('PEXPIRE', owned(pattern), ARG.owner_lives_ms)
   end
-  redis.call('PEXPIRE', 'EPOCH', ARGV[8])
+  redis.call('PEXPIRE', 'EPOCH', ARG.owner_lives_ms)
 end
 redis.call('PUBLISH', owned('OWNER_LIVE'), number .. ' ' .. task_id .. ' ' .. version .. ' ' .. batch .. ' ' .. name .. ' ' .. data)
 
 if rollup then
   redis.call('HSET', rollup, unpack(batch_fields))
-  if is_new then redis.call('ZADD', batch_index, ARGV[15], task_id) end
+  if is_new then redis.call('ZADD', batch_index, ARG.created_ms, task_id) end
   if deletes then redis.call('ZREM', batch_index, task_id) end
-  redis.call('PEXPIRE', rollup, ARGV[8])
-  redis.call('PEXPIRE', batch_index, ARGV[8])
+  redis.call('PEXPIRE', rollup, ARG.owner_lives_ms)
+  redis.call('PEXPIRE', batch_index, ARG.owner_lives_ms)
   if batch_event then redis.call('PUBLISH', string.format('BATCH_LIVE', owner, batch), batch_event) end
 end
 
-if ARGV[9] == 'add' then
-  redis.call('SET', KEYS[5], ARGV[11], 'PX', ARGV[8])
-  redis.call('ZADD', KEYS[4], ARGV[12], ARGV[10])
-elseif ARGV[9] == 'remove' then
-  redis.call('ZREM', KEYS[4], ARGV[10])
-  redis.call('DEL', KEYS[5])
+if ARG.queue == 'add' then
+  redis.call('SET', KEY.job, ARG.payload, 'PX', ARG.owner_lives_ms)
+  redis.call('ZADD', KEY.queue, ARG.score, ARG.job_id)
+elseif ARG.queue == 'remove' then
+  redis.call('ZREM', KEY.queue, ARG.job_id)
+  redis.call('DEL', KEY.job)
 end
-if ARGV[14] ~= '' then redis.call('PUBLISH', ARGV[13], ARGV[14]) end
+if ARG.message ~= '' then redis.call('PUBLISH', ARG.control, ARG.message) end
 return {'ok', new_version}

@@ -73,9 +73,22 @@ class Claim:
         return {"attempt": self.attempt, "claim": self.token}
 
 
+#: What progress.lua calls KEY.name and ARG.name, in the order in which `Publisher._write` hands them over. ARG.fields
+#: is where the fields of the state begin.
+_KEYS: Final = ("state", "events", "live", "queue", "job")
+_ARGUMENTS: Final = (
+    *("allowed", "attempt", "write_id", "event", "data", "history_length", "lives_ms", "owner_lives_ms"),
+    *("queue", "job_id", "payload", "score", "control", "message", "created_ms", "task_id", "step"),
+    *("most_bytes", "claim", "most_tasks", "most_words", "fields"),
+)
+
+
 @cache
 def _lua() -> str:
     lua = (files("headway.shared.tasks") / "progress.lua").read_text(encoding="utf-8")
+    lua = re.sub(r"\bKEY\.(\w+)", lambda found: f"KEYS[{_KEYS.index(found[1]) + 1}]", lua)
+    lua = re.sub(r"\bARG\.fields\b", str(len(_ARGUMENTS)), lua)
+    lua = re.sub(r"\bARG\.(\w+)", lambda found: f"ARGV[{_ARGUMENTS.index(found[1]) + 1}]", lua)
     lua = lua.replace("LIVE_FIELDS", ",".join(f"'{name}'" for name in LIVE_FIELDS))
     # One expression, so that Lua makes one string of it; a table of its parts took a tenth of what an event costs.
     state = "..','..".join(
@@ -486,40 +499,42 @@ class Publisher:
         job = ticket.job_id if ticket else dequeue
         queue_action = "add" if ticket else "remove" if dequeue else ""
         name, data = event or ("", None)
+        named_keys = {
+            "state": keys.state(task_id),
+            "events": keys.events(task_id),
+            "live": keys.channel(task_id),
+            "queue": keys.QUEUE,
+            "job": keys.job(job),
+        }
+        quota_bytes = self._settings.owner_quota_bytes if within_quota else 0
+        arguments = {
+            "allowed": f",{','.join(allowed)}," if allowed else "",
+            "attempt": "" if attempt is None else attempt,
+            "claim": text_of(claim) if claim else "",
+            "write_id": secrets.token_hex(8),
+            "event": name,
+            "data": "" if data is None else text_of(data),
+            "history_length": self._settings.history_length,
+            "lives_ms": ttl_seconds * 1000,
+            "owner_lives_ms": self._active_ttl_seconds * 1000,
+            "queue": queue_action,
+            "job_id": job,
+            "payload": ticket.payload if ticket else "",
+            "score": ticket.score_ms if ticket else "",
+            "control": keys.CONTROL,
+            "message": WAKE if ticket else control,
+            "created_ms": "" if created_ms is None else int(created_ms),
+            "task_id": task_id,
+            "step": "deletes" if deleted else "ends" if ended else "",
+            "most_bytes": int(quota_bytes) if quota_bytes else "",
+            "most_tasks": (one_more and self._settings.max_unfinished_tasks) or "",
+            "most_words": (within_words and self._most_words()) or "",
+        }
         write = partial(
             self._calls.call,
             self._script,
-            keys=[
-                keys.state(task_id),
-                keys.events(task_id),
-                keys.channel(task_id),
-                keys.QUEUE,
-                keys.job(job),
-            ],
-            args=[
-                f",{','.join(allowed)}," if allowed else "",
-                "" if attempt is None else attempt,
-                secrets.token_hex(8),
-                name,
-                "" if data is None else text_of(data),
-                self._settings.history_length,
-                ttl_seconds * 1000,
-                self._active_ttl_seconds * 1000,
-                queue_action,
-                job,
-                ticket.payload if ticket else "",
-                ticket.score_ms if ticket else "",
-                keys.CONTROL,
-                WAKE if ticket else control,
-                "" if created_ms is None else int(created_ms),
-                task_id,
-                "deletes" if deleted else "ends" if ended else "",
-                int(quota_bytes) if within_quota and (quota_bytes := self._settings.owner_quota_bytes) else "",
-                text_of(claim) if claim else "",
-                most if one_more and (most := self._settings.max_unfinished_tasks) else "",
-                words if within_words and (words := self._most_words()) else "",
-                *_flat(fields),
-            ],
+            keys=[named_keys[key] for key in _KEYS],
+            args=[*(arguments[argument] for argument in _ARGUMENTS[:-1]), *_flat(fields)],
         )
         reason, detail = await patiently(write, self._patient)
         if reason == b"ok":
