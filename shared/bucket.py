@@ -15,7 +15,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from shared.bucket_uploads import BucketUpload, PiecesUpload, chain, part_bytes_for
-from shared.directory import DirectoryStorage, outputs_of
+from shared.directory import DirectoryStorage
 from shared.errors import BadInput, StorageAway, UnknownFile
 from shared.models import TaskId
 from shared.own_disk import OwnDisk
@@ -134,16 +134,29 @@ class BucketStorage:
         await self._local.discard(scratch)
 
     async def keep_results(
-        self, task_id: TaskId, attempt: int, scratch: Path, names: Mapping[str, str | None]
+        self,
+        task_id: TaskId,
+        attempt: int,
+        scratch: Path,
+        names: Mapping[str, str | None],
+        check: Callable[[int], None] = lambda _: None,
     ) -> list[StoredResult]:
-        with full_disk_is_said():
-            found = await asyncio.to_thread(outputs_of, scratch, names)
+        kept = self._local.new_scratch(task_id, attempt)
+        try:
+            found = await self._local.take(scratch, names, kept, check)
+            await self._keep_all(task_id, attempt, kept, found)
+        finally:
+            await asyncio.shield(self._local.discard(kept))
+        await self._local.discard(scratch)
+        return found
+
+    async def _keep_all(self, task_id: TaskId, attempt: int, kept: Path, found: list[StoredResult]) -> None:
         small = asyncio.Semaphore(SMALL_AT_ONCE)
         try:
             async with asyncio.TaskGroup() as group:
                 for file in found:
                     await small.acquire()
-                    keeping = group.create_task(self._keep(task_id, attempt, scratch, file))
+                    keeping = group.create_task(self._keep(task_id, attempt, kept, file))
                     keeping.add_done_callback(lambda _: small.release())
                     if file.size_bytes > SMALL_BYTES:
                         await asyncio.wait([keeping])
@@ -152,11 +165,9 @@ class BucketStorage:
             if isinstance(error, BaseExceptionGroup):
                 raise error.exceptions[0] from None
             raise
-        await self._local.discard(scratch)
-        return found
 
-    async def _keep(self, task_id: TaskId, attempt: int, scratch: Path, result: StoredResult) -> None:
-        key, path = _result_key(task_id, attempt, result.name), scratch / result.name
+    async def _keep(self, task_id: TaskId, attempt: int, kept: Path, result: StoredResult) -> None:
+        key, path = _result_key(task_id, attempt, result.name), kept / result.name
         content_type = result.content_type if re.fullmatch(r"[\x20-\x7e]{1,200}", result.content_type) else None
         if result.size_bytes <= SMALL_BYTES:
             await self._patient.put(key, await asyncio.to_thread(path.read_bytes), content_type)
@@ -223,11 +234,11 @@ class BucketStorage:
         if files:
             yield name, task_id, files
 
-    async def remove(self, partial: Partial) -> None:
+    async def remove(self, partial: Partial) -> bool:
         if Path(partial.name).is_absolute():
-            await self._local.remove(partial)
-        else:
-            await self._bucket.delete_folder(partial.name)
+            return await self._local.remove(partial)
+        await self._bucket.delete_folder(partial.name)
+        return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,21 +11,24 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import mimetypes
 import os
 import re
 import secrets
-import shutil
-import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+import stat
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from shared.errors import BadInput, SettingsError, StorageFull, UnknownFile
+from shared.logging import get_logger
 from shared.models import TaskId
+from shared.outputs import is_being_written, take_outputs
 from shared.storage import (
     CHUNK_BYTES,
     Partial,
@@ -35,7 +38,13 @@ from shared.storage import (
     check_result_name,
     full_disk_is_said,
 )
+from shared.trees import remove_tree
 
+log = get_logger(__name__)
+T = TypeVar("T")
+
+#: Results that are hashed and folders that are removed at once: each may take minutes.
+LARGE_AT_ONCE: Final = 8
 #: Entries of a folder that one hop to a thread reads.
 _LISTED: Final = 500
 
@@ -52,21 +61,26 @@ class DirectoryStorage:
     """A shared.storage.Storage."""
 
     def __init__(self, data_dir: Path, reserve_bytes: int | None = None) -> None:
+        self._data = data_dir.absolute()
         self._tasks = data_dir.absolute() / "tasks"
         self._partial = data_dir.absolute() / "partial"
         self._reserve_bytes = reserve_bytes
 
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(LARGE_AT_ONCE, thread_name_prefix="files")
+
     def prepare(self) -> None:
         try:
-            for folder in (self._tasks, self._partial):
-                folder.mkdir(parents=True, exist_ok=True)
+            for folder in (self._data, self._tasks, self._partial):
+                _make_folder(folder)
+                _close_to_others(folder)
             probe = self._partial / f"probe-{secrets.token_hex(4)}"
             probe.touch()
             probe.unlink()
         except OSError as error:
             raise SettingsError(
-                f"HEADWAY_DATA_DIR: {self._tasks.parent} cannot be written ({error.strerror}). "
-                "Example: HEADWAY_DATA_DIR=./data"
+                f"HEADWAY_DATA_DIR: {self._data} cannot be written ({error.strerror}). Example: HEADWAY_DATA_DIR=./data"
             ) from None
 
     async def check_room(self, size_bytes: int) -> None:
@@ -114,44 +128,72 @@ class DirectoryStorage:
 
     async def scratch(self, task_id: TaskId, attempt: int) -> Path:
         await self.check_room(0)
-        folder = self._partial / f"{task_id}-{attempt}-{secrets.token_hex(4)}"
+        folder = self.new_scratch(task_id, attempt)
         with full_disk_is_said():
-            await asyncio.to_thread(folder.mkdir, parents=True)
+            await asyncio.to_thread(_make_folder, folder)
         return folder
 
-    async def discard(self, scratch: Path) -> None:
-        await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+    def new_scratch(self, task_id: TaskId, attempt: int) -> Path:
+        """A name for one that is not made yet."""
+        return self._partial / f"{task_id}-{attempt}-{secrets.token_hex(4)}"
 
-    async def keep_results(
-        self, task_id: TaskId, attempt: int, scratch: Path, names: Mapping[str, str | None]
+    async def discard(self, scratch: Path) -> None:
+        await self._in_thread(_remove, scratch)
+
+    async def take(
+        self, scratch: Path, names: Mapping[str, str | None], kept: Path, check: Callable[[int], None]
     ) -> list[StoredResult]:
-        keeping = asyncio.create_task(asyncio.to_thread(self._keep_results_now, task_id, attempt, scratch, names))
+        """shared.outputs.take_outputs, in a thread that ends soon when this is cancelled."""
+        stop = threading.Event()
+
+        def take() -> list[StoredResult]:
+            with full_disk_is_said():
+                return take_outputs(scratch, names, kept, check=check, stop=stop)
+
+        return await self._in_thread(take, stop=stop)
+
+    async def _in_thread(self, function: Callable[..., T], *args: Any, stop: threading.Event | None = None) -> T:
+        """In one of the threads for what a stranger made large, which others do not wait for. A thread does not stop
+        by itself, and whoever tidies up next must find all that it does done."""
+        working = asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
         try:
-            return await asyncio.shield(keeping)
+            return await asyncio.shield(working)
         except asyncio.CancelledError:
-            # A thread does not stop. Whoever tidies up next must find all that it does done.
-            while not keeping.done():
+            if stop is not None:
+                stop.set()
+            while not working.done():
                 with suppress(asyncio.CancelledError):
-                    await asyncio.wait([keeping])
-            keeping.cancelled() or keeping.exception()
+                    await asyncio.wait([working])
+            working.cancelled() or working.exception()
             raise
 
-    def _keep_results_now(
-        self, task_id: TaskId, attempt: int, scratch: Path, names: Mapping[str, str | None]
+    async def keep_results(
+        self,
+        task_id: TaskId,
+        attempt: int,
+        scratch: Path,
+        names: Mapping[str, str | None],
+        check: Callable[[int], None] = lambda _: None,
     ) -> list[StoredResult]:
+        kept = self.new_scratch(task_id, attempt)
+        try:
+            found = await self.take(scratch, names, kept, check)
+            if found:
+                await self._in_thread(self._into_place, kept, self._result_folder(task_id, attempt))
+        finally:
+            await asyncio.shield(self.discard(kept))
+        await self.discard(scratch)
+        return found
+
+    def _into_place(self, kept: Path, final: Path) -> None:
         with full_disk_is_said():
-            kept = outputs_of(scratch, names)
-            if kept:
-                final = self._result_folder(task_id, attempt)
-                final.parent.mkdir(parents=True, exist_ok=True)
-                shutil.rmtree(final, ignore_errors=True)
-                _fsync_folder(scratch)
-                scratch.replace(final)
-                _fsync_folder(final.parent)
-        return kept
+            _make_folder(final.parent)
+            _remove(final)
+            kept.replace(final)
+            _fsync_folder(final.parent)
 
     async def discard_results(self, task_id: TaskId, attempt: int) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._result_folder(task_id, attempt), ignore_errors=True)
+        await self._in_thread(_remove, self._result_folder(task_id, attempt))
 
     async def result(self, task_id: TaskId, attempt: int, name: str) -> DiskFile:
         try:
@@ -166,26 +208,28 @@ class DirectoryStorage:
     # Removing.
 
     async def delete(self, task_id: TaskId) -> None:
-        await asyncio.to_thread(shutil.rmtree, self._tasks / task_id, ignore_errors=True)
+        await self._in_thread(_remove, self._tasks / task_id)
         await self.discard_upload(task_id)
 
     async def partials(self) -> AsyncIterator[Partial]:
-        async for entry, stat in _entries(self._partial):
+        now = await asyncio.to_thread(_clock_of, self._partial)
+        async for entry, found in _entries(self._partial):
             if (name := _PARTIAL.fullmatch(entry.name)) is not None:
                 attempt = None if name[2] == "input" else int(name[2])
-                yield Partial(entry.path, TaskId(name[1]), attempt, stat.st_size, time.time() - stat.st_mtime)
+                yield Partial(entry.path, TaskId(name[1]), attempt, found.st_size, now - found.st_mtime)
 
     async def task_folders(self) -> AsyncIterator[TaskFolder]:
-        async for entry, stat in _entries(self._tasks):
+        now = await asyncio.to_thread(_clock_of, self._partial)
+        async for entry, found in _entries(self._tasks):
             if re.fullmatch(r"[0-9a-f]{32}", entry.name):
-                yield TaskFolder(TaskId(entry.name), time.time() - stat.st_mtime)
+                yield TaskFolder(TaskId(entry.name), now - found.st_mtime)
 
-    async def remove(self, partial: Partial) -> None:
+    async def remove(self, partial: Partial) -> bool:
         path = Path(partial.name)
-        if partial.attempt is None:
-            await asyncio.to_thread(path.unlink, missing_ok=True)
-        else:
+        if partial.attempt is not None:
             await self.discard(path)
+            return True
+        return await asyncio.to_thread(_remove_unless_written, path)
 
 
 class DirectoryUpload:
@@ -239,8 +283,8 @@ class DirectoryUpload:
 
     def _opened(self) -> int:
         if self._file is None:
-            self._partial.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            _make_folder(self._partial.parent)
+            self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         return self._file
 
     async def rewind(self, size_bytes: int) -> None:
@@ -270,7 +314,7 @@ class DirectoryUpload:
             digest = self._hash.hexdigest() if self._hash is not None else _digest(self._partial)
             os.fsync(file)
             self._close()
-            self._final.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(self._final.parent)
             self._partial.replace(self._final)
             _fsync_folder(self._final.parent)
         return digest
@@ -307,12 +351,12 @@ class DiskFile:
     def at(cls, path: Path) -> DiskFile:
         """Raises UnknownFile. Blocking."""
         try:
-            stat = path.lstat()
+            found = path.lstat()
         except OSError:
             raise UnknownFile("The file has not been uploaded, or is gone.") from None
         if not path.is_file() or path.is_symlink():
             raise UnknownFile("The file has not been uploaded, or is gone.")
-        return cls(path, stat.st_size, stat.st_mtime)
+        return cls(path, found.st_size, found.st_mtime)
 
     async def read(self, start: int, end: int) -> AsyncIterator[bytes]:
         try:
@@ -341,22 +385,49 @@ def check_room(place: Path, size_bytes: int, reserve_bytes: int | None) -> None:
         raise StorageFull
 
 
-def outputs_of(scratch: Path, names: Mapping[str, str | None]) -> list[StoredResult]:
-    """What an attempt made, hashed and fsynced; whatever it did not name is removed. Raises BadInput. Blocking."""
-    found = []
-    for name, content_type in names.items():
-        path = scratch / check_result_name(name)
-        if path.is_symlink() or not path.is_file():
-            raise BadInput(f"The processor named an output that it did not write: {name!r}.")
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-        guessed = content_type or mimetypes.guess_type(name)[0] or "application/octet-stream"
-        found.append(StoredResult(name, path.stat().st_size, guessed, digest))
-    for path in scratch.iterdir():
-        if path.name not in names:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    return found
+def _make_folder(folder: Path) -> None:
+    """For this user alone: what is in it is its owners', and other users of the machine are none."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _close_to_others(folder: Path) -> None:
+    """One of before, or one that somebody made. Not a folder that is everybody's, as /tmp is."""
+    found = folder.stat()
+    if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO) and not found.st_mode & stat.S_ISVTX:
+        with suppress(PermissionError):  # another user's, who lets us in
+            folder.chmod(found.st_mode & stat.S_IRWXU)
+
+
+def _clock_of(folder: Path) -> float:
+    """The time by the clock that stamps its files, which may be another machine's. Blocking."""
+    os.utime(folder)
+    return folder.stat().st_mtime
+
+
+def _remove(folder: Path) -> None:
+    """What cannot be removed is said, and stays."""
+    errors: list[OSError] = []
+    remove_tree(folder, errors.append)
+    if errors:
+        log.warning("files cannot be removed", folder=folder.name, count=len(errors), reason=errors[0].strerror)
+
+
+def _remove_unless_written(path: Path) -> bool:
+    """Anybody may say that a file is old (utime). Whether somebody writes to it, the kernel says."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:  # no file that we could be writing to
+        path.unlink(missing_ok=True)
+        return True
+    try:
+        if is_being_written(file):
+            return False
+        path.unlink(missing_ok=True)
+        return True
+    finally:
+        os.close(file)
 
 
 def _input_name() -> str:

@@ -6,8 +6,9 @@ It ends when the worker does: its socket closes, it kills its children's process
 itself, the kernel kills the children (PR_SET_PDEATHSIG, Linux).
 
 Started as `python -m worker.forkserver FD LOG-FORMAT MODULE…`. Protocol on the socket FD, JSON lines:
-request, with the attempt's pipe as ancillary descriptor: {"id", "spec"}; answers: {"ready", "walls"}, {"id", "pid"},
-{"id", "status", "cpu_seconds", "rss_bytes"} when the child has ended, status as of waitpid.
+request, with three ancillary descriptors (the pipe that the child sends through, the one that it prints into, a file
+with its spec): {"id", "processor"}; answers: {"ready", "walls"}, {"id", "pid"}, {"id", "status", "cpu_seconds",
+"rss_bytes", "left"} when the child has ended, status as of waitpid, and how many that it left behind were killed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any, NoReturn, cast
 from shared.logging import Format, configure
 from shared.processors import Processor, load_registry
 from worker.confinement import confine, gain_no_rights, has_landlock, leave_the_network
-from worker.said import speak_for
+from worker.said import speak_through
 
 PR_SET_PDEATHSIG = 1
 _MOST_DESCRIPTORS = 16
@@ -45,14 +46,11 @@ def die_with(parent_pid: int, sig: int) -> None:
 
 
 class ForkServer:
-    def __init__(
-        self, control: socket.socket, processors: dict[str, Processor], *, offline: bool, log_format: Format = "console"
-    ) -> None:
+    def __init__(self, control: socket.socket, processors: dict[str, Processor], *, offline: bool) -> None:
         """`offline`: this process has left the network already, and so have its children."""
         self._control = control
         self._processors = processors
         self._offline = offline
-        self._log_format = log_format
         self._children: dict[int, int] = {}  # pid → request id
         self._buffer = b""
         self._descriptors: list[int] = []
@@ -95,21 +93,26 @@ class ForkServer:
             return False
         *lines, self._buffer = (self._buffer + data).split(b"\n")
         for line in lines:
-            self._fork(json.loads(line), self._descriptors.pop(0))
+            mine, self._descriptors = self._descriptors[:3], self._descriptors[3:]
+            self._fork(json.loads(line), *mine)
         return True
 
-    def _fork(self, request: dict[str, Any], pipe: int) -> None:
+    def _fork(self, request: dict[str, Any], pipe: int, printed: int, spec: int) -> None:
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self._child(request["spec"], pipe, parent)
-        os.close(pipe)
+            self._child(spec, pipe, printed, parent)
+        for descriptor in (pipe, printed, spec):
+            os.close(descriptor)
         self._children[pid] = request["id"]
         self._answer({"id": request["id"], "pid": pid})
 
-    def _child(self, spec: dict[str, Any], pipe: int, parent: int) -> NoReturn:
+    def _child(self, spec_file: int, pipe: int, printed: int, parent: int) -> NoReturn:
         try:
             os.setsid()
+            speak_through(printed)
+            with os.fdopen(spec_file, encoding="utf-8") as file:
+                spec = json.load(file)
             die_with(parent, signal.SIGKILL)
             signal.set_wakeup_fd(-1)
             for sig in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
@@ -119,7 +122,6 @@ class ForkServer:
             for descriptor in (*self._to_close, *self._descriptors):
                 os.close(descriptor)
             os.chdir(spec["output_folder"])
-            speak_for(spec.get("task_id"), spec["attempt"], as_json=self._log_format == "json")
             processor = self._processors[spec["processor"]]
             if processor.confined:
                 if not self._offline:
@@ -144,11 +146,13 @@ class ForkServer:
             if pid == 0:
                 return
             if (request_id := self._children.pop(pid, None)) is not None:
+                left = 0
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signal.SIGKILL)  # what it may have started itself
+                    left = 1
                 rss_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
                 cpu_seconds = usage.ru_utime + usage.ru_stime
-                used = {"cpu_seconds": cpu_seconds, "rss_bytes": rss_bytes}
+                used = {"cpu_seconds": cpu_seconds, "rss_bytes": rss_bytes, "left": left}
                 self._answer({"id": request_id, "status": status, **used})
 
     def _answer(self, message: dict[str, Any]) -> None:
@@ -172,7 +176,7 @@ def main(descriptor: int, log_format: Format, modules: list[str]) -> None:
     gc.collect()
     gc.freeze()  # the pages of what was imported stay shared with the children
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        ForkServer(control, dict(registry.processors), offline=offline, log_format=log_format).serve()
+        ForkServer(control, dict(registry.processors), offline=offline).serve()
     os._exit(0)  # nothing to clean up, and libraries that were only imported for the children stay quiet
 
 

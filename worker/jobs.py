@@ -79,7 +79,7 @@ class Runner:
         self._settings = settings
         self._publisher = publisher
         self._feed = feed
-        self._place = Workplace(settings, publisher, storage, registry, sandbox, tracing)
+        self._place = Workplace(settings, publisher, storage, registry, sandbox, feed, tracing)
         self._tracing = tracing
         self._metrics = metrics
         self._running: dict[TaskId, _Running] = {}
