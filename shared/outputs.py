@@ -6,8 +6,6 @@ says (a lease, fcntl(2)), what counts is a copy. So what was hashed is what is s
 is looked at between two chunks and ends it.
 """
 
-# ruff: noqa: PTH - by descriptors and in /proc, where pathlib has no words for it
-
 from __future__ import annotations
 
 import errno

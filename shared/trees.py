@@ -5,7 +5,7 @@ path, or be swapped for a link while it is looked at, without harm to anything o
 (mode 000) is opened all the same. Nothing here recurses. All of it is blocking.
 """
 
-# ruff: noqa: PTH - by descriptors and in /proc, where pathlib has no words for it
+# ruff: noqa: PTH101, PTH106
 
 from __future__ import annotations
 

@@ -5,16 +5,16 @@
         │                   │
         └───── server gone ─┴──────────▶ LOST     the fork server died, and its children with it
 
-    kill     in ASKED it is remembered and done when the pid comes, in RUNNING it is SIGKILL to the group, afterwards it
-             is nothing, because the number may be another process's by then. It may be called at any time, any number of
+    kill     in ASKED it is remembered and done when the pid comes, in RUNNING it is SIGKILL to the group, later it is
+             nothing, because the number may be another process's by then. It may be called at any time, any number of
              times, and decides by the state alone: no await, nothing that a cancelled caller could take away
     pid      once, in ASKED; a second one, or one after the end, changes nothing
     end      once; where it comes before the pid (the answers were mixed up), the pid that comes later changes nothing
     a wait   (`started`, `ended`) looks at the state and at an event that is set for good; that it is cancelled or times
              out is nobody's business but the waiter's
 
-The pipe has a life of its own, in worker/sandbox.py: it may close before the process ends, or be held open after it. The
-order of the two is nobody's promise, and no state depends on it.
+The pipe has a life of its own, in worker/sandbox.py: it may close before the process ends, or be held open after it.
+The order of the two is nobody's promise, and no state depends on it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The worker's end of the fork server's socket: asks for children, and tells each one what is answered of it.
 
 Requests and answers are those of worker/forkserver.py. An answer about a child that nobody asked for, or a second one,
-is logged and changes nothing; one that cannot be read means that this is no fork server of ours any more. The end of the
-socket is the end of all its children. `send` never waits: what the socket does not take goes when it does, in order.
+is logged and changes nothing; one that cannot be read means that this is no fork server of ours any more. The end of
+the socket is the end of all its children. Asking never waits: what the socket does not take goes when it does.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ class ForkServerLink:
                 for line in lines:
                     self._take(json.loads(line))
                 if len(buffer) > _ANSWER_BYTES:
-                    raise ValueError("a line that does not end")
+                    log.error("fork server not understood", reason="a line that does not end")
+                    return
         except OSError:
             pass
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

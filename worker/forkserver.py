@@ -24,6 +24,7 @@ import selectors
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -130,6 +131,8 @@ class ForkServer:
             from worker.child import run_attempt
 
             run_attempt(spec, processor, pipe)
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.close()
             sys.stderr.close()

@@ -4,9 +4,9 @@ Each frame is bounded in size, rate and form here, where it is read, because the
 other end is in the stranger's hands. Whatever is over them is `Disturbed`, which ends that attempt and no other.
 
     size    FRAME_BYTES; the last word, which carries the summary, LAST_WORD_BYTES, the summary in it SUMMARY_BYTES
-    rate    what is sampled comes 25 times a second: more than SAMPLED_A_SECOND is no reporter of ours. A phase and a log
-            line come when the processor says so: beyond FRAMES_A_SECOND and BYTES_A_SECOND the pipe is not read for a
-            moment, and the processor waits
+    rate    what is sampled comes 25 times a second: more than SAMPLED_A_SECOND is no reporter of ours. A phase and a
+            log line come when the processor says so: beyond FRAMES_A_SECOND and BYTES_A_SECOND the pipe is not read
+            for a moment, and the processor waits
     form    the types below: nothing unknown, no number that is none or out of range, no long text, plain names
 """
 

@@ -1,7 +1,7 @@
 """What a processor gives us, made into plain JSON: numbers of any library, dates, paths, sets, models.
 
-Whoever writes a processor has numpy, duckdb or pydantic at hand, and what those return is as good as a plain value. What
-has no JSON at all is refused where it is given, by the name of the argument, so that nobody looks for it in a log.
+Whoever writes a processor has numpy, duckdb or pydantic at hand, and what those return is as good as a plain value.
+What has no JSON at all is refused where it is given, by the name of the argument, so that nobody looks for it in a log.
 """
 
 from __future__ import annotations

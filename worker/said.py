@@ -6,12 +6,11 @@ Whatever printed it: Python, a library in C, a program that the processor starte
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import sys
 import threading
-from typing import cast
+from typing import TextIO
 
 
 def speak_through(descriptor: int) -> None:
@@ -19,11 +18,15 @@ def speak_through(descriptor: int) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    for stream in (sys.stdout, sys.stderr):
-        # Each line at once: a child may be killed at any moment.
-        cast(io.TextIOWrapper, stream).reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+    # New ones, because the old know of what kind the old descriptors were. Each line at once: a child may be killed.
+    sys.stdout, sys.stderr = map(_lines_to, (1, 2))
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.getLogger().handlers = [handler]
     sys.excepthook, threading.excepthook = sys.__excepthook__, threading.__excepthook__
     sys.unraisablehook = sys.__unraisablehook__
+
+
+def _lines_to(descriptor: int) -> TextIO:
+    """Open for as long as the process lives."""
+    return open(descriptor, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)

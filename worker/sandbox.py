@@ -7,9 +7,10 @@ The child gets a spec and two pipes: it sends messages, JSON lines, on the one, 
               {"kind": "log", level, message, at}    {"kind": "checkpoint", state, progress}
               {"kind": "done", summary, outputs}     {"kind": "failed", type, message}
 
-It is a stranger. What it says is read by worker/frames.py, what it prints by worker/printed.py, what it holds is watched
-by worker/usage.py, and how it lives and ends is worker/child_process.py's state machine. The last word is the end: the
-process has a moment to exit by itself, then it is killed, and only when nothing of it is left are its files looked at.
+It is a stranger. What it says is read by worker/frames.py, what it prints by worker/printed.py, what it holds is
+watched by worker/usage.py, and how it lives and ends is worker/child_process.py's state machine. The last word is the
+end: the process has a moment to exit by itself, then it is killed, and only when nothing of it is left are its files
+looked at.
 
 Whoever enters `Sandbox` owns the fork server; whoever enters `attempt` owns the child, which is gone, with everything
 it started, when the block is left.

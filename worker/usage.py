@@ -7,7 +7,7 @@ that is never less, and cheap, is taken first. Linux; elsewhere the limits of th
 Sources: proc_pid_smaps(5), proc_pid_statm(5), proc_tid_children(5).
 """
 
-# ruff: noqa: PTH - by descriptors and in /proc, where pathlib has no words for it
+# ruff: noqa: PTH115, PTH116, PTH208
 
 from __future__ import annotations
 
