@@ -40,6 +40,8 @@ REQUEST_PATIENCE_SECONDS: Final = 3
 ATTEMPT_PATIENCE_SECONDS: Final = 60
 #: The start says what is wrong after two or three of these.
 CHECK_SECONDS: Final = 5
+#: Younger than this is never old; and a clock that was asked so lately has not moved.
+ASK_CLOCK_SECONDS: Final = 30.0
 #: What an attempt that failed may take to remove what it had kept.
 TIDY_SECONDS: Final = 2
 
@@ -58,6 +60,9 @@ class BucketStorage:
         self._url = settings.storage_url
         self._part_bytes = part_bytes_for(settings.max_upload_bytes)
         self._local = DirectoryStorage(settings.data_dir, settings.disk_reserve_bytes)
+        #: How far the bucket's clock is ahead of ours, and when it was asked.
+        self._clock_ahead = 0.0
+        self._asked_clock = float("-inf")
         self._disk = OwnDisk(settings.data_dir.absolute() / "partial")
 
     @cached_property
@@ -209,13 +214,26 @@ class BucketStorage:
         """Those in the bucket, and those on the disk of this machine."""
         async for name, task_id, pieces in self._folders("partial", _PIECE):
             received = max(int(piece["path"].rpartition("-")[2]) for piece in pieces)
-            yield Partial(name, task_id, None, received, _idle_seconds(pieces))
+            yield Partial(name, task_id, None, received, await self._idle_seconds(pieces))
         async for partial in self._local.partials():
             yield partial
 
     async def task_folders(self) -> AsyncIterator[TaskFolder]:
         async for _, task_id, files in self._folders("tasks", _TASK):
-            yield TaskFolder(task_id, _idle_seconds(files))
+            yield TaskFolder(task_id, await self._idle_seconds(files))
+
+    async def _idle_seconds(self, files: list[ObjectMeta]) -> float:
+        """By the bucket's clock, which is asked where ours says that nobody touched them for long: it may be hours off,
+        and what is asked costs a request."""
+        newest = max(meta["last_modified"].timestamp() for meta in files)
+        if time.time() - newest < ASK_CLOCK_SECONDS:
+            return time.time() - newest
+        if time.monotonic() - self._asked_clock > ASK_CLOCK_SECONDS:
+            await self._bucket.put("partial/clock", b"", None)
+            meta = await self._bucket.head("partial/clock")
+            self._clock_ahead = meta["last_modified"].timestamp() - time.time()
+            self._asked_clock = time.monotonic()
+        return time.time() + self._clock_ahead - newest
 
     async def _folders(self, place: str, ours: re.Pattern[str]) -> AsyncIterator[tuple[str, TaskId, list[ObjectMeta]]]:
         """The folders of a place with what is in each: a listing has one after the other."""
@@ -271,7 +289,3 @@ def _result_key(task_id: TaskId, attempt: int, name: str) -> str:
 
 def _pieces_folder(task_id: TaskId) -> str:
     return f"partial/{task_id}-input"
-
-
-def _idle_seconds(files: list[ObjectMeta]) -> float:
-    return time.time() - max(meta["last_modified"].timestamp() for meta in files)

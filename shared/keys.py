@@ -125,10 +125,6 @@ def task_of_job(job: str) -> TaskId:
     return TaskId(job.partition(".")[0])
 
 
-def task_of_state(key: str) -> TaskId:
-    return TaskId(key.rpartition(":")[2])
-
-
 def job(job: str) -> str:
     return job_key_prefix + job
 

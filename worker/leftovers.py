@@ -6,17 +6,19 @@ One page of each folder a round; the next round goes on where it ended. The swee
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final, Generic, TypeVar
 
 from shared import keys
+from shared.errors import StorageAway
 from shared.logging import get_logger
 from shared.models import TaskId
 from shared.progress import ACTIVE_TTL_SECONDS, Publisher
-from shared.redis import RedisClient
+from shared.redis import AWAY, RedisClient
 from shared.settings import DAY_SECONDS, Settings
 from shared.storage import Partial, Storage
-from worker.seen import Seen, look
+from worker.seen import Seen, look, task_ids
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -72,6 +74,9 @@ class Leftovers:
         self._kept_seconds = max(UNKNOWN_FOLDER_SECONDS, float(settings.task_ttl_seconds))
         self._partials = Pages(storage.partials)
         self._folders = Pages(storage.task_folders)
+        #: Removals that failed.
+        self.failed = 0
+        self._told: set[str] = set()
         self._leaving: dict[TaskId, float] = {}  # when it expires
 
     async def partials(self) -> list[Partial]:
@@ -82,8 +87,9 @@ class Leftovers:
         tasks = {task.task_id: task for task in seen}
         for partial in partials:
             if is_left_behind(partial, tasks.get(partial.task_id)):
-                await self._storage.remove(partial)
-                log.info("partial file removed", task_id=partial.task_id, name=partial.name)
+                with self._one(partial.name):
+                    if await self._storage.remove(partial):
+                        log.info("partial file removed", task_id=partial.task_id, name=partial.name)
 
     async def remove_expired(self, ended: Iterable[Seen]) -> None:
         """`ended` are tasks that were looked at just now. Those that will expire soon are remembered, and looked for
@@ -100,9 +106,10 @@ class Leftovers:
     async def remove_deleted(self, publisher: Publisher) -> None:
         """Files of tasks whose deletion was cut off between Redis and the storage. One that is made again under its id,
         by a request with an idempotency key, keeps its own."""
-        before = int(time.time() - SETTLED_SECONDS)
+        seconds, _ = await self._redis.time()
+        before = int(seconds - SETTLED_SECONDS)
         found = await self._redis.zrange(keys.DELETED, 0, before, byscore=True, offset=0, num=PAGE)
-        deleted = [TaskId(name.decode()) for name in found]
+        deleted = list(task_ids(found))
         known = await self._known(deleted)
         for task_id in deleted:
             if task_id not in known:
@@ -122,8 +129,13 @@ class Leftovers:
             for task_id in old - await self._known(old):
                 await self._remove_files(task_id, "nobody knows it")
 
-    async def _known(self, task_ids: Collection[TaskId]) -> set[TaskId]:
-        return {seen.task_id for seen in await look(self._redis, task_ids)}
+    async def _known(self, asked_for: Collection[TaskId]) -> set[TaskId]:
+        """Also one whose state cannot be read: what it is, somebody must look at."""
+        asked = list(asked_for)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for task_id in asked:
+                pipe.exists(keys.state(task_id))
+            return {task_id for task_id, known in zip(asked, await pipe.execute(), strict=True) if known}
 
     async def _redis_has_held_seconds(self) -> float:
         """How long Redis has held what it holds: one that came back empty is no proof that files are nobody's."""
@@ -137,8 +149,23 @@ class Leftovers:
         return (now_ms - int(since_ms)) / 1000
 
     async def _remove_files(self, task_id: TaskId, why: str) -> None:
-        await self._storage.delete(task_id)
-        log.info("files removed", task_id=task_id, why=why)
+        with self._one(task_id):
+            await self._storage.delete(task_id)
+            log.info("files removed", task_id=task_id, why=why)
+
+    @contextmanager
+    def _one(self, name: str) -> Iterator[None]:
+        """One that cannot be removed is said and counted, and the others go on. A storage or Redis that is away is the
+        whole round's."""
+        try:
+            yield
+        except (*AWAY, StorageAway):
+            raise
+        except Exception as error:
+            self.failed += 1
+            if len(self._told) < REMEMBERED and name not in self._told:
+                self._told.add(name)
+                log.exception("files cannot be removed", name=name, failed=self.failed, reason=type(error).__name__)
 
 
 def is_left_behind(partial: Partial, task: Seen | None) -> bool:

@@ -19,10 +19,9 @@ from shared.cancellation import cancel
 from shared.errors import ProcessorFailure
 from shared.feed import Feed
 from shared.logging import configure, get_logger
-from shared.models import TaskId
 from shared.processors import load_registry
 from shared.progress import Publisher
-from shared.queue import PROCESS_FILE, WAKE
+from shared.queue import PROCESS_FILE, stopped_by
 from shared.redis import AWAY, RedisClient, connect, trouble_ahead
 from shared.settings import Settings
 from shared.storage import open_storage
@@ -85,15 +84,20 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             max_jobs=settings.worker_concurrency,
             job_timeout_seconds=settings.task_timeout_seconds + ARQ_EXTRA_SECONDS,
             on_lost=runner.lost,
+            on_strange=lambda: metrics.refuse("queue member"),
             ctx={"runner": runner},
         )
 
         def on_message(_: str, data: bytes) -> None:
-            verb, _, task_id = data.decode().partition(" ")
-            if verb == WAKE:
+            try:
+                task_id = stopped_by(data)
+            except ValueError:
+                metrics.refuse("message")
+                return
+            if task_id is None:
                 worker.wake()
             else:
-                runner.stop(TaskId(task_id), "it was cancelled", Outcome.CANCELLED)
+                runner.stop(task_id, "it was cancelled", Outcome.CANCELLED)
 
         subscription = Subscription(
             settings,

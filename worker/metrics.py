@@ -12,12 +12,13 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, get_args
 
 from prometheus_client import Gauge, Metric, start_http_server
 from prometheus_client.registry import Collector
 
 from shared.errors import SettingsError
+from shared.logging import get_logger
 from shared.metrics import Metrics, redis_up
 from shared.progress import Claim
 from shared.settings import Settings
@@ -27,6 +28,12 @@ ATTEMPT_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0
 PICK_UP_SECONDS: Final = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0, 1800.0)
 #: Of so many attempts of a processor the one that needed most memory is shown.
 LAST_ATTEMPTS: Final = 20
+
+
+Refused = Literal["message", "queue member"]
+REFUSED: Final[tuple[Refused, ...]] = get_args(Refused)
+
+log = get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -53,7 +60,12 @@ class WorkerMetrics(Metrics, Collector):
         self._cpu_seconds = self.counter("headway_child_cpu_seconds", "CPU time of attempts' processes", by)
         peak = f"Largest resident memory of the last {LAST_ATTEMPTS} attempts' processes"
         self._memory = Gauge("headway_child_memory_peak_bytes", peak, [by], registry=self.registry)
+        self._told: set[str] = set()
         self._peaks: defaultdict[str, deque[int]] = defaultdict(lambda: deque(maxlen=LAST_ATTEMPTS))
+        refused = "Messages and queue members that nobody of ours wrote"
+        self._refused = self.counter("headway_refused", refused, "what")
+        for what in REFUSED:
+            self._refused.labels(what)
         self._published = self.counter("headway_events_published", "Events written to Redis")
         outcomes = list(outcomes)
         for processor in processors:  # there before the first one, so that a first one is a rise
@@ -88,6 +100,13 @@ class WorkerMetrics(Metrics, Collector):
         peaks = self._peaks[processor]
         peaks.append(peak_bytes)
         self._memory.labels(processor).set(max(peaks))
+
+    def refuse(self, what: Refused) -> None:
+        """Something in Redis that is not ours. Said once: whoever writes such things writes many."""
+        self._refused.labels(what).inc()
+        if what not in self._told:
+            self._told.add(what)
+            log.error("not understood, and left out; headway_refused_total counts what follows", what=what)
 
     def event_published(self) -> None:
         self._published.inc()

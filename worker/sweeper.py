@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -30,7 +30,7 @@ from shared.redis import AWAY, RedisClient, why_away
 from shared.settings import DAY_SECONDS, Settings
 from shared.storage import Partial, Storage
 from worker.leftovers import Leftovers
-from worker.seen import Seen, look
+from worker.seen import Seen, look, task_ids
 
 log = get_logger(__name__)
 
@@ -131,28 +131,40 @@ class Sweeper:
             await self._redis.delete(keys.SWEEPER)
 
     async def sweep(self) -> None:
-        """One round."""
+        """One round. What breaks in one step ends no other; the first of it is raised at the end."""
         tasks = await look(self._redis, await self._some_tasks())
         self._learn_owners(tasks)
-        await self._put_back([task for task in tasks if task.status in (Status.QUEUED, Status.PROCESSING)])
-        await self._tell_again(tasks)
         partials = await self._leftovers.partials()
-        await self._give_up_uploads(tasks, partials)
-        await self._leftovers.remove_partials(partials)
-        await self._leftovers.remove_expired(task for task in tasks if task.status.is_terminal)
-        await self._leftovers.remove_unknown()
-        await self._leftovers.remove_deleted(self._publisher)
-        await self._let_go_of_expired()
+        steps: list[Callable[[], Awaitable[None]]] = [
+            lambda: self._put_back([task for task in tasks if task.status in (Status.QUEUED, Status.PROCESSING)]),
+            lambda: self._tell_again(tasks),
+            lambda: self._give_up_uploads(tasks, partials),
+            lambda: self._leftovers.remove_partials(partials),
+            lambda: self._leftovers.remove_expired(task for task in tasks if task.status.is_terminal),
+            self._leftovers.remove_unknown,
+            lambda: self._leftovers.remove_deleted(self._publisher),
+            self._let_go_of_expired,
+        ]
+        broke: Exception | None = None
+        for step in steps:
+            try:
+                await step()
+            except AWAY:
+                raise
+            except Exception as error:
+                broke = broke or error
+        if broke is not None:
+            raise broke
 
     async def _some_tasks(self) -> set[TaskId]:
         """Active tasks by their owners' lists, and a few of whatever there is, in case a list should not be true."""
         found: set[TaskId] = set()
         for owner, cursor in list(self._owners.items()):
             self._owners[owner], members = await self._redis.sscan(keys.OWNER_ACTIVE % owner, cursor, count=TASKS)
-            found |= {TaskId(member.decode()) for member in members}
+            found |= set(task_ids(members))
         for _ in range(SCAN_KEYS // 1000):
             self._cursor, names = await self._redis.scan(self._cursor, keys.ANY_TASK, count=1000, _type="hash")
-            found |= {keys.task_of_state(name.decode()) for name in names}
+            found |= set(task_ids(names))
             if self._cursor == 0:
                 break
         return found
@@ -180,9 +192,9 @@ class Sweeper:
             else:  # what is taken off moves the others up, and they are looked at in the next pass
                 page = found
                 self._indexes[owner, index] = self._indexes[owner, index] + TASKS if len(page) == TASKS else 0
-            held.setdefault(owner, set()).update(TaskId(name.decode()) for name in page if name != b"total")
-        for owner, task_ids in held.items():
-            await self._publisher.let_go(owner, task_ids)
+            held.setdefault(owner, set()).update(task_ids(page))
+        for owner, expired in held.items():
+            await self._publisher.let_go(owner, expired)
 
     async def _put_back(self, tasks: Collection[Seen]) -> None:
         if not tasks:
@@ -215,6 +227,7 @@ class Sweeper:
     async def _give_up_uploads(self, tasks: Iterable[Seen], partials: Iterable[Partial]) -> None:
         arriving = {partial.task_id: partial for partial in partials if partial.attempt is None}
         now = self._clock()
+        seconds, _ = await self._redis.time()  # this machine's clock may be hours off
         for task in tasks:
             version, since = self._uploads.pop(task.task_id, (0, now))
             if task.status is not Status.UPLOADING:
@@ -224,12 +237,12 @@ class Sweeper:
             if len(self._uploads) > UPLOADS:
                 del self._uploads[next(iter(self._uploads))]
             if task.upload_expires_at is not None:
-                overdue = time.time() > task.upload_expires_at.timestamp()
+                overdue = seconds > task.upload_expires_at.timestamp()
                 message = "The upload was cut off and the rest did not come in time. Submit the file again."
                 if now - since > self._idle_seconds and task.message != UPLOAD_CUT:
                     await self._say_that_it_waits(task)
             elif task.version == 1:
-                overdue = time.time() - task.created_at.timestamp() > UPLOAD_UNBEGUN_SECONDS
+                overdue = seconds - task.created_at.timestamp() > UPLOAD_UNBEGUN_SECONDS
                 message = "The upload never arrived. Submit the file again."
             else:
                 overdue = now - since > self._idle_seconds

@@ -1,8 +1,8 @@
 """The life of a child as the worker knows it, on a fake fork server over a real socket: every order of what can happen.
 
-A seeded scheduler plays many children at once: for each one a shuffled list of what its fork server answers and what its
-attempt does, and now and then the death of the server, answers about nobody, answers twice. Whatever the order, each
-attempt comes to its own end, nobody is killed who was not to be, and the link is as it was.
+A seeded scheduler plays many children at once: for each one a shuffled list of what its fork server answers and what
+its attempt does, and now and then the death of the server, answers about nobody, answers twice. Whatever the order,
+each attempt comes to its own end, nobody is killed who was not to be, and the link is as it was.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import pytest
 
 from shared.errors import ProcessorFailure
 from tests.waiting import wait_until
-from worker import child_process
 from worker.child_process import ChildProcess, End, State
 from worker.fork_server_link import ForkServerLink
 from worker.sandbox import Child
@@ -94,8 +93,7 @@ async def linked() -> AsyncIterator[tuple[ForkServerLink, FakeServer]]:
 def killed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The pids that were killed: none of them is real."""
     pids: list[int] = []
-    monkeypatch.setattr(child_process.kill_group, "__code__", (lambda pid: None).__code__)
-    monkeypatch.setattr(ChildProcess.__init__, "__defaults__", (pids.append,))
+    monkeypatch.setattr("worker.fork_server_link.ChildProcess", lambda: ChildProcess(pids.append))
     return pids
 
 
@@ -205,6 +203,9 @@ class Played:
         yield from some
         yield from (pid, end, self.hang_up)  # in the end it is over
 
+    def is_asked_for(self) -> bool:
+        return self.request_id > 0
+
     def write(self, data: bytes) -> None:
         if self._write >= 0:
             with suppress(BrokenPipeError):
@@ -251,7 +252,7 @@ async def test_no_order_of_answers_pipes_and_cancellations_of_one_child_touches_
         for number in range(12):
             one = Played(rng, number, link, server)
             one.work = asyncio.create_task(one.run())
-            await wait_until("it has been asked for", lambda one=one: one.request_id)
+            await wait_until("it has been asked for", one.is_asked_for)
             played.append(one)
         scripts = [one.steps() for one in played]
         dies_at = rng.randrange(30, 200) if seed % 4 == 3 else None
@@ -271,7 +272,7 @@ async def test_no_order_of_answers_pipes_and_cancellations_of_one_child_touches_
                 break
             for _ in range(rng.randrange(4)):
                 await asyncio.sleep(0)
-        ended, hanging = await asyncio.wait({one.work for one in played if one.work}, timeout=30)
+        _, hanging = await asyncio.wait({one.work for one in played if one.work}, timeout=30)
         assert not hanging
         for one in played:
             assert one.work is not None

@@ -80,14 +80,12 @@ class NumpyLike:
         (Model(name="n", size=Decimal("0.5"), inner=[Colour.RED]), {"name": "n", "size": 0.5, "inner": ["red"]}),
         (NumpyLike(5), 5),
         (NumpyLike([[1.5, 2], [3, 4]]), [[1.5, 2], [3, 4]]),
-        ({1: "a", None: "b", True: "c", Colour.RED: "d"}, {"1": "c", "null": "b", "true": "c", "red": "d"}),
+        ({1: "a", None: "b", False: "c", Colour.RED: "d"}, {"1": "a", "null": "b", "false": "c", "red": "d"}),
         ({date(2026, 1, 2): 1}, {"2026-01-02": 1}),
     ],
     ids=repr,
 )
 def test_what_libraries_return_is_taken_as_its_json(value: Any, plain: Any) -> None:
-    if isinstance(value, dict) and 1 in value:  # 1 and True are one key to Python
-        plain = {"1": "c", "null": "b", "red": "d"}
     taken = Plain().of(value, "summary")
     assert taken == plain
     assert json.loads(json.dumps(taken, allow_nan=False)) == plain
@@ -109,7 +107,7 @@ def nested(depth: int) -> list[Any]:
 
 @pytest.mark.parametrize(
     "value",
-    [object(), b"bytes", len, 1j, nested(200), 10**5000, {(1, 2): 3}, (one for one in ())],
+    [object(), b"bytes", len, 1j, nested(200), 10**5000, {(1, 2): 3}, iter("x")],
     ids=lambda v: str(v)[:20],
 )
 def test_what_has_no_json_is_refused_with_its_place(value: Any) -> None:
@@ -137,11 +135,11 @@ def test_what_is_none_is_refused_by_the_name_of_the_argument(value: Any) -> None
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, Decimal("NaN")], ids=repr)
 def test_a_number_has_an_end(value: Any) -> None:
-    with pytest.raises(ValueError, match="^done must be a finite number"):
+    with pytest.raises(ValueError, match=r"^done must be a finite number"):
         number(value, "done")
 
 
 def test_a_name_is_a_string() -> None:
     assert text(Word.YES, "name") == "yes"
-    with pytest.raises(TypeError, match="^name must be a string, not NoneType"):
+    with pytest.raises(TypeError, match=r"^name must be a string, not NoneType"):
         text(None, "name")

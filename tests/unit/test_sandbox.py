@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from shared.cancellation import cancel
 from shared.errors import ProcessorFailure
 from shared.models import ErrorType
-from structlog.testing import capture_logs
-
 from tests.waiting import wait_until
 from worker.sandbox import Sandbox
 
@@ -212,14 +211,15 @@ class Bench:
 
     async def watched(self, processor: str) -> ProcessorFailure:
         """How it ends where its limits are watched, as the worker does."""
-        with pytest.raises(ProcessorFailure) as failed:
-            async with self.sandbox.attempt(self.spec(processor)) as child:
-                watching = asyncio.create_task(child.watch(self.sandbox.threads))
-                try:
-                    [message async for message in child.messages()]
-                finally:
-                    await cancel(watching)
-        return failed.value
+        async with self.sandbox.attempt(self.spec(processor)) as child:
+            watching = asyncio.create_task(child.watch(self.sandbox.threads))
+            try:
+                messages = [message async for message in child.messages()]
+            except ProcessorFailure as failure:
+                return failure
+            finally:
+                await cancel(watching)
+        raise AssertionError(messages)
 
     async def run(self, processor: str, **options: Any) -> list[dict[str, Any]]:
         async with self.sandbox.attempt(self.spec(processor, **options)) as child:
