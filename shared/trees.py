@@ -5,7 +5,7 @@ path, or be swapped for a link while it is looked at, without harm to anything o
 (mode 000) is opened all the same. Nothing here recurses. All of it is blocking.
 """
 
-# ruff: noqa: PTH101, PTH106
+# ruff: noqa: PTH101
 
 from __future__ import annotations
 
@@ -89,23 +89,19 @@ def _look(folder: int, found: Measured, most_entries: int) -> tuple[int, list[st
     return folder, folders
 
 
-def remove_tree(folder: Path, failed: Callable[[OSError], None] = lambda _: None) -> None:
+def remove_tree(folder: Path, failed: Callable[[OSError], None] = lambda _: None, *, at: int | None = None) -> None:
     """Removes it as far as that can be; `failed` is told of each entry that stays. Where it is a file, it goes too.
+    `at`: the open folder that its name is in.
 
     Each folder in it is moved up to the first level before it is emptied, so that none is ever deep."""
     try:
-        top = _open(folder)
-    except NotADirectoryError:
-        with _told(failed):
-            folder.unlink()
-        return
+        top = _open(folder, at)
     except FileNotFoundError:
         return
-    except OSError as error:
-        if folder.is_symlink():
-            with _told(failed):
-                folder.unlink()
-        else:
+    except OSError as error:  # no folder, or a link to one: it goes by itself
+        try:
+            os.unlink(folder, dir_fd=at)
+        except OSError:
             failed(error)
         return
     try:
@@ -113,7 +109,7 @@ def remove_tree(folder: Path, failed: Callable[[OSError], None] = lambda _: None
     finally:
         os.close(top)
     with _told(failed):
-        os.rmdir(folder)
+        os.rmdir(folder, dir_fd=at)
 
 
 def _empty(top: int, failed: Callable[[OSError], None]) -> None:

@@ -80,13 +80,13 @@ def not_a_dict(job):
 
 @processor("writes-to-others", needs_file=False)
 def writes_to_others(job):
-    os.write(2, b"past Python\n")
-    subprocess.run("echo of a program; echo no end at all | tr -d '\\n' >&2", shell=True, check=True)
+    os.write(2, b"past Python\\n")
+    subprocess.run("echo of a program; printf 'no end at all' >&2", shell=True, check=True)
     return {"same": [os.fstat(fd).st_ino for fd in (1, 2)], "pipe": stat.S_ISFIFO(os.fstat(2).st_mode)}
 
 @processor("floods", needs_file=False, options=Garbage)
 def floods(job):
-    line = job.options.text.encode() * 100 + b"\n"
+    line = job.options.text.encode() * 100 + b"\\n"
     for _ in range(200_000):
         os.write(1, line)
 
