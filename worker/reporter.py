@@ -173,10 +173,9 @@ class Reporter:
         self._done += n if type(n) is int else number(n, "n")
 
     def progress_to(self, done: int, total: int | None = None) -> None:
-        given = _total(total)
-        self._done, self._tracked = number(done, "done"), None
-        if given is not None:
-            self._total = given
+        if total is not None:
+            self._total = total if type(total) is int and total >= 0 else _total(total)
+        self._done, self._tracked = done if type(done) is int else number(done, "done"), None
 
     def track(
         self, iterable: Iterable[T], *, total: int | None = None, unit: str | None = None, done: int = 0

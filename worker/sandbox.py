@@ -72,6 +72,8 @@ class Child:
         self._memory_bytes: int = spec["memory_bytes"]
         self._disk = DiskUse(Path(spec["output_folder"]), spec.get("disk_bytes"))
         self._over: ProcessorFailure | None = None
+        #: It said nothing to its end, and did not end by itself.
+        self._was_silent = False
 
     @property
     def pid(self) -> int:
@@ -124,6 +126,7 @@ class Child:
     async def _gone(self) -> None:
         """It has said its last word, or closed its pipe. Raises ProcessorFailure where it cannot be ended."""
         if not await self._process.ended(EXIT_SECONDS):
+            self._was_silent = True
             self.kill()
             if not await self._process.ended(GONE_SECONDS):
                 text = "Its process could not be ended, so what it made is not to be trusted."
@@ -133,6 +136,9 @@ class Child:
         end = self._process.end
         if end is None:
             return server_died()
+        if self._was_silent:
+            text = "The processor disturbed its progress pipe: it closed it and went on."
+            return ProcessorFailure(ErrorType.PROCESSOR_ERROR, text)
         return ProcessorFailure(ErrorType.PROCESSOR_ERROR, f"The processor's process {how_it_ended(end.status)}.")
 
     def _failure(self, kind: ErrorType, message: str) -> ProcessorFailure:

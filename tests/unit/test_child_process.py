@@ -63,10 +63,14 @@ class FakeServer:
     def end(self, request_id: int, status: int = 0) -> None:
         self.answer(id=request_id, status=status, cpu_seconds=0.1, rss_bytes=1000, left=0)
 
-    def die(self) -> None:
-        self._socket.close()
+    def let_go(self) -> None:
+        """As a fork server does that has forked: the pipes are the child's."""
         for _, descriptors in self.asked.values():
             close(descriptors)
+
+    def die(self) -> None:
+        self._socket.close()
+        self.let_go()
 
 
 def close(descriptors: list[int]) -> None:
@@ -260,6 +264,7 @@ async def test_no_order_of_answers_pipes_and_cancellations_of_one_child_touches_
         while scripts:
             script = rng.choice(scripts)
             server.read()
+            server.let_go()
             if (step := next(script, None)) is None:
                 scripts.remove(script)
             else:
