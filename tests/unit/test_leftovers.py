@@ -149,10 +149,12 @@ async def test_an_upload_that_is_being_written_stays_whatever_its_date_says(benc
 
 
 async def test_a_worker_whose_clock_is_ahead_removes_nothing_before_its_time(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    redis_client: RedisClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    bench = Bench(redis_client, settings)
+    announced_until = utc_now() + timedelta(hours=1)
     monkeypatch.setattr(time, "time", lambda now=time.time: now() + 2 * HOUR)
-    announced = await bench.created(status=Status.UPLOADING, upload_expires_at=utc_now() + timedelta(hours=1))
+    announced = await bench.created(status=Status.UPLOADING, upload_expires_at=announced_until)
     files = [bench.settings.data_dir / "partial" / f"{'a' * 32}-input-0123456789abcdef"]
     files.append(bench.storage._resumable(announced.task_id))
     for path in files:
