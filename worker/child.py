@@ -7,6 +7,7 @@ no secret in its environment: it knows its input, its output folder and the pipe
 from __future__ import annotations
 
 import codecs
+import errno
 import json
 import os
 import resource
@@ -33,6 +34,8 @@ from worker.reporter import Reporter
 #: Of a traceback: the frames nearest to where it was raised, and of the errors that it came from.
 TRACEBACK_FRAMES = 30
 TRACEBACK_CAUSES = 5
+
+_FILE_TOO_LARGE = "A file of it grew over what one attempt may have on the disk (HEADWAY_TASK_DISK_BYTES)."
 
 #: Made ahead: where memory has run out, none is needed to say so.
 _OUT_OF_MEMORY = b'{"kind":"failed","type":"memory","message":""}\n'
@@ -130,6 +133,8 @@ def _failure(error: BaseException) -> dict[str, Any]:
     # The text of an exception may hold paths; the worker cuts those out before anybody sees it. Some libraries put a
     # stack trace below the first line.
     words = words_of(error)[:FAILURE_CHARACTERS]
+    if isinstance(error, StorageFull) and getattr(error.__cause__, "errno", None) == errno.EFBIG:
+        return {"kind": "failed", "type": ErrorType.STORAGE_FULL, "message": _FILE_TOO_LARGE}
     for kind, error_type in ((BadInput, ErrorType.BAD_INPUT), (StorageFull, ErrorType.STORAGE_FULL)):
         if isinstance(error, kind):
             _, _, said = words.partition(": ")

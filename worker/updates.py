@@ -2,7 +2,7 @@
 
 Counts replace each other. Log lines that come faster than they are published are joined, the lines of one moment to one
 event; where even that waits, the pipe is not read and the processor waits, which loses nothing. What one task's history
-may hold of its own words is bounded: when the last events are full of them, longer texts are cut.
+may hold of its own words is bounded: when the last events are full of them, fewer lines are joined, and long ones cut.
 """
 
 from __future__ import annotations
@@ -64,22 +64,34 @@ class Updates:
                     return None
                 await self._changed.wait()
             name, fields, _ = self._pending.popleft()
+            if "message" in fields:
+                said, rest = self._fitting(fields["message"], joined=name == "log")
+                if rest:
+                    self._pending.appendleft((name, fields | {"message": rest}, False))
+                fields = fields | {"message": said}
             self._changed.notify_all()
-            return name, fields | {"message": self._cut(fields["message"])} if "message" in fields else fields
+            return name, fields
 
-    def _cut(self, text: str) -> str:
+    def _fitting(self, text: str, *, joined: bool) -> tuple[str, str]:
+        """What may be said now, and the lines that are left for the next event. A single one that is too long is cut."""
         if len(self._kept) == self._kept.maxlen:
             self._kept_bytes -= self._kept[0]
-        size = len(text_of(text))
+        size, rest = len(text_of(text)), ""
         if size > (most := max(LEAST_TEXT_BYTES, HISTORY_TEXT_BYTES - self._kept_bytes)):
-            # A character takes twelve bytes at most where it is escaped.
-            text = text[: max(most // 12, most - size + len(text))] + "…"
-            while len(text_of(text)) > most + 12:
-                text = text[: len(text) // 2] + "…"
+            at = len(text)
+            while at > 0 and len(text_of(text[:at])) > most:
+                at = text.rfind("\n", 0, min(at, most)) if joined else -1
+            if at > 0:
+                text, rest = text[:at], text[at + 1 :]
+            else:
+                first, _, rest = text.partition("\n") if joined else (text, "", "")
+                while len(text_of(first)) > most:
+                    first = first[: len(first) * 3 // 4]
+                text = first + "…"
             size = len(text_of(text))
         self._kept.append(size)
         self._kept_bytes += size
-        return text
+        return text, rest
 
     async def close(self) -> None:
         async with self._changed:

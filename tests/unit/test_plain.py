@@ -52,6 +52,9 @@ class NumpyLike:
     def __init__(self, value: Any) -> None:
         self._value = value
 
+    def __repr__(self) -> str:
+        return f"numpy's {self._value}"
+
     def tolist(self) -> Any:
         return self._value
 
@@ -108,7 +111,7 @@ def nested(depth: int) -> list[Any]:
 @pytest.mark.parametrize(
     "value",
     [object(), b"bytes", len, 1j, nested(200), 10**5000, {(1, 2): 3}, iter("x")],
-    ids=lambda v: str(v)[:20],
+    ids=lambda value: type(value).__name__,
 )
 def test_what_has_no_json_is_refused_with_its_place(value: Any) -> None:
     with pytest.raises((TypeError, ValueError), match=r"^summary\.here"):
@@ -127,7 +130,7 @@ def test_every_number_is_a_number(value: Any) -> None:
     assert number(value, "n") in (5, 1)
 
 
-@pytest.mark.parametrize("value", ["5", None, b"5", [], {}, object()], ids=repr)
+@pytest.mark.parametrize("value", ["5", None, b"5", [], {}, object()], ids=type)
 def test_what_is_none_is_refused_by_the_name_of_the_argument(value: Any) -> None:
     with pytest.raises(TypeError, match=r"^total must be a number, not "):
         number(value, "total")

@@ -34,7 +34,10 @@ async def test_lines_that_come_faster_than_they_are_published_are_joined_and_non
         await updates.put(line(text), name="log")
     events = await taken(updates)
     assert "\n".join(event["message"] for event in events).split("\n") == lines
-    assert len(events) < 1000
+    assert len(events) < 5000
+    for at in range(0, len(events), 100):
+        kept = sum(len(text_of(event["message"])) for event in events[at : at + HISTORY_EVENTS])
+        assert kept <= HISTORY_TEXT_BYTES + HISTORY_EVENTS * LEAST_TEXT_BYTES
     assert max(len(text_of(event["message"])) for event in events) <= JOINED_BYTES
 
 
