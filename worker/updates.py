@@ -73,7 +73,7 @@ class Updates:
             return name, fields
 
     def _fitting(self, text: str, *, joined: bool) -> tuple[str, str]:
-        """What may be said now, and the lines that are left for the next event. A single one that is too long is cut."""
+        """What may be said now, and the lines that are left for the next event. One that is too long alone is cut."""
         if len(self._kept) == self._kept.maxlen:
             self._kept_bytes -= self._kept[0]
         size, rest = len(text_of(text)), ""

@@ -47,13 +47,13 @@ def hold_the_gil(job):
     job.log("holding")
     ctypes.PyDLL(None).pause()
 
-@processor("grandchildren", needs_file=False)
+@processor("grandchildren", needs_file=False, confined=False)
 def grandchildren(job):
     started = subprocess.Popen(["sleep", "600"])
     job.log(str(started.pid))
     time.sleep(600)
 
-@processor("orphan", needs_file=False)
+@processor("orphan", needs_file=False, confined=False)
 def orphan(job):
     return {"pid": subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid}
 
