@@ -9,13 +9,13 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import shutil
 import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from shared.models import TaskId
+from shared.trees import remove_tree
 
 _SCRATCH: Final = re.compile(r"([0-9a-f]{32})-([0-9]+)-[0-9a-f]+")
 
@@ -34,7 +34,7 @@ class OwnDisk:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 for path in self._place.iterdir():
                     if _SCRATCH.fullmatch(path.name):
-                        shutil.rmtree(path, ignore_errors=True)
+                        remove_tree(path)
             finally:
                 os.close(held)
 
