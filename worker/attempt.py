@@ -197,9 +197,10 @@ class Attempt:
         # A result's place is its attempt's. Where Redis lost the claim, another worker's attempt has the same number.
         await self._place.publisher.checkpoint(task_id, None, **self._claim.fence)
         self.has_results = True
+        check_room = await self._room()  # a Redis that is away is waited for, and is not the processor's time
         async with asyncio.timeout(left_seconds):
             await asyncio.to_thread(self._check_disk, scratch)
-            kept = await storage.keep_results(task_id, attempt, scratch, done["outputs"], await self._room())
+            kept = await storage.keep_results(task_id, attempt, scratch, done["outputs"], check_room)
         files = [
             ResultFile(
                 name=file.name,
