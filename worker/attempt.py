@@ -26,11 +26,11 @@ from shared.progress import Claim, Publisher
 from shared.settings import Settings
 from shared.storage import Storage
 from shared.tracing import OFF, Tracing
-from shared.trees import measure
+from shared.trees import Measured
 from worker.meter import Meter
 from worker.sandbox import Child, Sandbox
 from worker.updates import Updates
-from worker.usage import MOST_FILES, over_disk
+from worker.usage import over_disk
 
 log = get_logger(__name__)
 
@@ -199,7 +199,6 @@ class Attempt:
         self.has_results = True
         check_room = await self._room()  # a Redis that is away is waited for, and is not the processor's time
         async with asyncio.timeout(left_seconds):
-            await asyncio.to_thread(self._check_disk, scratch)
             kept = await storage.keep_results(task_id, attempt, scratch, done["outputs"], check_room)
         files = [
             ResultFile(
@@ -215,19 +214,16 @@ class Attempt:
         await self._place.publisher.complete(task_id, result, **self._claim.fence)
         log.info("attempt completed", task_id=task_id, attempt=attempt)
 
-    def _check_disk(self, scratch: Path) -> None:
-        """All that it left, before any of it is read. Blocking. Raises ProcessorFailure."""
-        limit_bytes = int(self._place.settings.task_disk_bytes)
-        if (over := over_disk(measure(scratch, MOST_FILES), limit_bytes)) is not None:
-            raise over
-
     async def _room(self) -> Callable[[int], None]:
-        """What is asked with the size of the results before they are read: whether their owner may hold them too.
-        Raises QuotaFull then."""
+        """What is asked with the size of the results before they are read: whether one attempt may have so much on the
+        disk, and whether their owner may hold it too. Raises ProcessorFailure, QuotaFull then."""
+        limit_bytes = int(self._place.settings.task_disk_bytes)
         quota_bytes = int(self._place.settings.owner_quota_bytes)
         held_bytes = await self._place.feed.stored_bytes(self._task.owner) if quota_bytes else 0
 
         def check(size_bytes: int) -> None:
+            if (over := over_disk(Measured(size_bytes), limit_bytes)) is not None:
+                raise over
             if quota_bytes and size_bytes and held_bytes + size_bytes > quota_bytes:
                 raise QuotaFull.of(held_bytes, quota_bytes)
 

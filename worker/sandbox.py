@@ -54,8 +54,10 @@ DISK_SHARE: Final = 0.05
 #: Threads that look at children. One that is held up holds up its own child's watch alone.
 WATCHERS: Final = 32
 
-#: A child that has said its last word, or can say nothing any more, exits by itself within this time or is killed.
+#: A child that can say nothing any more exits by itself within this time or is killed; and one that has said its last
+#: word, which has its temporary files to remove, and whoever keeps it what it left running to end.
 EXIT_SECONDS: Final = 2.0
+TIDY_SECONDS: Final = 15.0
 #: A process that was killed is gone at once, but for one that the kernel cannot end (a disk that does not answer).
 GONE_SECONDS: Final = 20.0
 
@@ -104,7 +106,7 @@ class Child:
             self.kill()
             text = f"The processor disturbed its progress pipe: {why}."
             raise ProcessorFailure(ErrorType.PROCESSOR_ERROR, text) from None
-        await self._gone()
+        await self._gone(EXIT_SECONDS if last is None else TIDY_SECONDS)
         if last is None:
             raise self._over or self._crash()
         if last["kind"] == "failed":
@@ -123,9 +125,9 @@ class Child:
             await asyncio.sleep(reader.wait_seconds)  # 0: who else has something to do comes first
         reader.close()
 
-    async def _gone(self) -> None:
+    async def _gone(self, exit_seconds: float) -> None:
         """It has said its last word, or closed its pipe. Raises ProcessorFailure where it cannot be ended."""
-        if not await self._process.ended(EXIT_SECONDS):
+        if not await self._process.ended(exit_seconds):
             self._was_silent = True
             self.kill()
             if not await self._process.ended(GONE_SECONDS):

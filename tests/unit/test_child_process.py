@@ -249,6 +249,7 @@ async def test_no_order_of_answers_pipes_and_cancellations_of_one_child_touches_
     seed: int, killed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.sandbox.EXIT_SECONDS", 0.01)
+    monkeypatch.setattr("worker.sandbox.TIDY_SECONDS", 0.01)
     monkeypatch.setattr("worker.sandbox.GONE_SECONDS", 5.0)
     rng = random.Random(seed)
     async with linked() as (link, server):
