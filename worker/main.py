@@ -18,6 +18,7 @@ from shared import keys
 from shared.cancellation import cancel
 from shared.errors import ProcessorFailure
 from shared.feed import Feed
+from shared.hidden import hide_from_children
 from shared.logging import configure, get_logger
 from shared.processors import load_registry
 from shared.progress import Publisher
@@ -28,7 +29,6 @@ from shared.storage import open_storage
 from shared.subscription import Subscription
 from shared.tracing import tracing_of
 from worker.arq_worker import LeasedWorker
-from worker.confinement import hide_from_children
 from worker.jobs import Outcome, Runner, process_file
 from worker.leases import Leases
 from worker.metrics import WorkerMetrics, served

@@ -37,6 +37,7 @@ from worker.fork_server_link import ForkServerLink, Used
 from worker.frames import Disturbed, FrameReader
 from worker.printed import Printed
 from worker.usage import DiskUse, memory_failure, over_memory
+from worker.walls import Box, Standing
 
 log = get_logger(__name__)
 
@@ -165,9 +166,11 @@ class Child:
 class Sandbox:
     """Owns the fork server, and starts another if that one should die."""
 
-    def __init__(self, modules: list[str], used: Used = lambda *_: None) -> None:
+    def __init__(self, modules: list[str], used: Used = lambda *_: None, box: Box | None = None) -> None:
+        """`box`: what is put around the children; the default is every wall that this machine has."""
         self._modules = modules
         self._used = used
+        self._box = Box() if box is None else box
         self._server: _Server | None = None
         self._starting = asyncio.Lock()
         self._stack = AsyncExitStack()
@@ -187,7 +190,7 @@ class Sandbox:
                 if self._server is not None:
                     log.error("fork server died; starting another")
                     await self._stack.aclose()
-                self._server = await self._stack.enter_async_context(_Server(self._modules, self._used))
+                self._server = await self._stack.enter_async_context(_Server(self._modules, self._used, self._box))
             return self._server
 
     @asynccontextmanager
@@ -213,6 +216,11 @@ class Sandbox:
                 if not await process.ended(GONE_SECONDS):
                     log.error("child does not end", pid=process.pid, **about)
 
+    @property
+    def standing(self) -> Standing:
+        """Which walls the fork server found to stand, when it started."""
+        return Standing() if self._server is None else self._server.link.standing
+
 
 async def _pipe_to(protocol: asyncio.Protocol, stack: AsyncExitStack) -> int:
     """A pipe that `protocol` reads until the stack is left. Returns its writing end, which is the caller's to close."""
@@ -231,9 +239,10 @@ async def _pipe_to(protocol: asyncio.Protocol, stack: AsyncExitStack) -> int:
 class _Server:
     """The fork server's process, and the link to it."""
 
-    def __init__(self, modules: list[str], used: Used) -> None:
+    def __init__(self, modules: list[str], used: Used, box: Box) -> None:
         self._modules = modules
         self._used = used
+        self._box = box
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> _Server:
@@ -248,7 +257,8 @@ class _Server:
                     pass_fds=[theirs.fileno()],
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=sys.stderr,
-                    env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+                    env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+                    | self._box.environment(),
                 )
             stack.push_async_callback(self._end)
             listening = asyncio.create_task(self.link.listen(), name="fork server answers")
