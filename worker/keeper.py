@@ -179,8 +179,10 @@ def enter(plan: Plan, needs: Needs, temporary: Path, proc: int) -> None:
     if plan.walls & LANDLOCK:
         own_root = Wall.MOUNT in plan.walls
         own_tmp = ("/tmp", "/var/tmp") if own_root else ()  # noqa: S108
+        # In a root of its own there is nothing else to read, and what is outside of it is not beneath it.
+        places = ["/"] if own_root and plan.own_proc else [*plan.readable.places, *needs.readable()]
         landlock_rules.restrict(
-            [*plan.readable.places, *needs.readable(), *filter(None, [needs.input_path])],
+            [*places, *filter(None, [needs.input_path])],
             [needs.output_folder, str(temporary), *own_tmp],
             reading=Wall.LANDLOCK_READ in plan.walls,
             writing=Wall.LANDLOCK_WRITE in plan.walls,

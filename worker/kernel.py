@@ -92,9 +92,9 @@ def pivot_root(new: str, old: str) -> None:
     _call("pivot_root", os.fsencode(new), os.fsencode(old))
 
 
-def restrict_mounts(path: str, attributes: int, *, recursive: bool = True) -> None:
-    """Sets attributes of the mount at `path`, and of all below it. Linux 5.12."""
-    asked = _MountAttributes(attributes, 0, 0, 0)
+def change_mounts(path: str, *, set_: int = 0, clear: int = 0, recursive: bool = False) -> None:
+    """Changes attributes of the mount at `path`, or of all in its tree. Linux 5.12."""
+    asked = _MountAttributes(set_, clear, 0, 0)
     flags = _AT_RECURSIVE if recursive else 0
     size = ctypes.c_size_t(ctypes.sizeof(asked))
     _call("mount_setattr", _AT_FDCWD, os.fsencode(path), ctypes.c_uint(flags), ctypes.byref(asked), size)

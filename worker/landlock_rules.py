@@ -26,8 +26,12 @@ _PROC: Final = ("cpuinfo", "meminfo", "stat", "version", "filesystems", "loadavg
 _NAMED_SOCKETS_ABI: Final = 9
 
 
+#: Asked once, ahead of all children: the library looks for libc by starting a program.
+_ABI: Final = abi_version()
+
+
 def sees_named_sockets() -> bool:
-    return abi_version() >= _NAMED_SOCKETS_ABI
+    return _ABI >= _NAMED_SOCKETS_ABI
 
 
 def restrict(

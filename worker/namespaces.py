@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final
 
 from worker import kernel
@@ -16,7 +17,6 @@ from worker.readable import Readable
 from worker.walls import Wall
 
 _READ_ONLY: Final = kernel.MOUNT_ATTR_RDONLY | kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
-_NO_RIGHTS: Final = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
 _FLAGS: Final = {
     Wall.MOUNT: kernel.CLONE_NEWNS,
     Wall.IPC: kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS,
@@ -33,9 +33,9 @@ _LINKS: Final = {
 _OLD: Final = "/.old"
 #: Any folder there is: the new root is mounted on it for a moment, in a namespace that nobody else sees.
 _BASES: Final = ("/tmp", "/run", "/mnt", "/var", "/usr")  # noqa: S108
-#: So many processes and threads in one box, from Linux 6.14, where the namespace has a number of its own.
-MOST_PROCESSES: Final = 1024
-_OWN_PID_MAX: Final = (6, 14)
+_TEMPORARY: Final = ("/tmp", "/var/tmp")  # noqa: S108
+#: The list of a machine's libraries, /etc/ld.so.cache, is the largest there is.
+_COPIED_BYTES: Final = 512 * 1024
 
 
 def be_administrator_of_own() -> None:
@@ -86,9 +86,11 @@ class Root:
     """A root for one child: what may be read, read-only; its input; its output; and small places of its own."""
 
     def __init__(self, readable: Readable) -> None:
-        self._places = readable.places
         links = (path for path in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32") if os.path.islink(path))  # noqa: PTH114
         self._links = {path: os.path.realpath(path) for path in links} | readable.links
+        # Small files of /etc are copied, which costs less than a mount for each.
+        self._copies = {place: content for place in readable.places if (content := _copied(place)) is not None}
+        self._places = [place for place in readable.places if place not in self._copies]
 
     def build(
         self,
@@ -107,59 +109,77 @@ class Root:
         base = next(path for path in _BASES if os.path.isdir(path))  # noqa: PTH112
         output_of, temporary_of = os.path.realpath(output), os.path.realpath(temporary)
         more = [path for path in reads if os.path.exists(path)]  # noqa: PTH110
-        places = [*self._places, *(os.path.realpath(path) for path in more)]
         links = self._links | {path: os.path.realpath(path) for path in more}
         input_of = None if input_path is None else os.path.realpath(input_path)
         kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
-        kernel.mount("tmpfs", base, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=0755,size=1m")
+        kernel.mount("tmpfs", base, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=0755,size=8m")
         os.mkdir(f"{base}{_OLD}")  # noqa: PTH102
         kernel.pivot_root(base, f"{base}{_OLD}")
         os.chdir("/")
-        for name in ("/tmp", "/var/tmp"):  # noqa: S108 - first: what is beneath them hangs in them
-            _bind(temporary_of, name, _NO_RIGHTS)
-        for place in places:
-            _bind(place, place, _READ_ONLY)
+        writable = [*_TEMPORARY, output, "/dev/shm"]  # noqa: S108
+        for name in _TEMPORARY:  # first: what is beneath them hangs in them
+            _bind(temporary_of, name)
+        for place in (*self._places, *(os.path.realpath(path) for path in more)):
+            _bind(place, place)
+        for place, content in self._copies.items():
+            _write(place, content)
         for link in sorted(links, key=len):
             if not os.path.lexists(link):
                 os.makedirs(os.path.dirname(link), exist_ok=True)  # noqa: PTH103, PTH120
                 os.symlink(links[link], link)  # noqa: PTH211
         if input_path is not None and input_of is not None:
-            _bind(input_of, input_path, _READ_ONLY)
-        _bind(output_of, output, _NO_RIGHTS)
-        for device in (*_DEVICES, *devices):
-            if os.path.exists(f"{_OLD}{device}"):  # noqa: PTH110
-                _bind(device, device, kernel.MOUNT_ATTR_NOSUID)
+            _bind(input_of, input_path)
+        _bind(output_of, output)
+        there = [device for device in (*_DEVICES, *devices) if os.path.exists(f"{_OLD}{device}")]  # noqa: PTH110
+        for device in there:
+            _bind(device, device)
         for name, target in _LINKS.items():
             os.symlink(target, f"/dev/{name}")  # noqa: PTH211
         os.makedirs("/dev/shm")  # noqa: PTH103, S108
-        flags = kernel.MS_NOSUID | kernel.MS_NODEV
-        kernel.mount("tmpfs", "/dev/shm", "tmpfs", flags, f"mode=1777,size={shm_bytes}")  # noqa: S108
+        kernel.mount("tmpfs", "/dev/shm", "tmpfs", 0, f"mode=1777,size={shm_bytes}")  # noqa: S108
         proc = _mount_proc(own=own_proc)
         kernel.unmount(_OLD)
         os.rmdir(_OLD)  # noqa: PTH106
-        kernel.restrict_mounts("/", _READ_ONLY, recursive=False)
+        kernel.change_mounts("/", set_=_READ_ONLY, recursive=True)
+        for place in writable:
+            kernel.change_mounts(place, clear=kernel.MOUNT_ATTR_RDONLY)
+        for device in there:
+            kernel.change_mounts(device, clear=kernel.MOUNT_ATTR_NODEV)
         return proc
 
 
-def _bind(source: str, target: str, attributes: int) -> None:
+def _copied(place: str) -> bytes | None:
+    if place.startswith("/etc/") and os.path.isfile(place) and os.path.getsize(place) <= _COPIED_BYTES:  # noqa: PTH113, PTH202
+        with suppress(OSError), open(place, "rb") as file:  # noqa: PTH123
+            return file.read()
+    return None
+
+
+def _write(path: str, content: bytes) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
+    file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+    os.write(file, content)
+    os.close(file)
+
+
+def _bind(source: str, target: str) -> None:
     old = f"{_OLD}{source}"
     if os.path.isdir(old):  # noqa: PTH112
         os.makedirs(target, exist_ok=True)  # noqa: PTH103
     elif not os.path.lexists(target):
-        os.makedirs(os.path.dirname(target), exist_ok=True)  # noqa: PTH103, PTH120
-        os.close(os.open(target, os.O_CREAT | os.O_CLOEXEC, 0o644))
+        _write(target, b"")
     kernel.mount(old, target, None, kernel.MS_BIND | kernel.MS_REC)
-    kernel.restrict_mounts(target, attributes)
 
 
 def _mount_proc(*, own: bool) -> int:
+    """Returns one that stays as it is when all mounts are made read-only: it is in no tree any more."""
     os.makedirs("/proc", exist_ok=True)  # noqa: PTH103
     if own:
-        kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+        kernel.mount("proc", "/proc", "proc", kernel.MS_NOEXEC)
         writable = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        kernel.mount("/proc", "/proc", None, kernel.MS_BIND | kernel.MS_REC)
+        kernel.unmount("/proc")
+        kernel.mount("proc", "/proc", "proc", kernel.MS_NOEXEC)
     else:
         writable = os.open(f"{_OLD}/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         kernel.mount(f"{_OLD}/proc", "/proc", None, kernel.MS_BIND | kernel.MS_REC)
-    kernel.restrict_mounts("/proc", _READ_ONLY)
     return writable
