@@ -54,13 +54,7 @@ class _Attempt:
 
 class ForkServer:
     def __init__(
-        self,
-        control: socket.socket,
-        processors: dict[str, Processor],
-        *,
-        standing: Standing,
-        plan: Any,
-        log_format: Format,
+        self, control: socket.socket, processors: dict[str, Processor], *, standing: Standing, plan: Any
     ) -> None:
         """`plan`: what a confined processor is put into, None where nothing is."""
         self._control = control
