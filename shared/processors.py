@@ -125,7 +125,8 @@ class Processor:
     preload: tuple[str, ...] = ()
     #: In a box of its own (worker/keeper.py), as far as the kernel has walls for it.
     confined: bool = True
-    #: What it needs beyond its box: the network; places it reads, absolute; variables of the worker's environment; a GPU.
+    #: What it needs beyond its box: the network; places it reads, absolute; variables of the worker's environment; a
+    #: GPU.
     network: bool = False
     reads: tuple[str, ...] = ()
     env: tuple[str, ...] = ()
@@ -163,8 +164,8 @@ def processor(
     gpu: bool = False,
 ) -> Callable[[Callable[[Job], Mapping[str, Any] | None]], Callable[[Job], Mapping[str, Any] | None]]:
     """Declares a function as the processor `name`. `accepts` are media types, `text/*` included; content decides, not
-    the name. What it needs beyond its box it says: `network`, `reads` (absolute paths), `env` (names of the worker's variables),
-    `gpu`; `confined=False` takes the box away. The function stays a plain function."""
+    the name. What it needs beyond its box it says: `network`, `reads` (absolute paths), `env` (names of the worker's
+    variables), `gpu`; `confined=False` takes the box away. The function stays a plain function."""
     places = tuple(os.fspath(path) for path in (reads if not isinstance(reads, (str, os.PathLike)) else (reads,)))
     variables = (env,) if isinstance(env, str) else tuple(env)
     if relative := [path for path in places if not os.path.isabs(path)]:  # noqa: PTH117

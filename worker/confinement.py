@@ -1,9 +1,12 @@
-"""Which walls stand around this machine's children: each is put up alone around a probe, which then tries what it is to refuse.
+"""Which walls stand around this machine's children: each is put up alone around a probe, which then tries what it is to
+refuse.
 
-Nothing is believed: not the version of the kernel, not that a call came back well. A wall of which one trial is done, or that
-cannot be put up, is missing, with the reason; the others are then tried together, with what a processor must still be able
-to do. Called once, by the fork server (worker/forkserver.py), before it is ready. Linux alone.
+Nothing is believed: not the version of the kernel, not that a call came back well. A wall of which one trial is done,
+or that cannot be put up, is missing, with the reason; the others are then tried together, with what a processor must
+still be able to do. Called once, by the fork server (worker/forkserver.py), before it is ready. Linux alone.
 """
+
+# ruff: noqa: PTH
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from worker import kernel, keeper, namespaces
+from worker import keeper, kernel, namespaces
 from worker.keeper import Needs, Plan
 from worker.readable import Readable, readable_by_children
 from worker.walls import NAMESPACES, Box, Standing, Wall, why
@@ -73,6 +76,7 @@ def find(box: Box, modules: Iterable[str]) -> tuple[Plan | None, Standing]:
 def _together(
     standing: set[Wall], readable: Readable, targets: _Targets, missing: dict[str, str]
 ) -> tuple[Plan | None, Standing]:
+    first = ""
     for own_proc in (True, False):
         plan = Plan.of(standing, readable, own_proc=own_proc)
         found = _probe(plan, targets)
@@ -83,7 +87,8 @@ def _together(
             return plan if standing else None, Standing(frozenset(standing), missing)
         if own_proc:
             first = reason
-    # Each holds alone and they do not hold together: none of the namespaces then, which are what can be in each other's way.
+    # Each holds alone and they do not hold together: none of the namespaces then, which are what can be in each other's
+    # way.
     if standing & NAMESPACES:
         missing |= {str(wall): f"it does not go with the others: {reason}" for wall in standing & NAMESPACES}
         return _together(standing - NAMESPACES, readable, targets, missing)

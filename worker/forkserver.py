@@ -1,16 +1,19 @@
 """The warm fork server: one small process that has imported every processor and forks a child for each attempt.
 
 Forking costs milliseconds where starting Python costs a second; and it must not be the worker that forks, because a
-process with an event loop and threads cannot be forked safely. It has no Redis connection and a scrubbed environment, and it
-never reads what an attempt is about: what it knows, every later child knows. It ends when the worker does: its socket closes,
-it kills its keepers (worker/keeper.py), and exits; if it is killed itself, the kernel kills them (PR_SET_PDEATHSIG, Linux).
+process with an event loop and threads cannot be forked safely. It has no Redis connection and a scrubbed environment,
+and it never reads what an attempt is about: what it knows, every later child knows. It ends when the worker does: its
+socket closes, it kills its keepers (worker/keeper.py), and exits; if it is killed itself, the kernel kills them
+(PR_SET_PDEATHSIG, Linux).
 
-Started as `python -m worker.forkserver FD LOG-FORMAT MODULE…`, with a Box (worker/walls.py) in its environment. Protocol on the
-socket FD, JSON lines: request {"id", "processor"}, with three descriptors as ancillary data: the progress pipe, the pipe for
-what is printed, and a file with the spec (worker/sandbox.py); answers: {"ready", "walls", "missing"}, {"id", "pid"} (of the keeper),
-{"id", "status", "left", "cpu_seconds", "rss_bytes"} when nothing of the attempt is alive: status as of waitpid, and how
-many processes its child had left behind.
+Started as `python -m worker.forkserver FD LOG-FORMAT MODULE…`, with a Box (worker/walls.py) in its environment.
+Protocol on the socket FD, JSON lines: request {"id", "processor"}, with three descriptors as ancillary data: the
+progress pipe, the pipe for what is printed, and a file with the spec (worker/sandbox.py); answers: {"ready", "walls",
+"missing"}, {"id", "pid"} (of the keeper), {"id", "status", "left", "cpu_seconds", "rss_bytes"} when nothing of the
+attempt is alive: status as of waitpid, and how many processes its child had left behind.
 """
+
+# ruff: noqa: PTH
 
 from __future__ import annotations
 
@@ -30,12 +33,13 @@ from typing import Any, Final, NoReturn, cast
 from shared.hidden import hide_from_children
 from shared.logging import Format, configure
 from shared.processors import Processor, load_registry
+from worker.descendants import kill_all_beneath
 from worker.said import speak_through
 from worker.walls import Box, Standing, Wall, in_order
 
 if sys.platform == "linux":
     from worker import confinement, keeper, kernel
-    from worker.keeper import Needs, Plan
+    from worker.keeper import Needs
     from worker.namespaces import PidNamespaces
 
 _MOST_DESCRIPTORS: Final = 48
@@ -155,12 +159,11 @@ class ForkServer:
                 spec = json.load(file)
 
             def work() -> None:
+                assert processor is not None
                 speak_through(printed)
                 os.environ.update(spec.get("env", {}))
                 from worker.child import run_attempt
 
-                if processor is None:
-                    raise LookupError(f"there is no processor {spec['processor']!r} here")
                 run_attempt(spec, processor, pipe)
 
             def forget() -> None:
@@ -168,12 +171,15 @@ class ForkServer:
                 os.close(printed)
 
             try:
+                if processor is None:
+                    raise LookupError(f"there is no processor {spec['processor']!r} here")
                 if sys.platform == "linux":
                     needs = Needs.of(spec, processor)
                     keeper.keep(self._plan if confined else None, needs, work, report=report, forget=forget)
-                os.chdir(spec["output_folder"])
-                work()
-            except Exception as error:  # noqa: BLE001 - of the box or of the spec; the processor's own are caught in run_attempt
+                else:
+                    os.chdir(spec["output_folder"])
+                    work()
+            except Exception as error:
                 os.write(pipe, _not_started(error))
         finally:
             os._exit(0)
@@ -202,7 +208,7 @@ class ForkServer:
         """Ends what keepers that were killed have left to this process. Returns how many are still to end."""
         if sys.platform != "linux":
             return 0
-        strays = keeper.kill_all_beneath(os.getpid(), but=self._children.keys())
+        strays = kill_all_beneath(os.getpid(), but=self._children.keys())
         if strays and self._ending:
             self._ending[-1].end = {**(self._ending[-1].end or {}), "left": len(strays)}
         return len(strays)
@@ -215,7 +221,7 @@ def _die_with_server(server: int) -> None:
     if sys.platform != "linux":
         return
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-    with open("/proc/self/stat", encoding="utf-8", errors="replace") as stat:  # noqa: PTH123
+    with open("/proc/self/stat", encoding="utf-8", errors="replace") as stat:
         # Not getppid: in a PID namespace of its own this process has no parent. This /proc is still the server's.
         if int(stat.read().rpartition(")")[2].split()[1]) != server:
             os._exit(0)  # it ended before we asked

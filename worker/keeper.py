@@ -1,11 +1,15 @@
-"""The process between the fork server and an attempt's child: it puts up the child's box, and outlives all that is in it.
+"""The process between the fork server and an attempt's child: it puts up the child's box, and outlives all that is in
+it.
 
-It is process 1 of the child's PID namespace, or, where there is none, its subreaper: whatever the child starts, however it is
-detached, stays beneath it. When the child has ended it ends the rest, and only then itself; if it is killed, the kernel kills
-what is in the namespace, and elsewhere the fork server finds what is left. It reads nothing that the child says.
+It is process 1 of the child's PID namespace, or, where there is none, its subreaper: whatever the child starts, however
+it is detached, stays beneath it. When the child has ended it ends the rest, and only then itself; if it is killed, the
+kernel kills what is in the namespace, and elsewhere the fork server finds what is left. It reads nothing that the child
+says.
 
 The box is whole or the processor does not run: a wall that was found to stand and cannot be put up ends the attempt.
 """
+
+# ruff: noqa: PTH
 
 from __future__ import annotations
 
@@ -13,7 +17,6 @@ import contextlib
 import os
 import re
 import resource
-import shutil
 import signal
 import struct
 import sys
@@ -25,7 +28,9 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from shared.processors import Processor
+from shared.trees import remove_tree
 from worker import kernel, landlock_rules, namespaces, syscall_filter
+from worker.descendants import kill_all_beneath
 from worker.readable import Readable
 from worker.walls import LANDLOCK, NAMESPACES, Wall, temporary_folder
 
@@ -57,7 +62,8 @@ class Plan:
         """Raises OSError where there is no seccomp program for this machine."""
         programs = {}
         if Wall.SECCOMP in walls:
-            # Who has the network shares the machine's, and its abstract sockets: there the scope of Landlock is the wall.
+            # Who has the network shares the machine's, and its abstract sockets: there the scope of Landlock is the
+            # wall.
             named = Wall.MOUNT in walls or (Wall.LANDLOCK_WRITE in walls and landlock_rules.sees_named_sockets())
             for network in (False, True):
                 programs[network] = syscall_filter.child_program(
@@ -92,7 +98,7 @@ class Needs:
     def devices(self) -> list[str]:
         if not self.gpu:
             return []
-        return [f"/dev/{name}" for name in sorted(os.listdir("/dev")) if name.startswith(_GPU)]  # noqa: PTH208
+        return [f"/dev/{name}" for name in sorted(os.listdir("/dev")) if name.startswith(_GPU)]
 
 
 def keep(
@@ -100,8 +106,8 @@ def keep(
 ) -> NoReturn:
     """Runs `work` in a child of this process, in the box of `plan` if there is one; never returns.
 
-    Raises OSError in place of `work` where a wall cannot be put up, in this process or in the child. `report` is a pipe for
-    REPORT; `forget` closes what is the child's alone."""
+    Raises OSError in place of `work` where a wall cannot be put up, in this process or in the child. `report` is a pipe
+    for REPORT; `forget` closes what is the child's alone."""
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     proc = -1
     if plan is not None:
@@ -125,8 +131,8 @@ def keep(
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.close()
-        # Not sys.exit: nothing of the fork server's own may run its clean-up here, and a thread of the processor may not
-        # keep a child alive that has said its last word.
+        # Not sys.exit: nothing of the fork server's own may run its clean-up here, and a thread of the processor may
+        # not keep a child alive that has said its last word.
         os._exit(0)
     forget()
     status = _wait_for(child)
@@ -215,7 +221,8 @@ def _remove_temporary_files(folder: int, *, mounted: bool) -> None:
         if mounted:  # what hangs in them hangs in the folder that is to be removed
             for path in ("/var/tmp", "/tmp"):  # noqa: S108
                 kernel.unmount(path)
-    shutil.rmtree(temporary_folder(Path()), ignore_errors=True, dir_fd=folder)
+    with contextlib.suppress(OSError):
+        remove_tree(temporary_folder(Path()), at=folder)
 
 
 def _wait_for(child: int) -> int:
@@ -242,40 +249,3 @@ def _end_the_rest(*, own_namespace: bool) -> int:
         except ChildProcessError:
             return ended
         ended += pid > 0
-
-
-def kill_all_beneath(pid: int, *, but: AbstractSet[int] = frozenset()) -> list[int]:
-    """SIGKILL to every descendant, parents first. What is started meanwhile is a child of this process when its parent is
-    reaped, and found the next time. Returns the children."""
-    mine = [child for child in children_of(pid) if child not in but]
-    waiting = list(mine)
-    while waiting:
-        one = waiting.pop()
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(one, signal.SIGKILL)
-        waiting += children_of(one)
-    return mine
-
-
-def children_of(pid: int) -> list[int]:
-    found: list[int] = []
-    try:
-        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208
-            found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text(encoding="ascii").split())
-    except FileNotFoundError:
-        if not Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists():
-            return _children_by_status(pid)  # a kernel without CONFIG_PROC_CHILDREN
-    except OSError:
-        pass
-    return found
-
-
-def _children_by_status(pid: int) -> list[int]:
-    found = []
-    for name in os.listdir("/proc"):  # noqa: PTH208
-        if name.isdigit():
-            with contextlib.suppress(OSError, ValueError):
-                rest = Path(f"/proc/{name}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
-                if int(rest.split()[1]) == pid:
-                    found.append(int(name))
-    return found

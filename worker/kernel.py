@@ -3,6 +3,8 @@
 Sources: prctl(2), unshare(2), setns(2), mount(2), mount_setattr(2), pivot_root(2), capset(2), seccomp(2).
 """
 
+# ruff: noqa: PTH
+
 from __future__ import annotations
 
 import ctypes
@@ -102,7 +104,7 @@ def change_mounts(path: str, *, set_: int = 0, clear: int = 0, recursive: bool =
 
 def has_administration() -> bool:
     """Whether this process may make namespaces without one for its user: CAP_SYS_ADMIN."""
-    with open("/proc/self/status", encoding="ascii") as status:  # noqa: PTH123 - before anything is imported for it
+    with open("/proc/self/status", encoding="ascii") as status:  # before anything is imported for it
         effective = next(line for line in status if line.startswith("CapEff:"))
     return bool(int(effective.split()[1], 16) >> _CAP_SYS_ADMIN & 1)
 

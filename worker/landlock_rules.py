@@ -1,7 +1,9 @@
-"""Landlock around a child: what it may read is listed, it writes beneath its output alone, and the rest of what this kernel's
-Landlock knows is refused: TCP and UDP (from Linux 6.7 and later), signals and abstract sockets of others (6.12), named sockets,
-ioctl of devices (6.10). `landlockpy` has the calls and raises where one fails.
+"""Landlock around a child: what it may read is listed, it writes beneath its output alone, and the rest of what this
+kernel's Landlock knows is refused: TCP and UDP (from Linux 6.7 and later), signals and abstract sockets of others
+(6.12), named sockets, ioctl of devices (6.10). `landlockpy` has the calls and raises where one fails.
 """
+
+# ruff: noqa: PTH
 
 from __future__ import annotations
 
@@ -45,8 +47,9 @@ def restrict(
     own_proc: bool,
     devices: Sequence[str] = (),
 ) -> None:
-    """Of this process and all it starts, for good. `reading` and `writing` are the walls wanted; `own_root`, `own_proc`: /dev/shm
-    and /proc are the child's own. Raises OSError; then nothing may run here that was to be confined."""
+    """Of this process and all it starts, for good. `reading` and `writing` are the walls wanted; `own_root`,
+    `own_proc`: /dev/shm and /proc are the child's own. Raises OSError; then nothing may run here that was to be
+    confined."""
     handled = AccessFS(~0)
     if not reading:
         handled &= ~_READ
@@ -76,7 +79,7 @@ def restrict(
 
 def _allow(rules: Ruleset, path: str, access: AccessFS) -> None:
     try:
-        kept = access if os.path.isdir(path) else access & _OF_A_FILE  # noqa: PTH112
+        kept = access if os.path.isdir(path) else access & _OF_A_FILE
         rules.allow_path(path, kept)
     except FileNotFoundError:
         pass  # not on this machine, so there is nothing to allow

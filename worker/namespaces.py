@@ -1,9 +1,12 @@
 """Namespaces around a child: a root with what it may read and nothing else, its own processes, and no network.
 
-Made in the order of a container's: the fork server has a user namespace where it has no rights of its own, and a PID namespace
-for the next child; the child's keeper (worker/keeper.py), which is process 1 of it, makes the others and the root; and the child
-itself has one more user namespace, so that it holds no right in those around it. user_namespaces(7), mount_namespaces(7).
+Made in the order of a container's: the fork server has a user namespace where it has no rights of its own, and a PID
+namespace for the next child; the child's keeper (worker/keeper.py), which is process 1 of it, makes the others and the
+root; and the child itself has one more user namespace, so that it holds no right in those around it.
+user_namespaces(7), mount_namespaces(7).
 """
+
+# ruff: noqa: PTH
 
 from __future__ import annotations
 
@@ -46,7 +49,8 @@ def be_administrator_of_own() -> None:
 
 
 def map_user(uid: int, gid: int, proc: int | None) -> None:
-    """Keeps this process's user and group in its new namespace. `proc` is a descriptor of /proc, where it has another name."""
+    """Keeps this process's user and group in its new namespace. `proc` is a descriptor of /proc, where it has another
+    name."""
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
         path = f"/proc/self/{name}" if proc is None else f"self/{name}"
         descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
@@ -86,7 +90,7 @@ class Root:
     """A root for one child: what may be read, read-only; its input; its output; and small places of its own."""
 
     def __init__(self, readable: Readable) -> None:
-        links = (path for path in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32") if os.path.islink(path))  # noqa: PTH114
+        links = (path for path in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32") if os.path.islink(path))
         self._links = {path: os.path.realpath(path) for path in links} | readable.links
         # Small files of /etc are copied, which costs less than a mount for each.
         self._copies = {place: content for place in readable.places if (content := _copied(place)) is not None}
@@ -103,17 +107,17 @@ class Root:
         shm_bytes: int,
         own_proc: bool,
     ) -> int:
-        """Called once, in a new mount namespace. `temporary` is what the child calls /tmp; `reads` and `devices` are more of the
-        machine's; `own_proc`: this is process 1 of a new PID namespace. Returns a descriptor of a /proc that can be written,
-        for who makes one more user namespace."""
-        base = next(path for path in _BASES if os.path.isdir(path))  # noqa: PTH112
+        """Called once, in a new mount namespace. `temporary` is what the child calls /tmp; `reads` and `devices` are
+        more of the machine's; `own_proc`: this is process 1 of a new PID namespace. Returns a descriptor of a /proc
+        that can be written, for who makes one more user namespace."""
+        base = next(path for path in _BASES if os.path.isdir(path))
         output_of, temporary_of = os.path.realpath(output), os.path.realpath(temporary)
-        more = [path for path in reads if os.path.exists(path)]  # noqa: PTH110
+        more = [path for path in reads if os.path.exists(path)]
         links = self._links | {path: os.path.realpath(path) for path in more}
         input_of = None if input_path is None else os.path.realpath(input_path)
         kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
         kernel.mount("tmpfs", base, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=0755,size=8m")
-        os.mkdir(f"{base}{_OLD}")  # noqa: PTH102
+        os.mkdir(f"{base}{_OLD}")
         kernel.pivot_root(base, f"{base}{_OLD}")
         os.chdir("/")
         writable = [*_TEMPORARY, output, "/dev/shm"]  # noqa: S108
@@ -125,21 +129,21 @@ class Root:
             _write(place, content)
         for link in sorted(links, key=len):
             if not os.path.lexists(link):
-                os.makedirs(os.path.dirname(link), exist_ok=True)  # noqa: PTH103, PTH120
-                os.symlink(links[link], link)  # noqa: PTH211
+                os.makedirs(os.path.dirname(link), exist_ok=True)
+                os.symlink(links[link], link)
         if input_path is not None and input_of is not None:
             _bind(input_of, input_path)
         _bind(output_of, output)
-        there = [device for device in (*_DEVICES, *devices) if os.path.exists(f"{_OLD}{device}")]  # noqa: PTH110
+        there = [device for device in (*_DEVICES, *devices) if os.path.exists(f"{_OLD}{device}")]
         for device in there:
             _bind(device, device)
         for name, target in _LINKS.items():
-            os.symlink(target, f"/dev/{name}")  # noqa: PTH211
-        os.makedirs("/dev/shm")  # noqa: PTH103, S108
+            os.symlink(target, f"/dev/{name}")
+        os.makedirs("/dev/shm")  # noqa: S108
         kernel.mount("tmpfs", "/dev/shm", "tmpfs", 0, f"mode=1777,size={shm_bytes}")  # noqa: S108
         proc = _mount_proc(own=own_proc)
         kernel.unmount(_OLD)
-        os.rmdir(_OLD)  # noqa: PTH106
+        os.rmdir(_OLD)
         kernel.change_mounts("/", set_=_READ_ONLY, recursive=True)
         for place in writable:
             kernel.change_mounts(place, clear=kernel.MOUNT_ATTR_RDONLY)
@@ -149,14 +153,14 @@ class Root:
 
 
 def _copied(place: str) -> bytes | None:
-    if place.startswith("/etc/") and os.path.isfile(place) and os.path.getsize(place) <= _COPIED_BYTES:  # noqa: PTH113, PTH202
-        with suppress(OSError), open(place, "rb") as file:  # noqa: PTH123
+    if place.startswith("/etc/") and os.path.isfile(place) and os.path.getsize(place) <= _COPIED_BYTES:
+        with suppress(OSError), open(place, "rb") as file:
             return file.read()
     return None
 
 
 def _write(path: str, content: bytes) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)  # noqa: PTH103, PTH120
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644)
     os.write(file, content)
     os.close(file)
@@ -164,8 +168,8 @@ def _write(path: str, content: bytes) -> None:
 
 def _bind(source: str, target: str) -> None:
     old = f"{_OLD}{source}"
-    if os.path.isdir(old):  # noqa: PTH112
-        os.makedirs(target, exist_ok=True)  # noqa: PTH103
+    if os.path.isdir(old):
+        os.makedirs(target, exist_ok=True)
     elif not os.path.lexists(target):
         _write(target, b"")
     kernel.mount(old, target, None, kernel.MS_BIND | kernel.MS_REC)
@@ -173,7 +177,7 @@ def _bind(source: str, target: str) -> None:
 
 def _mount_proc(*, own: bool) -> int:
     """Returns one that stays as it is when all mounts are made read-only: it is in no tree any more."""
-    os.makedirs("/proc", exist_ok=True)  # noqa: PTH103
+    os.makedirs("/proc", exist_ok=True)
     if own:
         kernel.mount("proc", "/proc", "proc", kernel.MS_NOEXEC)
         writable = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

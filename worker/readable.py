@@ -1,9 +1,11 @@
 """What a child may read: a list of places, made once by the fork server when every processor has been imported.
 
 On it are the interpreter and its libraries, the system's, the modules of this platform and of the processors, what lies
-beside those, and what HEADWAY_PROCESSOR_PATHS names. Not on it is the folder that modules happen to be imported from: it is
-often the one with `.env`, keys and the data directory.
+beside those, and what HEADWAY_PROCESSOR_PATHS names. Not on it is the folder that modules happen to be imported from:
+it is often the one with `.env`, keys and the data directory.
 """
+
+# ruff: noqa: PTH
 
 from __future__ import annotations
 
@@ -45,7 +47,7 @@ class Readable:
 def readable_by_children(modules: Iterable[str], paths: Iterable[str], hidden: Iterable[str]) -> Readable:
     """`modules` have processors, `paths` may be read besides; no place of `hidden`, or in it, is among the answer."""
     secrets = [os.path.realpath(path) for path in hidden]
-    named = [path for path in (*_candidates(set(modules)), *paths) if os.path.exists(path)]  # noqa: PTH110
+    named = [path for path in (*_candidates(set(modules)), *paths) if os.path.exists(path)]
     real = {os.path.realpath(path) for path in named} - {"/"}
     found = {part for place in real for part in _without(place, secrets)}
     places = sorted(place for place in found if not any(place != other and _within(place, other) for other in found))
@@ -82,7 +84,7 @@ def _candidates(modules: set[str]) -> Iterator[str]:
     for program in (sys.executable, sys._base_executable):  # type: ignore[attr-defined]
         yield from (program, os.path.realpath(program))
     for entry in filter(None, sys.path):
-        if os.path.isfile(entry):  # noqa: PTH113 - a zip of modules
+        if os.path.isfile(entry):  # a zip of modules
             yield entry
         elif not any(_within(os.path.realpath(entry), os.path.realpath(path)) for path in whole):
             yield from _modules_in(entry)
@@ -99,9 +101,11 @@ def _modules_in(folder: str) -> Iterator[str]:
         return
     for entry in entries:
         path = Path(entry.path)
-        if path.suffix in (".py", ".so", ".pyc", ".pth") or path.name.endswith((".dist-info", ".egg-info")):
-            yield entry.path
-        elif entry.name.isidentifier() and entry.is_dir() and (path / "__init__.py").exists():
+        if (
+            path.suffix in (".py", ".so", ".pyc", ".pth")
+            or path.name.endswith((".dist-info", ".egg-info"))
+            or (entry.name.isidentifier() and entry.is_dir() and (path / "__init__.py").exists())
+        ):
             yield entry.path
 
 
@@ -114,7 +118,7 @@ def _of_module(module: ModuleType, *, beside: bool) -> Iterator[str]:
     yield file
     package = (getattr(module, "__package__", None) or "").partition(".")[0]
     if beside and not package:
-        for entry in os.scandir(os.path.dirname(os.path.abspath(file))):  # noqa: PTH100, PTH120
+        for entry in os.scandir(os.path.dirname(os.path.abspath(file))):
             name = Path(entry.name)
             if not entry.name.startswith(".") and name.suffix.lower() not in _SECRET_SUFFIXES and entry.is_file():
                 yield entry.path
@@ -122,7 +126,7 @@ def _of_module(module: ModuleType, *, beside: bool) -> Iterator[str]:
 
 def _mapped() -> Iterator[str]:
     """Libraries that are loaded, wherever the loader found them: another child loads them again by name."""
-    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:  # noqa: PTH123
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
         for line in maps:
             if (path := line.partition("/")[2].rstrip("\n")) and not path.endswith("(deleted)") and " r-xp " in line:
                 yield f"/{path}"

@@ -17,10 +17,10 @@ def speak_through(descriptor: int) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    # New streams: those that there are may believe that they write to a file, where the worker's log is one. And each line
-    # at once: a child may be killed at any moment.
+    # New streams: those that there are may believe that they write to a file, where the worker's log is one. And each
+    # line at once: a child may be killed at any moment.
     sys.stdout, sys.stderr = (
-        open(number, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: PTH123, SIM115
+        open(number, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
         for number in (1, 2)
     )
     handler = logging.StreamHandler(sys.stderr)

@@ -33,6 +33,7 @@ from shared.errors import ProcessorFailure
 from shared.logging import current_format, get_logger
 from shared.models import ErrorType
 from worker.child_process import ChildProcess, how_it_ended, server_died
+from worker.descendants import end_adopted, is_adopting
 from worker.fork_server_link import ForkServerLink, Used
 from worker.frames import Disturbed, FrameReader
 from worker.printed import Printed
@@ -59,6 +60,9 @@ WATCHERS: Final = 32
 EXIT_SECONDS: Final = 2.0
 #: A process that was killed is gone at once, but for one that the kernel cannot end (a disk that does not answer).
 GONE_SECONDS: Final = 20.0
+
+#: What a fork server that was killed has left to this process is killed, for this long.
+ADOPTED_SECONDS: Final = 10.0
 
 #: Importing every processor takes a second or two on a slow machine.
 START_SECONDS: Final = 60.0
@@ -261,7 +265,7 @@ class _Server:
                     | self._box.environment(),
                 )
             stack.push_async_callback(self._end)
-            listening = asyncio.create_task(self.link.listen(), name="fork server answers")
+            listening = asyncio.create_task(self._listen(), name="fork server answers")
             stack.push_async_callback(cancel, listening)
             await self._until_ready()
             self._stack = stack.pop_all()
@@ -282,6 +286,12 @@ class _Server:
             )
         if self.link.dead:
             raise ProcessorFailure(ErrorType.PROCESSOR_ERROR, f"The fork server {why}.", retryable=True)
+
+    async def _listen(self) -> None:
+        await self.link.listen()
+        if sys.platform == "linux" and is_adopting():
+            await self._process.wait()
+            await end_adopted(ADOPTED_SECONDS)
 
     async def _end(self) -> None:
         self.link.close()

@@ -1,8 +1,9 @@
 """The seccomp program of a child: everything is allowed but what is named here. Put up last, for good.
 
-A list of refusals, not of permissions, because the libraries of processors are anybody's. It is there for what no other wall
-sees: families of sockets, tracing, calls of the kernel with a history of holes, and calls on a path that Landlock does
-not know (chmod and its like). x86_64, without x32 and i386, and aarch64; built by `seccompy`, once, in the fork server.
+A list of refusals, not of permissions, because the libraries of processors are anybody's. It is there for what no other
+wall sees: families of sockets, tracing, calls of the kernel with a history of holes, and calls on a path that Landlock
+does not know (chmod and its like). x86_64, without x32 and i386, and aarch64; built by `seccompy`, once, in the fork
+server.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _TYPE: Final = 0xF
 _IPPROTO_MPTCP: Final = 262
 _INT: Final = 0xFFFF_FFFF
 
-#: Others' memory and descriptors; the kernel's own workings; the machine's. What a child asks of these, it is not told why.
+#: Others' memory and descriptors; the kernel's own workings; the machine's. What a child asks of these, it is not told
+#: why.
 _REFUSED: Final = (
     *("ptrace", "process_vm_readv", "process_vm_writev", "process_madvise", "process_mrelease", "kcmp", "pidfd_getfd"),
     *("bpf", "perf_event_open", "userfaultfd", "keyctl", "add_key", "request_key", "lookup_dcookie"),
@@ -38,8 +40,8 @@ _REFUSED: Final = (
     *("shmget", "shmat", "shmctl", "shmdt", "msgget", "msgsnd", "msgrcv", "msgctl", "semget", "semop", "semtimedop"),
     *("semctl", "mq_open", "mq_unlink"),
 )
-#: Who asks for these has another way for kernels without them. The filter cannot see into the arguments of clone3 and openat2; io_uring goes
-#: past it; what is written to a memfd is in nobody's resident memory.
+#: Who asks for these has another way for kernels without them. The filter cannot see into the arguments of clone3 and
+#: openat2; io_uring goes past it; what is written to a memfd is in nobody's resident memory.
 _NOT_THERE: Final = (
     *("clone3", "openat2", "io_uring_setup", "io_uring_enter", "io_uring_register", "memfd_create", "memfd_secret"),
 )
@@ -47,8 +49,8 @@ _NOT_THERE: Final = (
 _NAMESPACES: Final = (0x0002_0000, 0x0200_0000, 0x0400_0000, 0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000)
 _TERMINAL_INPUT: Final = (0x5412, 0x541C)  #: TIOCSTI, TIOCLINUX: types into a terminal
 
-#: By a path or descriptor of a file that may only be read. Answered as done: copying a file with its times, or unpacking an
-#: archive, is not to fail for it.
+#: By a path or descriptor of a file that may only be read. Answered as done: copying a file with its times, or
+#: unpacking an archive, is not to fail for it.
 _ANSWERED_AS_DONE: Final = (
     *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat", "utime", "utimes"),
     *("futimesat", "utimensat", "setxattr", "lsetxattr", "fsetxattr", "setxattrat", "removexattr", "lremovexattr"),

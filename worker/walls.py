@@ -103,33 +103,34 @@ def why(wall: Wall, error: OSError) -> str:
     said = f"{error.strerror or error}"
     if wall in LANDLOCK:
         if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):
-            return f"the kernel has no Landlock ({said}): Linux 5.13 or newer, with landlock among its security modules (lsm=)"
+            return f"the kernel has no Landlock ({said}): Linux 5.13 or newer, with landlock among its modules (lsm=)"
         return f"Landlock was refused ({said}): a container's seccomp profile may do that; use deploy/seccomp.json"
     if wall is Wall.SECCOMP:
-        return f"no system call filter could be loaded ({said}): the kernel needs CONFIG_SECCOMP_FILTER, on x86_64 or aarch64"
+        return f"no system call filter could be loaded ({said}): CONFIG_SECCOMP_FILTER, on x86_64 or aarch64"
     if error.errno == errno.ENOSPC:
         return f"no more namespaces are allowed ({said}): raise the sysctls user.max_user_namespaces and its like"
     if said.startswith("mount_setattr") and error.errno == errno.ENOSYS:
         return f"the kernel is too old ({said}): Linux 5.12 or newer"
     if said.startswith(("unshare", "setns")):
-        if _is_set("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"):
-            return (
-                f"AppArmor keeps user namespaces from programs without a profile ({said}): give the worker one that allows "
-                "`userns`, or sysctl kernel.apparmor_restrict_unprivileged_userns=0"
-            )
-        if _is_set("/proc/sys/kernel/unprivileged_userns_clone", "0"):
-            return f"users may make no namespaces ({said}): sysctl kernel.unprivileged_userns_clone=1"
+        return f"namespaces are refused ({said}): {_how_to_get_namespaces()}"
+    if said.startswith(("mount", "pivot_root", "umount2")):
         return (
-            f"namespaces are refused ({said}): in a container give it the seccomp profile deploy/seccomp.json; elsewhere allow "
-            "user namespaces"
-        )
-    if said.startswith(("mount", "pivot_root", "umount2", "mount_setattr")):
-        return (
-            f"mounts are refused ({said} {error.filename or ''}): in a container its AppArmor profile or SELinux may do that "
-            "(apparmor=unconfined, or a profile that allows mount); for a /proc of its own the container's must be whole "
-            "(Docker: systempaths=unconfined; Kubernetes: procMount: Unmasked)"
+            f"mounts are refused ({said} {error.filename or ''}): a container's AppArmor profile or SELinux may do that "
+            "(apparmor=unconfined, or a profile that allows mount); and for a /proc of its own the container's must be "
+            "whole (Docker: systempaths=unconfined; Kubernetes: procMount: Unmasked)"
         )
     return said
+
+
+def _how_to_get_namespaces() -> str:
+    if _is_set("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"):
+        return (
+            "AppArmor keeps them from programs without a profile; give the worker one that allows `userns`, or "
+            "sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+        )
+    if _is_set("/proc/sys/kernel/unprivileged_userns_clone", "0"):
+        return "sysctl kernel.unprivileged_userns_clone=1"
+    return "a container needs the seccomp profile deploy/seccomp.json; elsewhere allow user namespaces"
 
 
 def _is_set(sysctl: str, value: str) -> bool:

@@ -1,7 +1,11 @@
-"""Processors that a stranger's file has taken over. Each tries one kind of harm and says, attempt by attempt, what came of it.
+"""Processors that a stranger's file has taken over. Each tries one kind of harm and says, attempt by attempt, what came
+of it.
 
-An answer is `done` or the name of the error. Nothing here is asserted: the tests look from outside at what was harmed too.
+An answer is `done` or the name of the error. Nothing here is asserted: the tests look from outside at what was harmed
+too.
 """
+
+# ruff: noqa: PTH
 
 from __future__ import annotations
 
@@ -161,7 +165,7 @@ def meddles(job: Job) -> dict[str, Any]:
         "trace": tried(lambda: answered(libc.ptrace(16, pid, None, None))),
         "memory": tried(lambda: Path(f"/proc/{pid}/mem").open("rb")),
         "its command line": tried(lambda: Path(f"/proc/{pid}/cmdline").read_bytes()),
-        "shared segment": tried(lambda: answered(libc.shmctl(job.options.segment, 2, ctypes.create_string_buffer(256)))),
+        "shared segment": tried(lambda: answered(libc.shmctl(job.options.segment, 2, ctypes.create_string_buffer(99)))),
         "new segment": tried(lambda: answered(libc.shmget(0, 4096, 0o600))),
         "new queue": tried(lambda: answered(libc.msgget(0, 0o600))),
         "unshare": tried(lambda: answered(libc.unshare(0x10000000))),

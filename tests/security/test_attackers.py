@@ -1,7 +1,10 @@
 """What a processor that was taken over is left with, at each level of walls, as root and as another user.
 
-`everything` is what this machine has; `no namespaces` is a container with Docker's or Kubernetes' default seccomp profile.
+`everything` is what this machine has; `no namespaces` is a container with Docker's or Kubernetes' default seccomp
+profile.
 """
+
+# ruff: noqa: PTH
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ def victims(tmp_path: Path) -> Iterator[dict[str, Any]]:
     folder = tmp_path / "others"
     folder.mkdir()
     (folder / "precious").write_text("precious")
-    short = Path(f"/tmp/victim-{os.getpid()}")  # noqa: S108 - a socket's path is short
+    short = Path(f"/tmp/victim-{os.getpid()}")
     libc = ctypes.CDLL(None)
     segment = libc.shmget(0, 4096, 0o600)
     with ExitStack() as stack:
@@ -169,13 +172,13 @@ async def test_memory_that_is_nobodys_is_bounded_too(sandbox: Sandbox, tmp_path:
     found = await attack(sandbox, "hoards", tmp_path / "scratch", {})
     assert found["files"] <= MEMORY_BYTES
     assert found["memfd"] != "done"
-    assert not Path("/dev/shm/hoard").exists()  # noqa: S108
+    assert not Path("/dev/shm/hoard").exists()
 
 
 async def test_a_file_is_no_larger_than_the_disk_limit(sandbox: Sandbox, tmp_path: Path) -> None:
     folder = tmp_path / "scratch"
     folder.mkdir()
-    spec = {
+    spec: dict[str, Any] = {
         "processor": "writes-much", "options": {}, "input_path": None, "output_folder": str(folder), "filename": None,
         "content_type": None, "size_bytes": 0, "memory_bytes": MEMORY_BYTES, "attempt": 1, "restored": None,
         "disk_bytes": 1024 * 1024,
@@ -232,11 +235,11 @@ async def test_a_fork_server_that_is_killed_takes_its_children_along(box: Box, t
     folder = tmp_path / "scratch"
     folder.mkdir()
     async with Sandbox([MODULE], box=box) as sandbox:
-        spec = {
+        spec: dict[str, Any] = {
             "processor": "hangs", "options": {}, "input_path": None, "output_folder": str(folder), "filename": None,
             "content_type": None, "size_bytes": 0, "memory_bytes": MEMORY_BYTES, "attempt": 1, "restored": None,
         }  # fmt: skip
-        with pytest.raises(ProcessorFailure, match="fork server"):
+        with pytest.raises(ProcessorFailure, match="fork server"):  # noqa: PT012
             async with sandbox.attempt(spec) as child:
                 server = int(Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[1])
                 async for message in child.messages():
@@ -247,4 +250,3 @@ async def test_a_fork_server_that_is_killed_takes_its_children_along(box: Box, t
             wait_for("its descendants are gone", lambda: not ours(folder))
         for pid in ours(folder):  # without a PID namespace nothing is left that could find them
             os.kill(pid, signal.SIGKILL)
-
