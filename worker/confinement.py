@@ -6,8 +6,6 @@ or that cannot be put up, is missing, with the reason; the others are then tried
 still be able to do. Called once, by the fork server (worker/forkserver.py), before it is ready. Linux alone.
 """
 
-# ruff: noqa: PTH
-
 from __future__ import annotations
 
 import ctypes

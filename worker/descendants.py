@@ -4,7 +4,8 @@ A process whose parent ends becomes a child of the nearest ancestor that asked f
 is beneath such an ancestor stays beneath it. Linux alone.
 """
 
-# ruff: noqa: PTH
+# Paths here are names in other roots, in /proc and in /dev, as the calls of the system want them.
+# ruff: noqa: PTH208
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ progress pipe, the pipe for what is printed, and a file with the spec (worker/sa
 attempt is alive: status as of waitpid, and how many processes its child had left behind.
 """
 
-# ruff: noqa: PTH
+# Paths here are names in other roots, in /proc and in /dev, as the calls of the system want them.
+# ruff: noqa: PTH123
 
 from __future__ import annotations
 
@@ -172,7 +173,7 @@ class ForkServer:
 
             try:
                 if processor is None:
-                    raise LookupError(f"there is no processor {spec['processor']!r} here")
+                    raise LookupError(f"there is no processor {spec['processor']!r} here")  # noqa: TRY301
                 if sys.platform == "linux":
                     needs = Needs.of(spec, processor)
                     keeper.keep(self._plan if confined else None, needs, work, report=report, forget=forget)

@@ -9,7 +9,8 @@ says.
 The box is whole or the processor does not run: a wall that was found to stand and cannot be put up ends the attempt.
 """
 
-# ruff: noqa: PTH
+# Paths here are names in other roots, in /proc and in /dev, as the calls of the system want them.
+# ruff: noqa: PTH208
 
 from __future__ import annotations
 

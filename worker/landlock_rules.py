@@ -3,7 +3,8 @@ kernel's Landlock knows is refused: TCP and UDP (from Linux 6.7 and later), sign
 (6.12), named sockets, ioctl of devices (6.10). `landlockpy` has the calls and raises where one fails.
 """
 
-# ruff: noqa: PTH
+# Paths here are names in other roots, in /proc and in /dev, as the calls of the system want them.
+# ruff: noqa: PTH112
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ root; and the child itself has one more user namespace, so that it holds no righ
 user_namespaces(7), mount_namespaces(7).
 """
 
-# ruff: noqa: PTH
+# Paths here are names in other roots, in /proc and in /dev, as the calls of the system want them.
+# ruff: noqa: PTH102, PTH103, PTH106, PTH110, PTH112, PTH113, PTH114, PTH120, PTH123, PTH202, PTH211
 
 from __future__ import annotations
 

@@ -5,7 +5,8 @@ beside those, and what HEADWAY_PROCESSOR_PATHS names. Not on it is the folder th
 it is often the one with `.env`, keys and the data directory.
 """
 
-# ruff: noqa: PTH
+# Paths here are names in other roots, in /proc and in /dev, as the calls of the system want them.
+# ruff: noqa: PTH100, PTH110, PTH113, PTH120, PTH123
 
 from __future__ import annotations
 
