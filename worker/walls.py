@@ -115,7 +115,7 @@ def why(wall: Wall, error: OSError) -> str:
         return f"namespaces are refused ({said}): {_how_to_get_namespaces()}"
     if said.startswith(("mount", "pivot_root", "umount2")):
         return (
-            f"mounts are refused ({said} {error.filename or ''}): a container's AppArmor profile or SELinux may do that "
+            f"mounts are refused ({said} {error.filename or ''}): a container's AppArmor profile or SELinux may do so "
             "(apparmor=unconfined, or a profile that allows mount); and for a /proc of its own the container's must be "
             "whole (Docker: systempaths=unconfined; Kubernetes: procMount: Unmasked)"
         )

@@ -103,7 +103,7 @@ def with_an_archive(_: Job) -> Any:
         archive.writestr("deep/er/file", "x")
     with zipfile.ZipFile("a.zip") as archive:
         archive.extractall("out")
-    os.chmod("out/deep", 0o700)
+    Path("out/deep").chmod(0o700)
     os.utime("out/deep", (1, 1))
     return Path("out/deep/er/file").read_text()
 

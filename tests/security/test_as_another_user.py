@@ -1,7 +1,7 @@
 """The same attackers and the same honest work, run by a user without any right, where this test itself is root.
 
-The user must reach Python and the checkout. Where they lie in a folder that is root's alone, a mount namespace of the test's
-own shows that folder with nothing in it but them.
+The user must reach Python and the checkout. Where they lie in a folder that is root's alone, a mount namespace of the
+test's own shows that folder with nothing in it but them.
 """
 
 from __future__ import annotations
