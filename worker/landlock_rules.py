@@ -47,10 +47,11 @@ def restrict(
     own_root: bool,
     own_proc: bool,
     devices: Sequence[str] = (),
+    listed: Iterable[str] = (),
 ) -> None:
-    """Of this process and all it starts, for good. `reading` and `writing` are the walls wanted; `own_root`,
-    `own_proc`: /dev/shm and /proc are the child's own. Raises OSError; then nothing may run here that was to be
-    confined."""
+    """Of this process and all it starts, for good. `listed`: of these the names alone. `reading` and `writing` are the
+    walls wanted; `own_root`, `own_proc`: /dev/shm and /proc are the child's own. Raises OSError; then nothing may run
+    here that was to be confined."""
     handled = AccessFS(~0)
     if not reading:
         handled &= ~_READ
@@ -65,6 +66,8 @@ def restrict(
     with rules:
         for path in readable:
             _allow(rules, path, _READ)
+        for path in listed:
+            _allow(rules, path, AccessFS.READ_DIR)
         for path in writable:
             _allow(rules, path, _EVERYTHING)
         for path in (*_DEVICES, *devices):

@@ -31,8 +31,14 @@ _ETC: Final = (
     *("ssl/certs", "ssl/openssl.cnf", "pki/tls/certs", "pki/ca-trust", "ca-certificates", "fonts", "OpenCL"),
     *("ImageMagick-6", "ImageMagick-7", "papersize", "mailcap", "python3", "inputrc", "bash.bashrc"),
 )
-#: How many processors and how much memory there is.
-_MACHINE: Final = ("/sys/devices/system/cpu", "/sys/devices/system/node", "/sys/kernel/mm/transparent_hugepage")
+#: How many processors and how much memory there is, and what the container may have of them: who is shown that these
+#: files are there (which Landlock does not hide) and may not open them takes it badly; duckdb aborts.
+_MACHINE: Final = (
+    "/sys/devices/system/cpu",
+    "/sys/devices/system/node",
+    "/sys/kernel/mm/transparent_hugepage",
+    "/sys/fs/cgroup",
+)
 #: Beside a module that is a file, so that data lies there too.
 _SECRET_SUFFIXES: Final = frozenset({".env", ".pem", ".key", ".p12", ".pfx", ".jks", ".kdbx", ".acl"})
 
@@ -43,6 +49,8 @@ class Readable:
 
     places: list[str]
     links: dict[str, str]
+    #: Folders that modules are imported from: a new interpreter looks for names there, and only for names.
+    listed: list[str]
 
 
 def readable_by_children(modules: Iterable[str], paths: Iterable[str], hidden: Iterable[str]) -> Readable:
@@ -55,7 +63,9 @@ def readable_by_children(modules: Iterable[str], paths: Iterable[str], hidden: I
     links = {
         path: os.path.realpath(path) for path in sorted(map(os.path.abspath, named)) if path != os.path.realpath(path)
     }
-    return Readable(places, links)
+    sources = {os.path.realpath(path) for path in sys.path if os.path.isdir(path)}
+    listed = [path for path in sorted(sources) if not any(_within(secret, path) for secret in secrets)]
+    return Readable(places, links, listed)
 
 
 def _without(place: str, secrets: list[str]) -> Iterator[str]:

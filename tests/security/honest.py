@@ -18,7 +18,7 @@ from typing import Any
 
 import duckdb
 from PIL import Image
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from shared.processors import Job, Options, processor
 
@@ -58,8 +58,10 @@ def with_manager(_: Job) -> Any:
 
 def with_shared_memory(_: Job) -> Any:
     made = shared_memory.SharedMemory(create=True, size=4096)
+    assert made.buf is not None
     made.buf[:2] = b"ok"
     again = shared_memory.SharedMemory(made.name)
+    assert again.buf is not None
     found = bytes(again.buf[:2]).decode()
     again.close()
     made.close()
