@@ -23,6 +23,7 @@ import contextlib
 import gc
 import importlib
 import json
+import multiprocessing
 import os
 import selectors
 import signal
@@ -264,6 +265,8 @@ def main(descriptor: int, log_format: Format, modules: list[str]) -> None:
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)  # nothing that is started here may do more than this process
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         plan, standing = confinement.find(box, {processor.origin for processor in registry.processors.values()})
+    if plan is not None and not plan.named_sockets:
+        multiprocessing.set_start_method("fork")  # from Python 3.14 the default is a server on a named socket
     gc.collect()
     gc.freeze()  # the pages of what was imported stay shared with the children
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):

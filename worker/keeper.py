@@ -55,23 +55,23 @@ class Plan:
     #: Its /proc shows its own processes alone.
     own_proc: bool
     root: namespaces.Root
+    #: A child may have sockets with a name: those of others are out of its reach.
+    named_sockets: bool
     #: The seccomp program, for who has no network and for who has.
     programs: dict[bool, bytes] = field(default_factory=dict)
 
     @classmethod
     def of(cls, walls: AbstractSet[Wall], readable: Readable, *, own_proc: bool = True) -> Plan:
         """Raises OSError where there is no seccomp program for this machine."""
+        named = Wall.MOUNT in walls or (Wall.LANDLOCK_WRITE in walls and landlock_rules.sees_named_sockets())
         programs = {}
         if Wall.SECCOMP in walls:
-            # Who has the network shares the machine's, and its abstract sockets: there the scope of Landlock is the
-            # wall.
-            named = Wall.MOUNT in walls or (Wall.LANDLOCK_WRITE in walls and landlock_rules.sees_named_sockets())
             for network in (False, True):
                 programs[network] = syscall_filter.child_program(
                     network=network, own_files=Wall.MOUNT in walls, own_processes=Wall.PID in walls, unix_sockets=named
                 )
         own_proc = own_proc and {Wall.MOUNT, Wall.PID} <= walls
-        return cls(frozenset(walls), readable, own_proc, namespaces.Root(readable), programs)
+        return cls(frozenset(walls), readable, own_proc, namespaces.Root(readable), named, programs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +197,7 @@ def enter(plan: Plan, needs: Needs, temporary: Path, proc: int) -> None:
             own_root=own_root,
             own_proc=plan.own_proc,
             devices=needs.devices(),
+            listed=() if own_root else plan.readable.listed,
         )
     if plan.programs:
         kernel.load_filter(plan.programs[needs.network])
