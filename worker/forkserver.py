@@ -14,7 +14,6 @@ attempt is alive: status as of waitpid, and how many processes its child had lef
 """
 
 # Paths here are names in other roots, in /proc and in /dev, as the calls of the system want them.
-# ruff: noqa: PTH123
 
 from __future__ import annotations
 
@@ -143,7 +142,8 @@ class ForkServer:
         pipe, printed, spec_file, report = descriptors
         try:
             os.setsid()
-            _die_with_server(parent)
+            if sys.platform == "linux":
+                keeper.die_with(parent)
             signal.set_wakeup_fd(-1)
             for sig in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
                 signal.signal(sig, signal.SIG_DFL)
@@ -217,16 +217,6 @@ class ForkServer:
 
     def _answer(self, message: dict[str, Any]) -> None:
         self._control.sendall(json.dumps(message).encode() + b"\n")
-
-
-def _die_with_server(server: int) -> None:
-    if sys.platform != "linux":
-        return
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-    with open("/proc/self/stat", encoding="utf-8", errors="replace") as stat:
-        # Not getppid: in a PID namespace of its own this process has no parent. This /proc is still the server's.
-        if int(stat.read().rpartition(")")[2].split()[1]) != server:
-            os._exit(0)  # it ended before we asked
 
 
 def _reported(report: int, status: int) -> dict[str, int]:

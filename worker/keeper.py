@@ -109,6 +109,8 @@ def keep(
 
     Raises OSError in place of `work` where a wall cannot be put up, in this process or in the child. `report` is a pipe
     for REPORT; `forget` closes what is the child's alone."""
+    if plan is not None and Wall.PID in plan.walls and os.getpid() != 1:
+        _go_on_as_process_1(forget)
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     proc = -1
     if plan is not None:
@@ -143,6 +145,28 @@ def keep(
     with contextlib.suppress(OSError):
         os.write(report, REPORT.pack(status, left))
     os._exit(0)
+
+
+def _go_on_as_process_1(forget: Callable[[], None]) -> None:
+    """Where the fork server could not see to it: the caller goes on in a child that is process 1 of a new PID namespace. The
+    process that called is the one that the worker knows; it waits, and neither outlives the other."""
+    outer = os.getpid()
+    kernel.unshare(kernel.CLONE_NEWPID)
+    inner = os.fork()
+    if inner == 0:
+        die_with(outer)
+        return
+    forget()
+    os.waitpid(inner, 0)
+    os._exit(0)
+
+
+def die_with(parent: int) -> None:
+    """SIGKILL to this process when its parent ends."""
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Not getppid: in a PID namespace of its own this process has no parent. This /proc is still the parent's.
+    if int(Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()[1]) != parent:
+        os._exit(0)  # it ended before we asked
 
 
 def _surround(plan: Plan, needs: Needs, temporary: Path) -> int:

@@ -45,8 +45,12 @@ _COPIED_BYTES: Final = 512 * 1024
 def be_administrator_of_own() -> None:
     """A user namespace in which this process may make the others; outside it has the rights it had."""
     uid, gid = os.getuid(), os.getgid()
-    kernel.unshare(kernel.CLONE_NEWUSER)
-    map_user(uid, gid, None)
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # else what is to be written in /proc is root's
+    try:
+        kernel.unshare(kernel.CLONE_NEWUSER)
+        map_user(uid, gid, None)
+    finally:
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
 
 
 def map_user(uid: int, gid: int, proc: int | None) -> None:
@@ -62,20 +66,29 @@ def map_user(uid: int, gid: int, proc: int | None) -> None:
 
 
 class PidNamespaces:
-    """Gives each next child of this process a PID namespace of its own, with that child as process 1."""
+    """Gives each next child of this process a PID namespace of its own, with that child as process 1, which saves the child a
+    fork. Only root may: going back to one's own namespace takes a right in it. For others it does nothing."""
 
     def __init__(self) -> None:
         self._own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.next_child_here()
+        except PermissionError:
+            self.close()
 
     def next_child_in_its_own(self) -> None:
-        self.next_child_here()  # the kernel gives no second one to who stands outside already
-        kernel.unshare(kernel.CLONE_NEWPID)
+        if self._own >= 0:
+            self.next_child_here()  # the kernel gives no second one to who stands outside already
+            kernel.unshare(kernel.CLONE_NEWPID)
 
     def next_child_here(self) -> None:
-        kernel.setns(self._own, kernel.CLONE_NEWPID)
+        if self._own >= 0:
+            kernel.setns(self._own, kernel.CLONE_NEWPID)
 
     def close(self) -> None:
-        os.close(self._own)
+        if self._own >= 0:
+            os.close(self._own)
+            self._own = -1
 
 
 def leave(walls: Iterable[Wall]) -> None:

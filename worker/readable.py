@@ -6,7 +6,7 @@ it is often the one with `.env`, keys and the data directory.
 """
 
 # Paths here are names in other roots, in /proc and in /dev, as the calls of the system want them.
-# ruff: noqa: PTH100, PTH110, PTH113, PTH120, PTH123
+# ruff: noqa: PTH112, PTH100, PTH110, PTH113, PTH120, PTH123
 
 from __future__ import annotations
 
