@@ -25,11 +25,9 @@ from shared.feed import text_of
 from shared.models import ErrorType
 from shared.processors import Processor
 from shared.storage import full_disk_is_said
-from shared.trees import remove_tree
 from worker.frames import FAILURE_CHARACTERS, SUMMARY_BYTES
 from worker.plain import Plain, words_of
 from worker.reporter import Reporter
-from worker.walls import temporary_folder
 
 #: Of a traceback: the frames nearest to where it was raised, and of the errors that it came from.
 TRACEBACK_FRAMES = 30
@@ -55,11 +53,7 @@ def run_attempt(spec: dict[str, Any], processor: Processor, pipe: int) -> None:
     limit_resources(spec["memory_bytes"])
     try:
         try:
-            try:
-                last = _run(spec, processor, send)
-            finally:  # before the last word: after it the folder is the worker's
-                remove_tree(temporary_folder(Path(spec["output_folder"])))
-            send(last)
+            send(_run(spec, processor, send))
         except MemoryError:
             os.write(pipe, _OUT_OF_MEMORY)
         except BaseException as error:

@@ -148,8 +148,8 @@ def keep(
 
 
 def _go_on_as_process_1(forget: Callable[[], None]) -> None:
-    """Where the fork server could not see to it: the caller goes on in a child that is process 1 of a new PID namespace. The
-    process that called is the one that the worker knows; it waits, and neither outlives the other."""
+    """Where the fork server could not see to it: the caller goes on in a child that is process 1 of a new PID
+    namespace. The process that called is the one that the worker knows; it waits, and neither outlives the other."""
     outer = os.getpid()
     kernel.unshare(kernel.CLONE_NEWPID)
     inner = os.fork()

@@ -66,8 +66,8 @@ def map_user(uid: int, gid: int, proc: int | None) -> None:
 
 
 class PidNamespaces:
-    """Gives each next child of this process a PID namespace of its own, with that child as process 1, which saves the child a
-    fork. Only root may: going back to one's own namespace takes a right in it. For others it does nothing."""
+    """Gives each next child of this process a PID namespace of its own, with that child as process 1, which saves the
+    child a fork. Only root may: going back to one's own namespace takes a right in it. For others it does nothing."""
 
     def __init__(self) -> None:
         self._own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
