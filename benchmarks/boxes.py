@@ -2,8 +2,8 @@
 
     python -m benchmarks.boxes [--rounds 40]
 
-The processor does nothing to speak of (`checksum` of five bytes). The levels take turns, so that what else the machine does
-falls on all of them alike; `off` is a child without any wall.
+The processor does nothing to speak of (`checksum` of five bytes). The levels take turns, so that what else the machine
+does falls on all of them alike; `off` is a child without any wall.
 """
 
 from __future__ import annotations

@@ -242,13 +242,17 @@ def _use_for_temporary_files(output_folder: Path) -> Path:
 
 
 def _remove_temporary_files(folder: int, *, mounted: bool) -> None:
-    """Nobody writes there any more."""
+    """Nobody writes there any more. Mostly it is empty, and its going costs a call."""
+    name = temporary_folder(Path())
+    with contextlib.suppress(OSError):
+        os.rmdir(name, dir_fd=folder)
+        return
     with contextlib.suppress(OSError):
         if mounted:  # what hangs in them hangs in the folder that is to be removed
             for path in ("/var/tmp", "/tmp"):  # noqa: S108
                 kernel.unmount(path)
     with contextlib.suppress(OSError):
-        remove_tree(temporary_folder(Path()), at=folder)
+        remove_tree(name, at=folder)
 
 
 def _wait_for(child: int) -> int:
