@@ -11,8 +11,8 @@ too.
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
+import re
 import resource
 import shutil
 import signal
@@ -290,20 +290,22 @@ def leaves_bits(job: Job) -> dict[str, Any]:
 @processor("remembers", needs_file=False, options=Target)
 def remembers(job: Job) -> dict[str, Any]:
     """Line 7: what its own memory, a copy of the fork server's, holds of tasks before."""
-    needle = job.options.name[::-1].encode()
+    # The name comes reversed, and the pattern is made of its letters one by one: it is nowhere in here but where it was
+    # left.
+    pattern = re.compile(b"".join(b"[" + letter.encode() + b"]" for letter in reversed(job.options.name)))
     found = 0
-    with open("/proc/self/maps") as maps, open("/proc/self/mem", "rb", buffering=0) as memory:
-        for line in maps:
-            span, rights, *_ = line.split()
-            if "r" not in rights or "[v" in line:
-                continue
-            start, end = (int(part, 16) for part in span.split("-"))
-            try:
-                memory.seek(start)
-                found += memory.read(end - start).count(needle)
-            except (OSError, ValueError, OverflowError):
-                continue
-    return {"found": found, "anonymous": mmap.mmap(-1, 4096).size(), "tools": shutil.which("true") is not None}
+    spans = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    memory = os.open("/proc/self/mem", os.O_RDONLY)
+    for span, rights, *rest in spans:
+        if "r" not in rights or (rest and rest[-1].startswith("[v")):
+            continue
+        start, end = (int(part, 16) for part in span.split("-"))
+        try:
+            found += pattern.search(os.pread(memory, end - start, start)) is not None
+        except OSError:  # a page that nobody may read
+            continue
+    os.close(memory)
+    return {"found": found, "tools": shutil.which("true") is not None}
 
 
 @processor("free", needs_file=False, options=Target, confined=False)
