@@ -20,6 +20,7 @@ from uvicorn.supervisors import Multiprocess
 from api.app import create_app
 from api.protocol import StreamProtocol
 from shared.errors import SettingsError
+from shared.hidden import hide_from_children
 from shared.logging import configure, get_logger
 from shared.metrics import sharing_metrics
 from shared.settings import Settings
@@ -88,6 +89,7 @@ def app_of_a_worker() -> FastAPI:
 
 def run(settings: Settings, *, host: str = "127.0.0.1", port: int = 8000, workers: int = 1) -> int:
     """Serves until a signal. Returns the exit code. Raises SettingsError before anything has started."""
+    hide_from_children()
     check_exposure(settings, host)
     open_storage(settings).prepare()
     is_wanted()  # raises here, not in each of the processes

@@ -111,6 +111,13 @@ def _modules(values: list[str]) -> list[str]:
     return values
 
 
+def _absolute(values: list[Path]) -> list[Path]:
+    for value in values:
+        if not value.is_absolute():
+            raise ValueError(f"{str(value)!r} is not an absolute path")
+    return values
+
+
 def _owners(value: dict[OwnerId, SecretStr]) -> dict[OwnerId, SecretStr]:
     for owner, key in value.items():
         if not re.fullmatch(r"[A-Za-z0-9_.@-]{1,64}", owner):
@@ -166,6 +173,10 @@ class Settings(BaseSettings):
     processors: Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(_modules)] = Field(
         default_factory=list, examples=["mypackage.processors"]
     )
+    processor_paths: Annotated[list[Path], NoDecode, BeforeValidator(_split), AfterValidator(_absolute)] = Field(
+        default_factory=list, examples=["/srv/models"]
+    )
+    confinement: Literal["required", "best", "off"] = Field(default="best", examples=["required"])
     log_format: Literal["console", "json"] | None = Field(default=None, examples=["json"])
 
 

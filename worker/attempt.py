@@ -8,6 +8,7 @@ own, or the one it went on from itself.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -117,6 +118,7 @@ class Attempt:
             "disk_bytes": int(self._place.settings.task_disk_bytes),
             "attempt": self._claim.attempt,
             "restored": self.checkpoint.state if self.checkpoint else None,
+            "env": {name: os.environ[name] for name in processor.env if name in os.environ},
         }
 
     async def _watch(self, spec: dict[str, Any]) -> dict[str, Any]:

@@ -26,10 +26,10 @@ from shared.models import ErrorType
 from shared.processors import Processor
 from shared.storage import full_disk_is_said
 from shared.trees import remove_tree
-from worker.confinement import temporary_folder
 from worker.frames import FAILURE_CHARACTERS, SUMMARY_BYTES
 from worker.plain import Plain, words_of
 from worker.reporter import Reporter
+from worker.walls import temporary_folder
 
 #: Of a traceback: the frames nearest to where it was raised, and of the errors that it came from.
 TRACEBACK_FRAMES = 30
@@ -57,7 +57,7 @@ def run_attempt(spec: dict[str, Any], processor: Processor, pipe: int) -> None:
         try:
             try:
                 last = _run(spec, processor, send)
-            finally:  # before the last word: after it the folder is the worker's
+            finally:  # before the last word, after which there is little time; the keeper sees to what is left
                 remove_tree(temporary_folder(Path(spec["output_folder"])))
             send(last)
         except MemoryError:

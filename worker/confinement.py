@@ -1,142 +1,260 @@
-"""What a child may not do, by the kernel: reach a network, write outside its output folder, gain rights, signal others.
+"""Which walls stand around this machine's children: each is put up alone around a probe, which then tries what it is to
+refuse.
 
-A processor's library meets files of strangers; if one of them takes it over, this is what it is left with. Each wall is
-put up where the kernel has it, without any right of ours (Linux: no_new_privs, a network namespace of its own, Landlock
-from 5.13); where it has not, the others stand. `headway worker` logs which do. A processor declared with
-`confined=False` gets none of them but no_new_privs.
-
-Sources: prctl(2), capset(2), network_namespaces(7), user_namespaces(7), landlock(7).
+Nothing is believed: not the version of the kernel, not that a call came back well. A wall of which one trial is done,
+or that cannot be put up, is missing, with the reason; the others are then tried together, with what a processor must
+still be able to do. Called once, by the fork server (worker/forkserver.py), before it is ready. Linux alone.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
+import json
 import os
-import sys
+import select
+import shutil
+import signal
+import socket
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-_PR_SET_DUMPABLE: Final = 4
-_PR_SET_NO_NEW_PRIVS: Final = 38
-_CLONE_NEWUSER: Final = 0x10000000
-_CLONE_NEWNET: Final = 0x40000000
-_CAPABILITY_VERSION_3: Final = 0x20080522
+from worker import keeper, kernel, namespaces
+from worker.keeper import Needs, Plan
+from worker.readable import Readable, readable_by_children
+from worker.walls import NAMESPACES, Box, Standing, Wall, why
 
-_LANDLOCK_CREATE: Final = 444
-_LANDLOCK_ADD_RULE: Final = 445
-_LANDLOCK_RESTRICT_SELF: Final = 446
-_LANDLOCK_VERSION: Final = 1
-_LANDLOCK_PATH_BENEATH: Final = 1
+#: A probe takes milliseconds. One that hangs is a wall that does not stand.
+_PROBE_SECONDS: Final = 20.0
+_SHM_BYTES: Final = 64 * 1024 * 1024
+_SWITCHED_OFF: Final = "it was left out by HEADWAY_CONFINEMENT_WITHOUT"
 
-_WRITE_FILE: Final = 1 << 1
-#: WRITE_FILE, REMOVE_DIR, REMOVE_FILE and every MAKE_…
-_WRITING: Final = _WRITE_FILE | 0b1_1111_1111_0000
-_REFER: Final = 1 << 13  #: from version 2
-_TRUNCATE: Final = 1 << 14  #: from version 3
-_TCP_BIND_AND_CONNECT: Final = 0b11  #: from version 4
-_SIGNAL_AND_ABSTRACT_SOCKETS: Final = 0b11  #: from version 6
-
-
-class _Ruleset(ctypes.Structure):
-    _fields_ = (("fs", ctypes.c_uint64), ("net", ctypes.c_uint64), ("scoped", ctypes.c_uint64))
+#: What each wall is to refuse.
+_REFUSES: Final = {
+    Wall.MOUNT: ("read", "write"),
+    Wall.PID: ("signal",),
+    Wall.IPC: ("shared memory",),
+    Wall.NETWORK: ("connect", "abstract socket"),
+    Wall.LANDLOCK_READ: ("read",),
+    Wall.LANDLOCK_WRITE: ("write",),
+    Wall.SECCOMP: ("socket", "trace", "namespace"),
+}
+_MUST_WORK: Final = ("own input", "own output", "null device", "temporary file", "start a process")
 
 
-class _PathBeneath(ctypes.Structure):
-    _pack_ = 1
-    _fields_ = (("allowed", ctypes.c_uint64), ("parent", ctypes.c_int32))
+def find(box: Box, modules: Iterable[str]) -> tuple[Plan | None, Standing]:
+    """The plan for confined processors, None where nothing is to be put around them; and what is told of it."""
+    if box.mode == "off":
+        return None, Standing(frozenset(), {"all": "HEADWAY_CONFINEMENT is off"})
+    readable = readable_by_children(modules, box.paths, box.hidden)
+    missing: dict[str, str] = dict.fromkeys(sorted(box.without), _SWITCHED_OFF)
+    wanted = set(Wall) - box.without
+    if wanted & NAMESPACES and not kernel.has_administration():
+        try:
+            namespaces.be_administrator_of_own()
+        except OSError as error:
+            missing |= {str(wall): why(wall, error) for wall in wanted & NAMESPACES}
+            wanted -= NAMESPACES
+    with _targets() as targets:
+        standing = set()
+        for wall in Wall:
+            if wall in wanted:
+                if (reason := _try(Plan.of, {wall}, readable, targets, wall)) is None:
+                    standing.add(wall)
+                else:
+                    missing[wall] = reason
+        return _together(standing, readable, targets, missing)
 
 
-class _CapabilityHeader(ctypes.Structure):
-    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+def _together(
+    standing: set[Wall], readable: Readable, targets: _Targets, missing: dict[str, str]
+) -> tuple[Plan | None, Standing]:
+    first = ""
+    for own_proc in (True, False):
+        plan = Plan.of(standing, readable, own_proc=own_proc)
+        found = _probe(plan, targets)
+        reason = _judge(found, [name for wall in standing for name in _REFUSES[wall]], _MUST_WORK, Wall.MOUNT)
+        if reason is None:
+            if not own_proc and {Wall.MOUNT, Wall.PID} <= standing and Wall.LANDLOCK_READ not in standing:
+                missing["proc"] = first
+            return plan if standing else None, Standing(frozenset(standing), missing)
+        if own_proc:
+            first = reason
+    # Each holds alone and they do not hold together: none of the namespaces then, which are what can be in each other's
+    # way.
+    if standing & NAMESPACES:
+        missing |= {str(wall): f"it does not go with the others: {reason}" for wall in standing & NAMESPACES}
+        return _together(standing - NAMESPACES, readable, targets, missing)
+    missing |= {str(wall): f"it keeps a processor from its work: {reason}" for wall in standing}
+    return None, Standing(frozenset(), missing)
 
 
-def hide_from_children() -> None:
-    """What this process knows, its environment above all, is not for another of the same user to read in /proc."""
-    if sys.platform == "linux":
-        _libc().prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-
-
-def leave_the_network() -> bool:
-    """A network namespace with nothing in it, not even a loopback that is up, for this process and its children."""
-    if sys.platform != "linux":
-        return False
-    libc = _libc()
-    if libc.unshare(_CLONE_NEWNET) == 0:
-        return True
-    uid, gid = os.getuid(), os.getgid()
-    if libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
-        return False
+def _try(
+    plan_of: Callable[..., Plan], walls: AbstractSet[Wall], readable: Readable, targets: _Targets, wall: Wall
+) -> str | None:
     try:
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
-        Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
-    except OSError:
-        pass  # without a name for us in there; files know us all the same
-    return True
+        plan = plan_of(walls, readable)
+    except OSError as error:
+        return why(wall, error)
+    except ValueError as error:
+        return str(error)
+    return _judge(_probe(plan, targets), _REFUSES[wall], (), wall)
 
 
-def gain_no_rights() -> None:
-    """Nothing this process starts, a program with a set-user-id bit included, may do more than it may itself."""
-    if sys.platform == "linux":
-        _libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+def _judge(found: dict[str, Any], refused: Iterable[str], works: Iterable[str], wall: Wall) -> str | None:
+    """None, or why the wall does not stand."""
+    if (failed := found.get("failed")) is not None:
+        return why(wall, OSError(*failed))
+    for name in refused:
+        if found.get(name) != "refused":
+            return f"it was put up and did not hold: {name} was {found.get(name, 'not tried')}"
+    for name in works:
+        if found.get(name) != "done":
+            return f"{name}: {found.get(name, 'not tried')}"
+    return None
 
 
-def has_landlock() -> bool:
-    return sys.platform == "linux" and _landlock_version(_libc()) >= 1
+@dataclass(frozen=True, slots=True)
+class _Targets:
+    """What a probe tries to get at, all of it the fork server's own, and what it must get at."""
+
+    folder: Path
+    port: int
+    abstract: str
+    segment: int
+    pid: int
+
+    @property
+    def secret(self) -> Path:
+        return self.folder / "outside" / "secret"
+
+    def needs(self) -> Needs:
+        return Needs(str(self.folder / "input"), str(self.folder / "output"), _SHM_BYTES)
 
 
-def _landlock_version(libc: ctypes.CDLL) -> int:
-    version: int = libc.syscall(_LANDLOCK_CREATE, None, 0, _LANDLOCK_VERSION)
-    return version
-
-
-def confine(output_folder: Path) -> None:
-    """Puts the walls around this process, a child that was just forked."""
-    if sys.platform != "linux":
-        return
-    _use_for_temporary_files(output_folder)
-    libc = _libc()
-    none = (ctypes.c_uint32 * 6)()
-    libc.capset(ctypes.byref(_CapabilityHeader(_CAPABILITY_VERSION_3, 0)), none)
-    _write_only_beneath(libc, output_folder)
-
-
-def temporary_folder(output_folder: Path) -> Path:
-    """For what a processor's libraries write for a moment. No output can have this name."""
-    return output_folder / ".temporary"
-
-
-def _use_for_temporary_files(output_folder: Path) -> None:
-    folder = temporary_folder(output_folder)
-    folder.mkdir(exist_ok=True)
-    os.environ["TMPDIR"] = str(folder)
-    tempfile.tempdir = None  # asked again
-
-
-def _write_only_beneath(libc: ctypes.CDLL, folder: Path) -> None:
-    if (version := _landlock_version(libc)) < 1:
-        return
-    fs = _WRITING | (_REFER if version >= 2 else 0) | (_TRUNCATE if version >= 3 else 0)
-    rules = _Ruleset(
-        fs, _TCP_BIND_AND_CONNECT if version >= 4 else 0, _SIGNAL_AND_ABSTRACT_SOCKETS if version >= 6 else 0
-    )
-    known_bytes = 8 if version < 4 else 16 if version < 6 else 24
-    ruleset = libc.syscall(_LANDLOCK_CREATE, ctypes.byref(rules), known_bytes, 0)
-    if ruleset < 0:
-        return
+@contextmanager
+def _targets() -> Iterator[_Targets]:
+    folder = Path(tempfile.mkdtemp(prefix="headway-walls-"))
+    libc = ctypes.CDLL(None)
+    segment = libc.shmget(0, 4096, 0o600)
     try:
-        for path, allowed in ((folder, fs), (Path("/dev/null"), fs & (_WRITE_FILE | _TRUNCATE))):
-            parent = os.open(path, os.O_PATH | os.O_CLOEXEC)
-            try:
-                rule = _PathBeneath(allowed, parent)
-                libc.syscall(_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_PATH_BENEATH, ctypes.byref(rule), 0)
-            finally:
-                os.close(parent)
-        libc.syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0)
+        (folder / "outside").mkdir()
+        (folder / "output").mkdir()
+        (folder / "outside" / "secret").write_text("secret")
+        (folder / "input").write_text("input")
+        abstract = f"\0{folder.name}"
+        with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as named:
+            named.bind(abstract)
+            named.listen()
+            yield _Targets(folder, server.getsockname()[1], abstract, segment, os.getpid())
     finally:
-        os.close(ruleset)
+        libc.shmctl(segment, 0, None)  # IPC_RMID
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
+def _probe(plan: Plan, targets: _Targets) -> dict[str, Any]:
+    """Puts up the plan's walls and tries everything inside. Returns what came of each trial, or `failed`."""
+    read, write = os.pipe()
+    own = namespaces.PidNamespaces() if Wall.PID in plan.walls else None
+    try:
+        try:
+            if own is not None:
+                own.next_child_in_its_own()
+            pid = os.fork()
+        except OSError as error:
+            os.close(write)
+            return {"failed": (error.errno, error.strerror, error.filename)}
+        if pid == 0:
+            _be_probe(plan, targets, read, write)
+    finally:
+        if own is not None:
+            with suppress(OSError):
+                own.next_child_here()
+            own.close()
+    os.close(write)
+    said = b""
+    while select.select([read], [], [], _PROBE_SECONDS)[0] and (data := os.read(read, 65536)):
+        said += data
+    os.close(read)
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    try:
+        found: dict[str, Any] = json.loads(said)
+    except ValueError:
+        return {}
+    return found
+
+
+def _be_probe(plan: Plan, targets: _Targets, read: int, write: int) -> None:
+    try:
+        os.close(read)
+        try:
+            keeper.keep(
+                *(plan, targets.needs()),
+                lambda: _tell(write, dict(_trials(targets))),
+                report=os.open(os.devnull, os.O_WRONLY),
+                forget=lambda: os.close(write),
+            )
+        except OSError as error:
+            _tell(write, {"failed": (error.errno, error.strerror, error.filename)})
+    finally:
+        os._exit(0)
+
+
+def _tell(pipe: int, found: dict[str, Any]) -> None:
+    os.write(pipe, json.dumps(found).encode())
+
+
+def _trials(targets: _Targets) -> Iterator[tuple[str, str]]:
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(answer: int) -> None:
+        if answer < 0:
+            raise OSError(ctypes.get_errno(), "")
+
+    def reach(family: socket.AddressFamily, address: Any) -> None:
+        with socket.socket(family) as one:
+            one.settimeout(5)
+            one.connect(address)
+
+    def in_a_child(act: Callable[[], int]) -> None:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(act() != 0)
+        if os.waitpid(pid, 0)[1]:
+            raise OSError(errno.EPERM, "it did not end well")
+
+    def temporary_file() -> None:
+        with tempfile.TemporaryFile() as file:
+            file.write(b"x")
+
+    output = Path(targets.needs().output_folder)
+    trials: dict[str, Callable[[], Any]] = {
+        "read": targets.secret.read_bytes,
+        "write": lambda: targets.secret.write_bytes(b"changed"),
+        "signal": lambda: os.kill(targets.pid, 0),
+        "shared memory": lambda: call(libc.shmctl(targets.segment, 2, ctypes.create_string_buffer(256))),  # IPC_STAT
+        "connect": lambda: reach(socket.AF_INET, ("127.0.0.1", targets.port)),
+        "abstract socket": lambda: reach(socket.AF_UNIX, targets.abstract),
+        "socket": lambda: socket.socket(socket.AF_INET).close(),
+        "trace": lambda: in_a_child(lambda: libc.ptrace(0, 0, None, None)),  # PTRACE_TRACEME
+        "namespace": lambda: kernel.unshare(kernel.CLONE_NEWUSER),
+        "own input": (targets.folder / "input").read_bytes,
+        "own output": lambda: (output / "made").write_bytes(b"x"),
+        "null device": lambda: Path(os.devnull).write_bytes(b"x"),
+        "temporary file": temporary_file,
+        "start a process": lambda: in_a_child(lambda: 0),
+    }
+    for name, attempt in trials.items():
+        try:
+            attempt()
+        except OSError as error:
+            yield name, "refused" if name not in _MUST_WORK else f"refused ({error.strerror})"
+        else:
+            yield name, "done"

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from shared.logging import get_logger
 from worker.child_process import ChildProcess, End
+from worker.walls import Standing, walls_of
 
 log = get_logger(__name__)
 
@@ -48,8 +49,7 @@ class ForkServerLink:
         self._outbox: deque[_Request] = deque()
         self.ready = asyncio.Event()  # or dead
         self.dead = False
-        self.walls: list[str] = []
-        self.missing: dict[str, str] = {}
+        self.standing = Standing()
 
     def close(self) -> None:
         """The fork server sees the end of its socket, kills what is left and exits."""
@@ -114,8 +114,8 @@ class ForkServerLink:
 
     def _take(self, answer: dict[str, Any]) -> None:
         if "ready" in answer:
-            self.walls, self.missing = answer["walls"], answer.get("missing", {})
-            log.info("sandbox ready", walls=self.walls)
+            self.standing = Standing(walls_of(answer["walls"]), dict(answer["missing"]))
+            log.info("sandbox ready", walls=answer["walls"])
             self.ready.set()
             return
         request_id = answer["id"]

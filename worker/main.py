@@ -10,14 +10,16 @@ import os
 import secrets
 import signal
 import socket
+import sys
 from contextlib import AsyncExitStack, suppress
 
 from arq.worker import func
 
 from shared import keys
 from shared.cancellation import cancel
-from shared.errors import ProcessorFailure
+from shared.errors import ProcessorFailure, SettingsError
 from shared.feed import Feed
+from shared.hidden import hide_from_children
 from shared.logging import configure, get_logger
 from shared.processors import load_registry
 from shared.progress import Publisher
@@ -28,12 +30,14 @@ from shared.storage import open_storage
 from shared.subscription import Subscription
 from shared.tracing import tracing_of
 from worker.arq_worker import LeasedWorker
-from worker.confinement import hide_from_children
+from worker.descendants import adopt
 from worker.jobs import Outcome, Runner, process_file
 from worker.leases import Leases
 from worker.metrics import WorkerMetrics, served
 from worker.sandbox import Sandbox
 from worker.sweeper import Sweeper
+from worker.wall_notice import WallNotice
+from worker.walls import Box, Standing
 
 log = get_logger(__name__)
 
@@ -55,12 +59,16 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     for module, reason in registry.broken.items():
         log.error("processor module not loaded", module=module, reason=reason)
     tracing = tracing_of("headway-worker")
+    box = Box.of(settings)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(tracing)
         metrics = WorkerMetrics(registry.processors, Outcome, unless_told=Outcome.LOST)
         await stack.enter_async_context(served(metrics, settings))
         redis = await stack.enter_async_context(connect(settings, retries=3, on_reconnect=metrics.commands_reconnected))
-        sandbox = await stack.enter_async_context(Sandbox(settings.processors, metrics.child_ended))
+        sandbox = await stack.enter_async_context(Sandbox(settings.processors, metrics.child_ended, box))
+        _refuse_without(box, sandbox.standing)
+        metrics.walls_stand(sandbox.standing.walls)
+        notice = WallNotice(redis, worker_id, box, sandbox.standing)
         leases = Leases(redis, worker_id, settings.lease_seconds)
         runner = Runner(
             settings,
@@ -114,6 +122,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 group.create_task(worker.main(), name="arq"),
                 group.create_task(sweeper.run(), name="sweeper"),
                 group.create_task(_say_trouble(redis), name="trouble"),
+                group.create_task(notice.run(), name="walls"),
             ]
             await stop.wait()
             log.info("worker stopping", running=len(worker.tasks))
@@ -126,7 +135,18 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             async with asyncio.timeout(LEAVE_SECONDS):
                 await leases.leave()
                 await sweeper.leave()
+                await notice.leave()
     log.info("worker stopped")
+
+
+def _refuse_without(box: Box, standing: Standing) -> None:
+    """HEADWAY_CONFINEMENT=required: raises SettingsError that says what is missing, and how to get it."""
+    if box.mode == "required" and standing.missing:
+        lines = "".join(f"\n  {wall}: {reason}" for wall, reason in standing.missing.items())
+        raise SettingsError(
+            f"HEADWAY_CONFINEMENT: is required, and these walls are missing around processors:{lines}\n"
+            "Example: HEADWAY_CONFINEMENT=best, which runs without them and says so"
+        )
 
 
 async def _say_trouble(redis: RedisClient) -> None:
@@ -139,6 +159,8 @@ def run(settings: Settings) -> int:
     """A worker process: `headway worker`. Returns the exit code."""
     configure(settings.log_format)
     hide_from_children()
+    if sys.platform == "linux":
+        adopt()
 
     async def main() -> None:
         stop = asyncio.Event()

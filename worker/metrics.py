@@ -9,7 +9,7 @@ import asyncio
 import errno
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
@@ -22,6 +22,7 @@ from shared.logging import get_logger
 from shared.metrics import Metrics, redis_up
 from shared.progress import Claim
 from shared.settings import Settings
+from worker.walls import Wall
 
 ATTEMPT_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0)
 #: A free worker takes milliseconds; a queue takes as long as it is.
@@ -67,6 +68,9 @@ class WorkerMetrics(Metrics, Collector):
         for what in REFUSED:
             self._refused.labels(what)
         self._published = self.counter("headway_events_published", "Events written to Redis")
+        self._walls = Gauge(
+            "headway_wall", "Whether this wall stands around children", ["wall"], registry=self.registry
+        )
         outcomes = list(outcomes)
         for processor in processors:  # there before the first one, so that a first one is a rise
             self._cpu_seconds.labels(processor)
@@ -107,6 +111,10 @@ class WorkerMetrics(Metrics, Collector):
         if what not in self._told:
             self._told.add(what)
             log.error("not understood, and left out; headway_refused_total counts what follows", what=what)
+
+    def walls_stand(self, walls: Collection[Wall]) -> None:
+        for wall in Wall:
+            self._walls.labels(wall).set(wall in walls)
 
     def event_published(self) -> None:
         self._published.inc()

@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 import threading
-from typing import TextIO
 
 
 def speak_through(descriptor: int) -> None:
@@ -18,15 +17,14 @@ def speak_through(descriptor: int) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    # New ones, because the old know of what kind the old descriptors were. Each line at once: a child may be killed.
-    sys.stdout, sys.stderr = map(_lines_to, (1, 2))
+    # New streams: those that there are may believe that they write to a file, where the worker's log is one. And each
+    # line at once: a child may be killed at any moment.
+    sys.stdout, sys.stderr = (
+        open(number, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+        for number in (1, 2)
+    )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.getLogger().handlers = [handler]
     sys.excepthook, threading.excepthook = sys.__excepthook__, threading.__excepthook__
     sys.unraisablehook = sys.__unraisablehook__
-
-
-def _lines_to(descriptor: int) -> TextIO:
-    """Open for as long as the process lives."""
-    return open(descriptor, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)

@@ -33,10 +33,12 @@ from shared.errors import ProcessorFailure
 from shared.logging import current_format, get_logger
 from shared.models import ErrorType
 from worker.child_process import ChildProcess, how_it_ended, server_died
+from worker.descendants import end_adopted, is_adopting
 from worker.fork_server_link import ForkServerLink, Used
 from worker.frames import Disturbed, FrameReader
 from worker.printed import Printed
 from worker.usage import DiskUse, memory_failure, over_memory
+from worker.walls import Box, Standing
 
 log = get_logger(__name__)
 
@@ -60,6 +62,9 @@ EXIT_SECONDS: Final = 2.0
 TIDY_SECONDS: Final = 15.0
 #: A process that was killed is gone at once, but for one that the kernel cannot end (a disk that does not answer).
 GONE_SECONDS: Final = 20.0
+
+#: What a fork server that was killed has left to this process is killed, for this long.
+ADOPTED_SECONDS: Final = 10.0
 
 #: Importing every processor takes a second or two on a slow machine.
 START_SECONDS: Final = 60.0
@@ -167,9 +172,11 @@ class Child:
 class Sandbox:
     """Owns the fork server, and starts another if that one should die."""
 
-    def __init__(self, modules: list[str], used: Used = lambda *_: None) -> None:
+    def __init__(self, modules: list[str], used: Used = lambda *_: None, box: Box | None = None) -> None:
+        """`box`: what is put around the children; the default is every wall that this machine has."""
         self._modules = modules
         self._used = used
+        self._box = Box() if box is None else box
         self._server: _Server | None = None
         self._starting = asyncio.Lock()
         self._stack = AsyncExitStack()
@@ -189,7 +196,7 @@ class Sandbox:
                 if self._server is not None:
                     log.error("fork server died; starting another")
                     await self._stack.aclose()
-                self._server = await self._stack.enter_async_context(_Server(self._modules, self._used))
+                self._server = await self._stack.enter_async_context(_Server(self._modules, self._used, self._box))
             return self._server
 
     @asynccontextmanager
@@ -215,6 +222,11 @@ class Sandbox:
                 if not await process.ended(GONE_SECONDS):
                     log.error("child does not end", pid=process.pid, **about)
 
+    @property
+    def standing(self) -> Standing:
+        """Which walls the fork server found to stand, when it started."""
+        return Standing() if self._server is None else self._server.link.standing
+
 
 async def _pipe_to(protocol: asyncio.Protocol, stack: AsyncExitStack) -> int:
     """A pipe that `protocol` reads until the stack is left. Returns its writing end, which is the caller's to close."""
@@ -233,9 +245,10 @@ async def _pipe_to(protocol: asyncio.Protocol, stack: AsyncExitStack) -> int:
 class _Server:
     """The fork server's process, and the link to it."""
 
-    def __init__(self, modules: list[str], used: Used) -> None:
+    def __init__(self, modules: list[str], used: Used, box: Box) -> None:
         self._modules = modules
         self._used = used
+        self._box = box
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> _Server:
@@ -250,10 +263,11 @@ class _Server:
                     pass_fds=[theirs.fileno()],
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=sys.stderr,
-                    env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+                    env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+                    | self._box.environment(),
                 )
             stack.push_async_callback(self._end)
-            listening = asyncio.create_task(self.link.listen(), name="fork server answers")
+            listening = asyncio.create_task(self._listen(), name="fork server answers")
             stack.push_async_callback(cancel, listening)
             await self._until_ready()
             self._stack = stack.pop_all()
@@ -274,6 +288,12 @@ class _Server:
             )
         if self.link.dead:
             raise ProcessorFailure(ErrorType.PROCESSOR_ERROR, f"The fork server {why}.", retryable=True)
+
+    async def _listen(self) -> None:
+        await self.link.listen()
+        if sys.platform == "linux" and is_adopting():
+            await self._process.wait()
+            await end_adopted(ADOPTED_SECONDS)
 
     async def _end(self) -> None:
         self.link.close()

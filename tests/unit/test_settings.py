@@ -94,6 +94,8 @@ CASES: Final[dict[str, Case]] = {
     "max_requests_per_second": Case(0, "50", 50, ("-1", "many")),
     "metrics_host": Case("127.0.0.1", "0.0.0.0", "0.0.0.0", ("http://localhost", "a b", "*")),
     "metrics_port": Case(0, "9100", 9100, ("-1", "65536", "http")),
+    "processor_paths": Case([], "/srv/models, /opt/data", [Path("/srv/models"), Path("/opt/data")], ("models",)),
+    "confinement": Case("best", "required", "required", ("strict",)),
     "processors": Case([], "mine.one,mine.two", ["mine.one", "mine.two"], ("my-module", "mine.", "a/b.py")),
     "log_format": Case(None, "json", "json", ("xml", "JSON!")),
 }
