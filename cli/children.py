@@ -40,6 +40,7 @@ class Command:
     cwd: Path | None = None
     pass_fds: tuple[int, ...] = ()
     log: Path | None = None  #: takes stdout and stderr; None: they are ours
+    umask: int = -1  #: -1: ours
 
 
 class Child:
@@ -60,7 +61,8 @@ class Child:
         with ExitStack() as stack:
             out: IO[bytes] | None = None
             if self.command.log is not None:
-                out = stack.enter_context(self.command.log.open("ab"))
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+                out = stack.enter_context(os.fdopen(os.open(self.command.log, flags, 0o600), "ab"))
                 self._log_start = out.tell()
             self._process = await asyncio.create_subprocess_exec(
                 *tethered(self.command.argv),
@@ -71,6 +73,7 @@ class Child:
                 cwd=self.command.cwd,
                 pass_fds=self.command.pass_fds,
                 start_new_session=True,
+                umask=self.command.umask,
             )
         self._guard(f"+{self._process.pid}")
 

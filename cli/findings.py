@@ -99,6 +99,10 @@ def storage(answer: Mapping[str, Any]) -> Finding:
 
 def workers(answer: Mapping[str, Any]) -> Finding:
     count = answer.get("checks", {}).get("workers", {}).get("count") or 0
+    if count and (warning := answer["checks"]["workers"].get("warning")):
+        return Finding(
+            "workers", "warning", str(warning), "Look at `missing` in /readyz: it says how to get each wall."
+        )
     if count:
         return Finding("workers", "ok", f"{count} worker{'s are' if count > 1 else ' is'} running.")
     return Finding("workers", "problem", "No worker is running, so tasks wait.", "Start one: headway worker")

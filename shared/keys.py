@@ -18,6 +18,8 @@ CONTROL = "headway:control"
 IDLE = "headway:idle"
 #: Sorted set, worker id by the Redis time in ms of its last heartbeat.
 WORKERS = "headway:workers"
+#: Hash: worker id to which walls stand around its children, JSON (worker/wall_notice.py).
+WALLS = "headway:walls"
 #: The id of the worker that sweeps at present.
 SWEEPER = "headway:sweeper"
 #: Since when this Redis has held what it holds, in ms of its own time: it is set anew where Redis came back empty.
@@ -138,10 +140,6 @@ def upload_asked(task_id: TaskId) -> str:
 
 def task_of_job(job: str) -> TaskId:
     return TaskId(job.partition(".")[0])
-
-
-def task_of_state(key: str) -> TaskId:
-    return TaskId(key.rpartition(":")[2])
 
 
 def job(job: str) -> str:

@@ -111,6 +111,13 @@ def _modules(values: list[str]) -> list[str]:
     return values
 
 
+def _absolute(values: list[Path]) -> list[Path]:
+    for value in values:
+        if not value.is_absolute():
+            raise ValueError(f"{str(value)!r} is not an absolute path")
+    return values
+
+
 def _owners(value: dict[OwnerId, SecretStr]) -> dict[OwnerId, SecretStr]:
     for owner, key in value.items():
         if not re.fullmatch(r"[A-Za-z0-9_.@-]{1,64}", owner):
@@ -151,6 +158,7 @@ class Settings(BaseSettings):
     max_attempts: int = Field(default=3, ge=1, le=100, examples=["3"])
     task_timeout_seconds: float = Field(default=3600, ge=0.1, le=30 * DAY_SECONDS, examples=["3600"])
     task_memory_bytes: ByteSize = Field(default=ByteSize(GIB), ge=64 * 1024**2, le=1024 * GIB, examples=["1GiB"])
+    task_disk_bytes: ByteSize = Field(default=ByteSize(10 * GIB), ge=1024**2, le=2**53, examples=["10GiB"])
     worker_concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024, examples=["2"])
     heartbeat_seconds: float = Field(default=15, ge=0.1, le=3600, examples=["15"])
     send_timeout_seconds: float = Field(default=20, ge=0.1, le=3600, examples=["20"])
@@ -168,6 +176,10 @@ class Settings(BaseSettings):
         default_factory=list, examples=["mypackage.processors"]
     )
     app_dir: Path = Field(default=Path(), examples=["/srv/our-app"])
+    processor_paths: Annotated[list[Path], NoDecode, BeforeValidator(_split), AfterValidator(_absolute)] = Field(
+        default_factory=list, examples=["/srv/models"]
+    )
+    confinement: Literal["required", "best", "off"] = Field(default="best", examples=["required"])
     log_format: Literal["console", "json"] | None = Field(default=None, examples=["json"])
 
 

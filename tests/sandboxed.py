@@ -68,7 +68,7 @@ async def run(
     started = time.monotonic()
     try:
         async with asyncio.timeout(seconds), sandbox.attempt(spec) as child:
-            watching = [asyncio.create_task(child.watch_memory()), asyncio.create_task(_look(child, attempt))]
+            watching = [asyncio.create_task(child.watch()), asyncio.create_task(_look(child, attempt))]
             try:
                 async for message in child.messages():
                     _take(attempt, message)

@@ -65,6 +65,7 @@ class LeasedWorker(Worker):
         max_jobs: int,
         job_timeout_seconds: float,
         on_lost: Callable[[str], None],
+        on_strange: Callable[[], None] = lambda: None,
         ctx: dict[str, Any],
     ) -> None:
         super().__init__(
@@ -85,6 +86,7 @@ class LeasedWorker(Worker):
         self._leases = leases
         self._lease_seconds = lease_seconds
         self._on_lost = on_lost
+        self._on_strange = on_strange
         self._wake = asyncio.Event()
         self._payloads: dict[str, bytes] = {}
         self._ends: list[_End] = []
@@ -133,6 +135,8 @@ class LeasedWorker(Worker):
                 self.tasks.pop(end.job_id, None)
                 if not end.told.done():
                     end.told.set_result(None)
+            for _ in range(turn.strange):
+                self._on_strange()
             for job_id, payload in turn.taken.items():
                 self._payloads[job_id] = payload
                 self.tasks[job_id] = self.loop.create_task(self.run_job(job_id, 1), name=f"job {job_id}")
@@ -179,7 +183,9 @@ class LeasedWorker(Worker):
         try:
             name, args, kwargs, _, _ = deserialize_job_raw(payload, deserializer=self.job_deserializer)
             function = self.functions[name]
-        except (SerializationError, KeyError) as error:
+            if not (isinstance(args, tuple | list) and isinstance(kwargs, dict)):
+                raise TypeError("a job's arguments are a list and a mapping")  # noqa: TRY301
+        except (SerializationError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             # Not the error itself, which quotes the job.
             log.error("job not understood", job_id=job_id, reason=type(error).__name__)  # noqa: TRY400
             return True

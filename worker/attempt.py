@@ -8,9 +8,9 @@ own, or the one it went on from itself.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,24 +18,27 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from headway.shared.cancellation import heed_cancellation
-from headway.shared.errors import HeadwayError, ProcessorFailure, UnknownFile
+from headway.shared.errors import HeadwayError, ProcessorFailure, QuotaFull, UnknownFile
 from headway.shared.files.disk import STORAGE_FAULTS, told_by_the_system
 from headway.shared.files.storage import Storage
+from headway.shared.files.trees import Measured
 from headway.shared.logging import get_logger
 from headway.shared.settings import Settings
-from headway.shared.tasks.models import Checkpoint, ErrorType, Result, ResultFile, Status, TaskId
+from headway.shared.tasks.models import Checkpoint, ErrorType, Result, ResultFile, Status, TaskId, rfc3339, utc_now
 from headway.shared.tasks.processors import Processor
 from headway.shared.tasks.progress import Claim, Publisher
+from headway.shared.tasks.reader import Reader
 from headway.shared.tasks.registry import Registry
 from headway.shared.tracing import OFF, Tracing
 from headway.worker.meter import Meter
-from headway.worker.sandbox import Sandbox
+from headway.worker.sandbox import Child, Sandbox
+from headway.worker.updates import Updates
+from headway.worker.usage import over_disk
 
 log = get_logger(__name__)
 
-#: Updates that wait for Redis. Counts replace each other, so this bounds phases and logs; beyond it the pipe is not
-#: read and the processor waits, which loses nothing.
-PENDING_UPDATES: Final = 1000
+#: What a processor left running is said to whoever watches its task.
+LEFT_RUNNING: Final = "What it had started was still running when it ended, and was ended too."
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,7 @@ class Workplace:
     storage: Storage
     registry: Registry
     sandbox: Sandbox
+    reader: Reader
     tracing: Tracing = OFF
 
 
@@ -62,17 +66,19 @@ class Attempt:
         #: Its results may be in their place, which only a task that it completed is to have.
         self.has_results = False
         self._unsaved = asyncio.Event()
-        self._updates = _Updates()
+        self._updates = Updates()
 
     async def run(self) -> None:
         storage = self._place.storage
         processor = self._processor()
         scratch = await storage.scratch(self._task.task_id, self._claim.attempt)
         try:
-            async with asyncio.timeout(self._place.settings.task_timeout_seconds), self._input() as input_path:
+            async with asyncio.timeout(self._place.settings.task_timeout_seconds) as limit, self._input() as input_path:
                 done = await self._watch(self._spec(processor, input_path, scratch))
+                ends_at = limit.when()
             with self._place.tracing.span("finish"):
-                await self._finish(done, scratch)
+                assert ends_at is not None
+                await self._finish(done, scratch, ends_at - asyncio.get_running_loop().time())
         finally:
             await asyncio.shield(self._discard(scratch))
 
@@ -119,8 +125,10 @@ class Attempt:
             "content_type": task.content_type,
             "size_bytes": task.size_bytes or 0,
             "memory_bytes": int(self._place.settings.task_memory_bytes),
+            "disk_bytes": int(self._place.settings.task_disk_bytes),
             "attempt": self._claim.attempt,
             "restored": self.checkpoint.state if self.checkpoint else None,
+            "env": {name: os.environ[name] for name in processor.env if name in os.environ},
         }
 
     async def _watch(self, spec: dict[str, Any]) -> dict[str, Any]:
@@ -134,32 +142,42 @@ class Attempt:
                     child = await stack.enter_async_context(self._place.sandbox.attempt(spec))
                 group = await stack.enter_async_context(asyncio.TaskGroup())
                 aside = [
-                    group.create_task(child.watch_memory(), name="memory"),
+                    group.create_task(child.watch(self._place.sandbox.threads), name="limits"),
                     group.create_task(self._keep_checkpoints(), name="checkpoints"),
                 ]
                 group.create_task(self._publish(), name="publish")
-                async for message in child.messages():
-                    match message["kind"]:
-                        case "phase" | "count":
-                            if message["kind"] == "phase":
-                                step = {"step": message["step"], "total_steps": message["total_steps"]}
-                                self._place.tracing.event("phase", **step)
-                            fields = meter.read(message, time.monotonic())
-                            await self._updates.put(fields, replaces=message["kind"] == "count")
-                        case "log":
-                            fields = {key: message[key] for key in ("level", "message", "at")}
-                            await self._updates.put(fields, name="log")
-                        case "checkpoint":
-                            progress = round(meter.whole(message["progress"]), 2)
-                            self.checkpoint = Checkpoint(state=message["state"], progress=progress)
-                            self._unsaved.set()
-                        case "done":
-                            done = message
+                done = await self._hear(child, meter)
                 for task in aside:
                     task.cancel()
                 await self._updates.close()
         except BaseExceptionGroup as group_error:
             raise _first(group_error) from None
+        return done
+
+    async def _hear(self, child: Child, meter: Meter) -> dict[str, Any]:
+        """All that the child says. Returns its `done` message."""
+        done: dict[str, Any] = {}
+        async for message in child.messages():
+            match message["kind"]:
+                case "phase" | "count":
+                    if message["kind"] == "phase":
+                        step = {"step": message["step"], "total_steps": message["total_steps"]}
+                        self._place.tracing.event("phase", **step)
+                    fields = meter.read(message, time.monotonic())
+                    await self._updates.put(fields, replaces=message["kind"] == "count")
+                case "log":
+                    fields = {key: message[key] for key in ("level", "message", "at")}
+                    await self._updates.put(fields, name="log")
+                case "checkpoint":
+                    progress = round(meter.whole(message["progress"]), 2)
+                    self.checkpoint = Checkpoint(state=message["state"], progress=progress)
+                    self._unsaved.set()
+                case "done":
+                    done = message
+        if child.left:
+            log.warning("processes left behind", task_id=self._task.task_id, count=child.left)
+            fields = {"level": "warning", "message": LEFT_RUNNING, "at": rfc3339(utc_now())}
+            await self._updates.put(fields, name="log")
         return done
 
     async def _publish(self) -> None:
@@ -185,12 +203,15 @@ class Attempt:
             assert self.checkpoint is not None
             await self._place.publisher.checkpoint(self._task.task_id, self.checkpoint, **self._claim.fence)
 
-    async def _finish(self, done: dict[str, Any], scratch: Path) -> None:
+    async def _finish(self, done: dict[str, Any], scratch: Path, left_seconds: float) -> None:
+        """`left_seconds`: of what one attempt may take. Raises TimeoutError."""
         task_id, attempt, storage = self._task.task_id, self._claim.attempt, self._place.storage
         # A result's place is its attempt's. Where Redis lost the claim, another worker's attempt has the same number.
         await self._place.publisher.checkpoint(task_id, None, **self._claim.fence)
         self.has_results = True
-        kept = await storage.keep_results(task_id, attempt, scratch, done["outputs"])
+        check_capacity = await self._room()  # a Redis that is away is waited for, and is not the processor's time
+        async with asyncio.timeout(left_seconds):
+            kept = await storage.keep_results(task_id, attempt, scratch, done["outputs"], check_capacity)
         files = [
             ResultFile(
                 name=file.name,
@@ -205,39 +226,20 @@ class Attempt:
         await self._place.publisher.complete(task_id, result, **self._claim.fence)
         log.info("attempt completed", task_id=task_id, attempt=attempt)
 
+    async def _room(self) -> Callable[[int], None]:
+        """What is asked with the size of the results before they are read: whether one attempt may have so much on the
+        disk, and whether their owner may hold it too. Raises ProcessorFailure, QuotaFull then."""
+        limit_bytes = int(self._place.settings.task_disk_bytes)
+        quota_bytes = int(self._place.settings.owner_quota_bytes)
+        held_bytes = await self._place.reader.stored_bytes(self._task.owner) if quota_bytes else 0
 
-class _Updates:
-    """What waits to be published, in order. A count replaces the count before it; nothing else is ever dropped."""
+        def check(size_bytes: int) -> None:
+            if (over := over_disk(Measured(size_bytes), limit_bytes)) is not None:
+                raise over
+            if quota_bytes and size_bytes and held_bytes + size_bytes > quota_bytes:
+                raise QuotaFull.of(held_bytes, quota_bytes)
 
-    def __init__(self) -> None:
-        self._pending: deque[tuple[str, dict[str, Any], bool]] = deque()
-        self._changed = asyncio.Condition()
-        self._closed = False
-
-    async def put(self, fields: dict[str, Any], *, name: str = "", replaces: bool = False) -> None:
-        async with self._changed:
-            if replaces and self._pending and self._pending[-1][2]:
-                self._pending.pop()
-            while len(self._pending) >= PENDING_UPDATES:
-                await self._changed.wait()
-            self._pending.append((name, fields, replaces))
-            self._changed.notify_all()
-
-    async def take(self) -> tuple[str, dict[str, Any]] | None:
-        """The next one, or None when closed and empty."""
-        async with self._changed:
-            while not self._pending:
-                if self._closed:
-                    return None
-                await self._changed.wait()
-            name, fields, _ = self._pending.popleft()
-            self._changed.notify_all()
-            return name, fields
-
-    async def close(self) -> None:
-        async with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        return check
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -7,12 +7,14 @@ no secret in its environment: it knows its input, its output folder and the pipe
 from __future__ import annotations
 
 import codecs
+import errno
 import json
 import os
 import resource
-import shutil
 import sys
 import threading
+import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,20 @@ import filetype
 
 from headway.shared.errors import BadInput, StorageFull
 from headway.shared.files.disk import full_disk_is_said
+from headway.shared.files.trees import remove_tree
 from headway.shared.json_text import text_of
 from headway.shared.tasks.models import ErrorType
 from headway.shared.tasks.processors import Processor
-from headway.worker.confinement import temporary_folder
+from headway.worker.box.walls import temporary_folder
+from headway.worker.frames import FAILURE_CHARACTERS, SUMMARY_BYTES
+from headway.worker.plain import Plain, words_of
 from headway.worker.reporter import Reporter
 
-#: A summary larger than this belongs in a result file.
-SUMMARY_BYTES = 1024 * 1024
+#: Of a traceback: the frames nearest to where it was raised, and of the errors that it came from.
+TRACEBACK_FRAMES = 30
+TRACEBACK_CAUSES = 5
+
+_FILE_TOO_LARGE = "A file of it grew over what one attempt may have on the disk (HEADWAY_TASK_DISK_BYTES)."
 
 #: Made ahead: where memory has run out, none is needed to say so.
 _OUT_OF_MEMORY = b'{"kind":"failed","type":"memory","message":""}\n'
@@ -38,7 +46,7 @@ def run_attempt(spec: dict[str, Any], processor: Processor, pipe: int) -> None:
     write_lock = threading.Lock()
 
     def send(message: dict[str, Any]) -> None:
-        line = json.dumps(message, allow_nan=False).encode() + b"\n"
+        line = text_of(message).encode() + b"\n"
         with write_lock:
             view = memoryview(line)
             while view:
@@ -49,8 +57,8 @@ def run_attempt(spec: dict[str, Any], processor: Processor, pipe: int) -> None:
         try:
             try:
                 last = _run(spec, processor, send)
-            finally:  # before the last word: after it the folder is the worker's
-                shutil.rmtree(temporary_folder(Path(spec["output_folder"])), ignore_errors=True)
+            finally:  # before the last word, after which there is little time; the keeper sees to what is left
+                remove_tree(temporary_folder(Path(spec["output_folder"])))
             send(last)
         except MemoryError:
             os.write(pipe, _OUT_OF_MEMORY)
@@ -78,13 +86,17 @@ def _run(spec: dict[str, Any], processor: Processor, send: Any) -> dict[str, Any
         send=send,
     )
     with reporter.sampling(), full_disk_is_said():
-        summary = processor.run(reporter)
-    summary = {} if summary is None else summary
-    if not hasattr(summary, "keys"):
-        raise TypeError(f"a processor returns a dict or nothing, not {type(summary).__name__}")
-    text = text_of(dict(summary))
+        given = processor.run(reporter)
+    plain = Plain()
+    summary = plain.of({} if given is None else given, "summary")
+    if not isinstance(summary, dict):
+        raise TypeError(f"a processor returns a dict or nothing, not {type(given).__name__}")
+    text = text_of(summary)
     if len(text) > SUMMARY_BYTES:
         raise ValueError(f"the summary is {len(text)} bytes; put what is over {SUMMARY_BYTES} into a result file")
+    if plain.nulls:
+        some = ", ".join(plain.nulls[:3]) + (", …" if len(plain.nulls) > 3 else "")
+        reporter.log(f"Not a number, so null in the summary ({len(plain.nulls)}): {some}", "warning")
     return {"kind": "done", "summary": json.loads(text), "outputs": reporter.outputs}
 
 
@@ -118,16 +130,37 @@ def _reads_as_text(path: Path) -> bool:
 
 
 def _failure(error: BaseException) -> dict[str, Any]:
-    if isinstance(error, BadInput):
-        return {"kind": "failed", "type": ErrorType.BAD_INPUT, "message": str(error)}
-    if isinstance(error, StorageFull):
-        return {"kind": "failed", "type": ErrorType.STORAGE_FULL, "message": str(error)}
-    if "OutOfMemory" in type(error).__name__:  # duckdb's, which is no MemoryError
-        return {"kind": "failed", "type": ErrorType.MEMORY, "message": ""}
     # The text of an exception may hold paths; the worker cuts those out before anybody sees it. Some libraries put a
     # stack trace below the first line.
-    text = f"{type(error).__name__}: {error}".partition("\n")[0]
-    return {"kind": "failed", "type": ErrorType.PROCESSOR_ERROR, "message": text}
+    words = words_of(error)[:FAILURE_CHARACTERS]
+    if isinstance(error, StorageFull) and getattr(error.__cause__, "errno", None) == errno.EFBIG:
+        return {"kind": "failed", "type": ErrorType.STORAGE_FULL, "message": _FILE_TOO_LARGE}
+    for kind, error_type in ((BadInput, ErrorType.BAD_INPUT), (StorageFull, ErrorType.STORAGE_FULL)):
+        if isinstance(error, kind):
+            _, _, said = words.partition(": ")
+            return {"kind": "failed", "type": error_type, "message": said or words}
+    if "OutOfMemory" in type(error).__name__:  # duckdb's, which is no MemoryError
+        return {"kind": "failed", "type": ErrorType.MEMORY, "message": ""}
+    _print_traceback(error)
+    return {"kind": "failed", "type": ErrorType.PROCESSOR_ERROR, "message": words}
+
+
+def _print_traceback(error: BaseException) -> None:
+    """For the worker's log. The texts are strangers', so each is cut."""
+    lines: list[str] = []
+    causes: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in causes and len(causes) < TRACEBACK_CAUSES:
+        causes.append(at)
+        at = at.__cause__ or (None if at.__suppress_context__ else at.__context__)
+    with suppress(Exception):  # what a traceback shows is asked of a stranger's objects
+        for one in reversed(causes):
+            lines += [
+                "Traceback (most recent call last):\n",
+                *traceback.format_tb(one.__traceback__, -TRACEBACK_FRAMES),
+            ]
+            lines.append(words_of(one)[:FAILURE_CHARACTERS] + "\n")
+        sys.stderr.write("".join(lines))
 
 
 def limit_resources(memory_bytes: int) -> None:

@@ -80,7 +80,7 @@ class Runner:
         self._settings = settings
         self._publisher = publisher
         self._reader = reader
-        self._place = Workplace(settings, publisher, storage, registry, sandbox, tracing)
+        self._place = Workplace(settings, publisher, storage, registry, sandbox, reader, tracing)
         self._tracing = tracing
         self._metrics = metrics
         self._running: dict[TaskId, _Running] = {}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from headway.shared import keys
 from headway.shared.redis.client import RedisClient
-from headway.shared.tasks.queue import WAKE
+from headway.shared.tasks.queue import WAKE, is_job_id
 
 #: Lets go of the jobs from ARGV[10] on: the first ARGV[9] have ended and leave the queue with their payload, the others
 #: are given back, which wakes the other workers. Then takes up to ARGV[7] jobs that nobody has, oldest first. Answers
@@ -92,6 +92,8 @@ class Turn:
     taken: dict[str, bytes]
     #: How many jobs the queue held, running ones included; 0 is an empty queue, more may not be all.
     queued: int
+    #: Members of the queue that are no job of anybody's; they were taken off it.
+    strange: int = 0
 
 
 class Leases:
@@ -114,8 +116,12 @@ class Leases:
         args: list[str | int] = [self._worker_id, self._lease_ms, keys.job_lease(""), keys.job(""), keys.CONTROL, WAKE]
         args += [count, look_at, len(ended), *ended, *given_back]
         queued, *taken = await self._turn(keys=[keys.QUEUE], args=args)
-        jobs = {job.decode(): payload for job, payload in zip(taken[::2], taken[1::2], strict=True)}
-        return Turn(jobs, int(queued))
+        jobs = dict(zip(taken[::2], taken[1::2], strict=True))
+        if strange := [job for job in jobs if not is_job_id(job)]:
+            await self._redis.zrem(keys.QUEUE, *strange)
+            await self._redis.delete(*(keys.job_lease("").encode() + job for job in strange))
+        ours = {job.decode(): payload for job, payload in jobs.items() if job not in strange}
+        return Turn(ours, int(queued), len(strange))
 
     async def renew(self, jobs: Iterable[str]) -> list[str]:
         """Renews these and says that this worker is alive. Returns those that are no longer ours."""

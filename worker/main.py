@@ -10,30 +10,33 @@ import os
 import secrets
 import signal
 import socket
+import sys
 from contextlib import AsyncExitStack, suppress
 
 from arq.worker import func
 
 from headway.shared import keys
 from headway.shared.cancellation import cancel
-from headway.shared.errors import ProcessorFailure
+from headway.shared.errors import ProcessorFailure, SettingsError
 from headway.shared.files.place import open_storage
+from headway.shared.hidden import hide_from_children
 from headway.shared.logging import configure, get_logger
 from headway.shared.redis.client import AWAY, RedisClient, connect, trouble_ahead
 from headway.shared.redis.subscription import Subscription
 from headway.shared.settings import Settings
-from headway.shared.tasks.models import TaskId
 from headway.shared.tasks.progress import Publisher
-from headway.shared.tasks.queue import PROCESS_FILE, WAKE
+from headway.shared.tasks.queue import PROCESS_FILE, stopped_by
 from headway.shared.tasks.reader import Reader
 from headway.shared.tasks.registry import load_registry, say_what_was_found
 from headway.shared.tracing import tracing_of
 from headway.worker.arq_worker import LeasedWorker
-from headway.worker.confinement import hide_from_children
+from headway.worker.box.descendants import adopt
+from headway.worker.box.walls import Box, Standing
 from headway.worker.jobs import Outcome, Runner, process_file
 from headway.worker.leases import Leases
 from headway.worker.sandbox import Sandbox
 from headway.worker.sweeper import Sweeper
+from headway.worker.wall_notice import WallNotice
 from headway.worker.worker_metrics import WorkerMetrics, served
 
 log = get_logger(__name__)
@@ -55,12 +58,18 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     registry = load_registry(settings.processors, settings.app_dir)
     say_what_was_found(registry)
     tracing = tracing_of("headway-worker")
+    box = Box.of(settings)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(tracing)
         metrics = WorkerMetrics(registry.processors, Outcome, unless_told=Outcome.LOST)
         await stack.enter_async_context(served(metrics, settings))
         redis = await stack.enter_async_context(connect(settings, retries=3, on_reconnect=metrics.commands_reconnected))
-        sandbox = await stack.enter_async_context(Sandbox(settings.processors, metrics.child_ended, settings.app_dir))
+        sandbox = await stack.enter_async_context(
+            Sandbox(settings.processors, metrics.child_ended, settings.app_dir, box)
+        )
+        _refuse_without(box, sandbox.standing)
+        metrics.walls_stand(sandbox.standing.walls)
+        notice = WallNotice(redis, worker_id, box, sandbox.standing)
         leases = Leases(redis, worker_id, settings.lease_seconds)
         runner = Runner(
             settings,
@@ -84,15 +93,20 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             max_jobs=settings.worker_concurrency,
             job_timeout_seconds=settings.task_timeout_seconds + ARQ_EXTRA_SECONDS,
             on_lost=runner.lost,
+            on_strange=lambda: metrics.refuse("queue member"),
             ctx={"runner": runner},
         )
 
         def on_message(_: str, data: bytes) -> None:
-            verb, _, task_id = data.decode().partition(" ")
-            if verb == WAKE:
+            try:
+                task_id = stopped_by(data)
+            except ValueError:
+                metrics.refuse("message")
+                return
+            if task_id is None:
                 worker.wake()
             else:
-                runner.stop(TaskId(task_id), "it was cancelled", Outcome.CANCELLED)
+                runner.stop(task_id, "it was cancelled", Outcome.CANCELLED)
 
         subscription = Subscription(
             settings,
@@ -109,6 +123,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 group.create_task(worker.main(), name="arq"),
                 group.create_task(sweeper.run(), name="sweeper"),
                 group.create_task(_say_trouble(redis), name="trouble"),
+                group.create_task(notice.run(), name="walls"),
             ]
             await stop.wait()
             log.info("worker stopping", running=len(worker.tasks))
@@ -121,7 +136,18 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             async with asyncio.timeout(LEAVE_SECONDS):
                 await leases.leave()
                 await sweeper.leave()
+                await notice.leave()
     log.info("worker stopped")
+
+
+def _refuse_without(box: Box, standing: Standing) -> None:
+    """HEADWAY_CONFINEMENT=required: raises SettingsError that says what is missing, and how to get it."""
+    if box.mode == "required" and standing.missing:
+        lines = "".join(f"\n  {wall}: {reason}" for wall, reason in standing.missing.items())
+        raise SettingsError(
+            f"HEADWAY_CONFINEMENT: is required, and these walls are missing around processors:{lines}\n"
+            "Example: HEADWAY_CONFINEMENT=best, which runs without them and says so"
+        )
 
 
 async def _say_trouble(redis: RedisClient) -> None:
@@ -134,6 +160,8 @@ def run(settings: Settings) -> int:
     """A worker process: `headway worker`. Returns the exit code."""
     configure(settings.log_format)
     hide_from_children()
+    if sys.platform == "linux":
+        adopt()
 
     async def main() -> None:
         stop = asyncio.Event()

@@ -14,11 +14,11 @@ from headway.shared import keys
 from headway.shared.files.disk import STORAGE_FAULTS
 from headway.shared.files.storage import Partial, Storage, TaskFolder
 from headway.shared.logging import get_logger
-from headway.shared.redis.client import RedisClient
+from headway.shared.redis.client import AWAY, RedisClient
 from headway.shared.settings import DAY_SECONDS, Settings
 from headway.shared.tasks.models import TaskId
 from headway.shared.tasks.progress import ACTIVE_TTL_SECONDS, Publisher
-from headway.worker.task_scan import ScannedTask, look
+from headway.worker.task_scan import ScannedTask, look, task_ids
 
 log = get_logger(__name__)
 T = TypeVar("T")
@@ -77,6 +77,7 @@ class OrphanedFiles:
         self._kept_seconds = max(UNKNOWN_FOLDER_SECONDS, float(settings.task_ttl_seconds))
         self._partials = Pages(storage.partials)
         self._folders = Pages(storage.task_folders)
+        self._told: set[str] = set()  # names of what cannot be removed
         self._leaving: dict[TaskId, float] = {}  # when it expires
 
     async def partials(self) -> list[Partial]:
@@ -85,12 +86,12 @@ class OrphanedFiles:
     async def remove_partials(self, partials: Collection[Partial]) -> None:
         seen = await look(self._redis, {partial.task_id for partial in partials})
         tasks = {task.task_id: task for task in seen}
-        removing = _Removing()
+        removing = self._removing()
         for partial in partials:
             if is_orphaned(partial, tasks.get(partial.task_id)):
-                with removing.next():
-                    await self._storage.remove(partial)
-                    log.info("partial file removed", task_id=partial.task_id, name=partial.name)
+                with removing.next(partial.name):
+                    if await self._storage.remove(partial):
+                        log.info("partial file removed", task_id=partial.task_id, name=partial.name)
         removing.end()
 
     async def remove_expired(self, ended: Iterable[ScannedTask]) -> None:
@@ -101,9 +102,9 @@ class OrphanedFiles:
             if 0 <= task.ttl_ms < LEAVING_SECONDS * 1000 and len(self._leaving) < REMEMBERED:
                 self._leaving[task.task_id] = now + task.ttl_ms / 1000
         due = {task_id for task_id, at in self._leaving.items() if at < now}
-        removing, known = _Removing(), await self._known(due)
+        removing, known = self._removing(), await self._known(due)
         for task_id in due:
-            with removing.next():
+            with removing.next(task_id):
                 if task_id not in known:
                     await self._remove_files(task_id, "it expired")
                 del self._leaving[task_id]
@@ -112,13 +113,14 @@ class OrphanedFiles:
     async def remove_deleted(self, publisher: Publisher) -> None:
         """Files of tasks whose deletion was cut off between Redis and the storage. One that is made again under its id,
         by a request with an idempotency key, keeps its own."""
-        before = int(time.time() - SETTLED_SECONDS)
+        seconds, _ = await self._redis.time()
+        before = int(seconds - SETTLED_SECONDS)
         found = await self._redis.zrange(keys.DELETED, 0, before, byscore=True, offset=0, num=PAGE)
-        deleted = [TaskId(name.decode()) for name in found]
+        deleted = list(task_ids(found))
         known = await self._known(deleted)
-        removing, removed = _Removing(), []
+        removing, removed = self._removing(), []
         for task_id in deleted:
-            with removing.next():
+            with removing.next(task_id):
                 if task_id not in known:
                     await self._remove_files(task_id, "it was deleted")
                 removed.append(task_id)
@@ -136,24 +138,32 @@ class OrphanedFiles:
         self._asked_held = self._clock()
         held_seconds = await self._redis_has_held_seconds()
         if old and held_seconds > UNKNOWN_FOLDER_SECONDS:
-            removing = _Removing()
+            removing = self._removing()
             for task_id in old - await self._known(old):
-                with removing.next():
+                with removing.next(task_id):
                     await self._remove_files(task_id, "nobody knows it")
             removing.end()
 
     async def _remove_unnamed(self, folders: Iterable[TaskFolder]) -> None:
         """Files of known tasks that their state does not name: of an upload whose task was never queued with it, of an
         attempt that died between its results and its end. Whoever put them there has long said so, or never will."""
+        removing = self._removing()
         quiet = {folder.task_id: folder for folder in folders if folder.idle_seconds > UNNAMED_SECONDS}
         for task in await look(self._redis, quiet):
             unnamed = [entry for entry in quiet[task.task_id].entries if not task.names(entry)]
             for entry in unnamed:
-                await self._storage.remove_entry(task.task_id, entry)
-                log.info("file removed", task_id=task.task_id, name=entry, why="its task does not name it")
+                with removing.next(f"{task.task_id}/{entry}"):
+                    await self._storage.remove_entry(task.task_id, entry)
+                    log.info("file removed", task_id=task.task_id, name=entry, why="its task does not name it")
+        removing.end()
 
-    async def _known(self, task_ids: Collection[TaskId]) -> set[TaskId]:
-        return {seen.task_id for seen in await look(self._redis, task_ids)}
+    async def _known(self, asked_for: Collection[TaskId]) -> set[TaskId]:
+        """Also one whose state cannot be read: what it is, somebody must look at."""
+        asked = list(asked_for)
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for task_id in asked:
+                pipe.exists(keys.state(task_id))
+            return {task_id for task_id, known in zip(asked, await pipe.execute(), strict=True) if known}
 
     async def _redis_has_held_seconds(self) -> float:
         """How long Redis has held what it holds: one that came back empty is no proof that files are nobody's."""
@@ -170,19 +180,30 @@ class OrphanedFiles:
         await self._storage.delete(task_id)
         log.info("files removed", task_id=task_id, why=why)
 
+    def _removing(self) -> _Removing:
+        return _Removing(self._told)
+
 
 class _Removing:
-    """Goes on after what cannot be removed."""
+    """Goes on after what cannot be removed. What a storage may be unable to do is raised at the end; anything else is
+    a mistake, which is said once for each name. `told`: those that it was said of."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: set[str]) -> None:
+        self._told = told
         self._first: Exception | None = None
 
     @contextmanager
-    def next(self) -> Iterator[None]:
+    def next(self, name: str) -> Iterator[None]:
         try:
             yield
+        except AWAY:
+            raise
         except (*STORAGE_FAULTS, OSError) as error:
             self._first = self._first or error
+        except Exception as error:
+            if len(self._told) < REMEMBERED and name not in self._told:
+                self._told.add(name)
+                log.exception("files cannot be removed", name=name, reason=type(error).__name__)
 
     def end(self) -> None:
         """Raises what was wrong first."""

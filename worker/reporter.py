@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 import threading
 import time
@@ -23,13 +24,13 @@ from headway.shared.files.storage import check_result_name
 from headway.shared.json_text import text_of
 from headway.shared.tasks.models import TEXT_CHARACTERS, rfc3339, utc_now
 from headway.shared.tasks.processors import Processor
+from headway.worker.frames import CHECKPOINT_BYTES, MOST_OUTPUTS, MOST_UNITS, UNIT_CHARACTERS, check_content_type
+from headway.worker.plain import Plain, number, text, words_of
 from headway.worker.tqdm_hook import hooked
 
 SAMPLE_SECONDS: Final = 0.05
 #: Each is a write to Redis, and what is done again after a loss is this much less.
 CHECKPOINT_SECONDS: Final = 0.25
-#: It stands beside the state, which is read whole. What is larger than a place to go on from is a result.
-CHECKPOINT_BYTES: Final = 64 * 1024
 T = TypeVar("T")
 Send = Callable[[dict[str, Any]], None]
 
@@ -89,10 +90,10 @@ class Reporter:
         self._name = "Processing"
         self._spent = 0.0  # of the whole, by the phases before this one
         self._share = 1.0  # of the whole, this phase's
-        self._done = 0
-        self._total: int | None = None
+        self._done: float = 0
+        self._total: float | None = None
         self._unit: str | None = None
-        self._given: tuple[int | None, str | None] = (None, None)  # total and unit, by the phase
+        self._given: tuple[float | None, str | None] = (None, None)  # total and unit, by the phase
         self._reading: _Input | None = None
         self._tracked: repeat[bool] | None = None  # shorter by one with each item that `track` has passed on
         self._progress = 0.0
@@ -116,15 +117,18 @@ class Reporter:
         return Path(self.output_path(name, content_type)).open("wb")
 
     def output_path(self, name: str, content_type: str | None = None) -> str:
-        self.outputs[check_result_name(name)] = content_type
+        check_content_type(content_type if content_type is None else text(content_type, "content_type"))
+        check_result_name(text(name, "name"))
+        if len(self.outputs) >= MOST_OUTPUTS and name not in self.outputs:
+            raise ValueError(f"at most {MOST_OUTPUTS} result files; put many small ones into an archive")
+        self.outputs[name] = content_type
         return str(self._output_folder / name)
 
     def plan(self, phases: Mapping[str, float]) -> None:
         if self._step:
             raise RuntimeError("plan the phases before the first one starts")
-        if any(weight <= 0 for weight in phases.values()):
-            raise ValueError("a phase's weight is greater than 0")
-        self._declare(phases)
+        weights = {text(name, "the name of a phase"): _weight(weight) for name, weight in phases.items()}
+        self._declare(weights)
 
     def _declare(self, phases: Mapping[str, float]) -> None:
         self._declared, before, whole = {}, 0.0, sum(phases.values())
@@ -141,6 +145,9 @@ class Reporter:
         unit: str | None = None,
         done: int = 0,
     ) -> AbstractContextManager[None]:
+        name, unit = text(name, "name"), unit if unit is None else text(unit, "unit")
+        weight = weight if weight is None else _weight(weight)
+        given_total, given_done = _total(total), number(done, "done")
         with self._lock:
             if self._step:
                 self._spent += self._share
@@ -152,36 +159,36 @@ class Reporter:
                 self._share = min(max(0.0, 1.0 - self._spent), share)
             else:
                 given = 1.0 if weight is None else weight
-                if given <= 0:
-                    raise ValueError("a phase's weight is greater than 0")
                 self._share = max(0.0, 1.0 - self._spent) * given / (given + 1)
-            self._name, self._done, self._total, self._unit = name, done, total, unit
+            self._name, self._done, self._total, self._unit = name, given_done, given_total, unit
             self._reading = self._tracked = None
-            self._given = (total, unit)
+            self._given = (given_total, unit)
             state = self._state()
             self._sent = tuple(state.values())
             self._send({"kind": "phase", **state})
         return nullcontext()
 
     def advance(self, n: int = 1) -> None:
-        self._done += n
+        self._done += n if type(n) is int else number(n, "n")
 
     def progress_to(self, done: int, total: int | None = None) -> None:
-        self._done, self._tracked = done, None
         if total is not None:
-            self._total = total
+            self._total = total if type(total) is int and total >= 0 else _total(total)
+        self._done, self._tracked = done if type(done) is int else number(done, "done"), None
 
     def track(
         self, iterable: Iterable[T], *, total: int | None = None, unit: str | None = None, done: int = 0
     ) -> Iterator[T]:
-        if total is None and isinstance(iterable, Sized):
-            total = done + len(iterable)
+        given, begun = _total(total), number(done, "done")
+        unit = unit if unit is None else text(unit, "unit")
+        if given is None and isinstance(iterable, Sized):
+            given = begun + len(iterable)
         # An input that is read line by line has no count of lines, but its bytes are an honest measure already.
-        counts = total is not None or self._reading is None
+        counts = given is not None or self._reading is None
         if counts:
-            self._total = self._given[0] if total is None else total
+            self._total = self._given[0] if given is None else given
             self._unit = self._given[1] if unit is None else unit
-            self._done, self._reading = done, None
+            self._done, self._reading = begun, None
             self._tracked = None
         if not counts:
             return iter(iterable)
@@ -199,21 +206,23 @@ class Reporter:
     def log(self, text: str, level: str = "info") -> None:
         if level not in ("info", "warning", "error"):
             raise ValueError("a log's level is info, warning or error")
+        try:
+            message = str(text)[:TEXT_CHARACTERS]
+        except Exception as error:
+            raise TypeError(f"text has no words: {words_of(error)[:TEXT_CHARACTERS]}") from error
         with self._lock:
-            self._send(
-                {"kind": "log", "level": level, "message": str(text)[:TEXT_CHARACTERS], "at": rfc3339(utc_now())}
-            )
+            self._send({"kind": "log", "level": level, "message": message, "at": rfc3339(utc_now())})
 
     def tqdm_hook(self) -> AbstractContextManager[None]:
         return hooked(self)
 
     def checkpoint(self, state: Any) -> None:
-        text = text_of(state)  # at once: the processor may go on to change it
-        if len(text) > CHECKPOINT_BYTES:
-            raise ValueError(f"a checkpoint is at most {CHECKPOINT_BYTES} bytes of JSON; this one is {len(text)}")
+        kept = text_of(Plain().of(state, "state"))  # at once: the processor may go on to change it
+        if len(kept) > CHECKPOINT_BYTES:
+            raise ValueError(f"a checkpoint is at most {CHECKPOINT_BYTES} bytes of JSON; this one is {len(kept)}")
         with self._lock:
             progress = self._state()["progress"]
-            self._checkpoint = {"kind": "checkpoint", "state": json.loads(text), "progress": progress}
+            self._checkpoint = {"kind": "checkpoint", "state": json.loads(kept), "progress": progress}
             self._send_checkpoint()
 
     # What the child process calls.
@@ -255,14 +264,37 @@ class Reporter:
         done, total = self._done, self._total
         if (left := self._tracked) is not None:
             done += max(0, sys.maxsize - length_hint(left) - 1)  # the one that is being worked on does not count yet
-        fraction = min(1.0, done / total) if total else 0.0
+        fraction = max(0.0, min(1.0, _whole(done) / total if total > 1 else done / total)) if total else 0.0
         self._progress = max(self._progress, 100 * min(1.0, self._spent + self._share * fraction))
         return {
             "progress": self._progress,
             "step": self._step,
             "total_steps": max(self._step, len(self._declared)),
             "message": self._name[:TEXT_CHARACTERS],
-            "done": done,
-            "total": total,
-            "unit": self._unit,
+            "done": _whole(done),
+            "total": total if total is None else _whole(total),
+            "unit": self._unit if self._unit is None else self._unit[:UNIT_CHARACTERS],
         }
+
+
+def _whole(units: float) -> int:
+    """What is said of a count: a whole number that a client can read."""
+    if type(units) is int and -MOST_UNITS <= units <= MOST_UNITS:
+        return units
+    return max(-MOST_UNITS, min(MOST_UNITS, math.floor(units))) if math.isfinite(units) else MOST_UNITS
+
+
+def _total(total: Any) -> float | None:
+    """Raises TypeError, ValueError."""
+    if total is None:
+        return None
+    if (found := number(total, "total")) < 0:
+        raise ValueError("total must be 0 or more")
+    return found
+
+
+def _weight(weight: Any) -> float:
+    """Raises TypeError, ValueError."""
+    if (found := number(weight, "weight")) > 0:
+        return found
+    raise ValueError("a phase's weight is greater than 0")

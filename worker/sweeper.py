@@ -33,7 +33,7 @@ from headway.shared.tasks.models import ANYONE, UPLOAD_CUT, ErrorType, OwnerId, 
 from headway.shared.tasks.progress import ACTIVE_TTL_SECONDS, Publisher
 from headway.shared.tasks.queue import WAKE, JobTicket
 from headway.worker.orphaned_files import OrphanedFiles
-from headway.worker.task_scan import ScannedTask, look
+from headway.worker.task_scan import ScannedTask, look, task_ids
 
 log = get_logger(__name__)
 
@@ -172,8 +172,9 @@ class Sweeper:
         can be done, so that is raised (AWAY)."""
         tasks = await look(self._redis, await self._some_tasks())
         self._learn_owners(tasks)
-        await self._put_back([task for task in tasks if task.status in (Status.QUEUED, Status.PROCESSING)])
-        await self._tell_again(tasks)
+        active = [task for task in tasks if task.status in (Status.QUEUED, Status.PROCESSING)]
+        await self._job("put back lost tasks", self._put_back(active))
+        await self._job("tell again", self._tell_again(tasks))
         await self._job("settle quotas", self._let_go_of_expired())
         await self._job("uploads and partial files", self._look_at_partials(tasks))
         ended = [task for task in tasks if task.status.is_terminal]
@@ -206,10 +207,10 @@ class Sweeper:
         found: set[TaskId] = set()
         for owner, cursor in list(self._owners.items()):
             self._owners[owner], members = await self._redis.sscan(keys.OWNER_ACTIVE % owner, cursor, count=TASKS)
-            found |= {TaskId(member.decode()) for member in members}
+            found |= set(task_ids(members))
         for _ in range(SCAN_KEYS // 1000):
             self._cursor, names = await self._redis.scan(self._cursor, keys.ANY_TASK, count=1000, _type="hash")
-            found |= {keys.task_of_state(name.decode()) for name in names}
+            found |= set(task_ids(names))
             if self._cursor == 0:
                 break
         return found
@@ -237,9 +238,9 @@ class Sweeper:
             else:  # what is taken off moves the others up, and they are looked at in the next pass
                 page = found
                 self._indexes[owner, index] = self._indexes[owner, index] + TASKS if len(page) == TASKS else 0
-            held.setdefault(owner, set()).update(TaskId(name.decode()) for name in page if name != b"total")
-        for owner, task_ids in held.items():
-            await self._publisher.let_go(owner, task_ids)
+            held.setdefault(owner, set()).update(task_ids(page))
+        for owner, expired in held.items():
+            await self._publisher.let_go(owner, expired)
 
     async def _put_back(self, tasks: Collection[ScannedTask]) -> None:
         if not tasks:
@@ -272,6 +273,7 @@ class Sweeper:
     async def _give_up_uploads(self, tasks: Iterable[ScannedTask], partials: Iterable[Partial]) -> None:
         arriving = {partial.task_id: partial for partial in partials if partial.attempt is None}
         now = self._clock()
+        seconds, _ = await self._redis.time()  # this machine's clock may be hours off
         for task in tasks:
             version, since = self._uploads.pop(task.task_id, (0, now))
             if task.status is not Status.UPLOADING:
@@ -281,12 +283,12 @@ class Sweeper:
             if len(self._uploads) > UPLOADS:
                 del self._uploads[next(iter(self._uploads))]
             if task.upload_expires_at is not None:
-                overdue = time.time() > task.upload_expires_at.timestamp()
+                overdue = seconds > task.upload_expires_at.timestamp()
                 message = "The upload was cut off and the rest did not come in time. Submit the file again."
                 if now - since > self._idle_seconds and task.message != UPLOAD_CUT:
                     await self._say_that_it_waits(task)
             elif task.version == 1:
-                overdue = time.time() - task.created_at.timestamp() > UPLOAD_UNBEGUN_SECONDS
+                overdue = seconds - task.created_at.timestamp() > UPLOAD_UNBEGUN_SECONDS
                 message = "The upload never arrived. Submit the file again."
             else:
                 overdue = now - since > self._idle_seconds

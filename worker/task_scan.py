@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
+from typing import Final
 
 from headway.shared import keys
+from headway.shared.logging import get_logger
 from headway.shared.redis.client import RedisClient
 from headway.shared.tasks.models import OwnerId, Status, TaskId
 from headway.shared.tracing import TRACEPARENT
 
+log = get_logger(__name__)
+
+#: Nobody retries a task more often, and each attempt is a name to look for.
+MOST_ATTEMPTS: Final = 100_000
+
+_TASK_ID: Final = re.compile(rb"(?:^|:)([0-9a-f]{32})\Z")
 _FIELDS = [
     *("status", "version", "attempt", "owner", "size_bytes", "created_at", "upload_expires_at", "message"),
     TRACEPARENT,
@@ -47,23 +56,50 @@ class ScannedTask:
         return entry == self.input_name or not re.fullmatch(r"input-[0-9a-f]+|result-[0-9]+", entry)
 
 
+def task_ids(names: Iterable[bytes]) -> Iterator[TaskId]:
+    """Those of the names, of a set's members or of states' keys, that are a task's; the others are nobody's of ours."""
+    for name in names:
+        if (found := _TASK_ID.search(name)) is not None:
+            yield TaskId(found[1].decode())
+
+
 async def look(redis: RedisClient, task_ids: Collection[TaskId]) -> list[ScannedTask]:
-    """Those of the tasks that Redis knows. Errors: headway.shared.redis.client.AWAY."""
+    """Those of the tasks that Redis knows. One that cannot be read is said once and left out; the others go on. Errors:
+    headway.shared.redis.client.AWAY."""
     if not task_ids:
         return []
     async with redis.pipeline(transaction=False) as pipe:
         for task_id in task_ids:
             pipe.hmget(keys.state(task_id), _FIELDS)
             pipe.pttl(keys.state(task_id))
-        answers = await pipe.execute()
+        answers = await pipe.execute(raise_on_error=False)
     seen = []
     for task_id, values, ttl_ms in zip(task_ids, answers[::2], answers[1::2], strict=True):
-        if values[0] is not None:
-            status, version, attempt, owner, size_bytes, created_at, expires_at, message, traceparent, epoch, name = (
-                json.loads(value or "null") for value in values
-            )
-            at = datetime.fromisoformat(created_at)
-            expires = datetime.fromisoformat(expires_at) if expires_at else None
-            state = (Status(status), version, attempt, owner, size_bytes, at, ttl_ms, expires, message, traceparent)
-            seen.append(ScannedTask(task_id, *state, epoch or 0, name))
+        if isinstance(values, Exception) and not str(values).startswith("WRONGTYPE"):
+            raise values
+        try:
+            if values[0] is not None:
+                seen.append(_read(task_id, values, ttl_ms))
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            _say_unreadable(task_id)
     return seen
+
+
+def _read(task_id: TaskId, values: list[bytes | None], ttl_ms: int) -> ScannedTask:
+    """Raises ValueError, TypeError, AttributeError, RecursionError for what progress.lua never wrote."""
+    status, version, attempt, owner, size_bytes, created_at, expires_at, message, traceparent, epoch, input_name = (
+        json.loads(value or "null") for value in values
+    )
+    for number, most in ((version, 2**53), (attempt, MOST_ATTEMPTS), (epoch or 0, 2**53), (size_bytes or 0, 2**53)):
+        if type(number) is not int or not 0 <= number <= most:
+            raise ValueError("no number of ours")
+    at = datetime.fromisoformat(created_at)
+    expires = datetime.fromisoformat(expires_at) if expires_at else None
+    state = (Status(status), version, attempt, OwnerId(owner.strip()), size_bytes, at, ttl_ms, expires, message)
+    return ScannedTask(task_id, *state, traceparent, epoch or 0, input_name)
+
+
+@lru_cache(maxsize=1000)
+def _say_unreadable(task_id: TaskId) -> None:
+    """Once."""
+    log.error("state of a task not understood", task_id=task_id)

@@ -9,24 +9,32 @@ import asyncio
 import errno
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, get_args
 
 from prometheus_client import Gauge, Metric, start_http_server
 from prometheus_client.registry import Collector
 
 from headway.shared.errors import SettingsError
+from headway.shared.logging import get_logger
 from headway.shared.metric_registry import Metrics, redis_up
 from headway.shared.settings import Settings
 from headway.shared.tasks.progress import Claim
+from headway.worker.box.walls import Wall
 
 ATTEMPT_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0)
 #: A free worker takes milliseconds; a queue takes as long as it is.
 PICK_UP_SECONDS: Final = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0, 1800.0)
 #: Of so many attempts of a processor the one that needed most memory is shown.
 LAST_ATTEMPTS: Final = 20
+
+
+Refused = Literal["message", "queue member"]
+REFUSED: Final[tuple[Refused, ...]] = get_args(Refused)
+
+log = get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -53,8 +61,16 @@ class WorkerMetrics(Metrics, Collector):
         self._cpu_seconds = self.counter("headway_child_cpu_seconds", "CPU time of attempts' processes", by)
         peak = f"Largest resident memory of the last {LAST_ATTEMPTS} attempts' processes"
         self._memory = Gauge("headway_child_memory_peak_bytes", peak, [by], registry=self.registry)
+        self._told: set[str] = set()
         self._peaks: defaultdict[str, deque[int]] = defaultdict(lambda: deque(maxlen=LAST_ATTEMPTS))
+        refused = "Messages and queue members that nobody of ours wrote"
+        self._refused = self.counter("headway_refused", refused, "what")
+        for what in REFUSED:
+            self._refused.labels(what)
         self._published = self.counter("headway_events_published", "Events written to Redis")
+        self._walls = Gauge(
+            "headway_wall", "Whether this wall stands around children", ["wall"], registry=self.registry
+        )
         outcomes = list(outcomes)
         for processor in processors:  # there before the first one, so that a first one is a rise
             self._cpu_seconds.labels(processor)
@@ -88,6 +104,17 @@ class WorkerMetrics(Metrics, Collector):
         peaks = self._peaks[processor]
         peaks.append(peak_bytes)
         self._memory.labels(processor).set(max(peaks))
+
+    def refuse(self, what: Refused) -> None:
+        """Something in Redis that is not ours. Said once: whoever writes such things writes many."""
+        self._refused.labels(what).inc()
+        if what not in self._told:
+            self._told.add(what)
+            log.error("not understood, and left out; headway_refused_total counts what follows", what=what)
+
+    def walls_stand(self, walls: Collection[Wall]) -> None:
+        for wall in Wall:
+            self._walls.labels(wall).set(wall in walls)
 
     def event_published(self) -> None:
         self._published.inc()

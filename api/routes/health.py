@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import version
 from typing import Any
 
@@ -95,16 +96,31 @@ async def _workers(state: State) -> dict[str, Any]:
         async with state.redis.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
+            pipe.hgetall(keys.WALLS)
             pipe.zcard(keys.QUEUE)
             pipe.zrange(keys.QUEUE, 0, LOOKED_AT - 1)
-            (seconds, microseconds), seen, jobs, oldest = await pipe.execute()
+            (seconds, microseconds), seen, told, jobs, oldest = await pipe.execute()
         running = await state.redis.exists(*(keys.job_lease(job.decode()) for job in oldest)) if oldest else 0
     except AWAY as error:
         return {"ok": False, "reason": why_away(error)}
     silent_ms = SILENT_LEASES * state.settings.lease_seconds * 1000
     now_ms = seconds * 1000 + microseconds / 1000
-    alive = sum(1 for _, at in seen if now_ms - at < silent_ms)
-    about = {"count": alive, "running": running, "queued": jobs - running}
+    alive = [name for name, at in seen if now_ms - at < silent_ms]
+    about = {"count": len(alive), "running": running, "queued": jobs - running, **_walls(alive, told)}
     if not alive:
         return {"ok": False, "reason": "no worker is running; start one with `headway worker`", **about}
     return {"ok": True, "reason": "running", **about}
+
+
+def _walls(alive: list[bytes], told: dict[bytes, bytes]) -> dict[str, Any]:
+    """Of the walls around processors those that every worker has, and what any of them lacks. Nothing where nobody
+    said."""
+    found = [json.loads(told[name]) for name in alive if name in told]
+    if not found:
+        return {}
+    common = set.intersection(*(set(one["walls"]) for one in found))
+    return {
+        "walls": [wall for wall in found[0]["walls"] if wall in common],
+        "missing": {wall: reason for one in found for wall, reason in one["missing"].items()},
+        "warning": next((one["warning"] for one in found if one["warning"]), None),
+    }

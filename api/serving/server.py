@@ -21,6 +21,7 @@ from headway.api.app import create_app
 from headway.api.serving.protocol import StreamProtocol
 from headway.shared.errors import SettingsError
 from headway.shared.files.place import open_storage
+from headway.shared.hidden import hide_from_children
 from headway.shared.logging import configure, get_logger
 from headway.shared.metric_registry import sharing_metrics
 from headway.shared.settings import Settings
@@ -89,6 +90,7 @@ def app_of_a_worker() -> FastAPI:
 
 def run(settings: Settings, *, host: str = "127.0.0.1", port: int = 8000, workers: int = 1) -> int:
     """Serves until a signal. Returns the exit code. Raises SettingsError before anything has started."""
+    hide_from_children()
     check_exposure(settings, host)
     open_storage(settings).prepare()
     load_registry(settings.processors, settings.app_dir)

@@ -53,6 +53,7 @@ export class SystemLine {
       `${units.number(workers.running ?? 0)} running`,
       `${units.number(workers.queued ?? 0)} queued`,
       rate ? `${units.bytes(Math.round(rate))}/s` : "",
+      workers.warning ? "Processors are not confined" : "",
       done ? `${units.number(done)} done in the last minute` : "",
     ].filter(Boolean).join(" · "));
   }

@@ -16,7 +16,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 from headway.shared.errors import BadInput, StorageAway, UnknownFile
 from headway.shared.files.bucket_uploads import BucketUpload, PiecesUpload, listed, part_bytes_for, story
-from headway.shared.files.directory import DirectoryStorage, outputs_of
+from headway.shared.files.directory import DirectoryStorage
 from headway.shared.files.disk import disk_faults, on_disk
 from headway.shared.files.own_disk import OwnDisk
 from headway.shared.files.s3 import Bucket, check_endpoint
@@ -42,6 +42,8 @@ REQUEST_PATIENCE_SECONDS: Final = 3
 ATTEMPT_PATIENCE_SECONDS: Final = 60
 #: The start says what is wrong after two or three of these.
 CHECK_SECONDS: Final = 5
+#: Younger than this is never old; and a clock that was asked so lately has not moved.
+ASK_CLOCK_SECONDS: Final = 30.0
 #: What an attempt that failed may take to remove what it had kept.
 TIDY_SECONDS: Final = 2
 
@@ -60,6 +62,9 @@ class BucketStorage:
         self._url = settings.storage_url
         self._part_bytes = part_bytes_for(settings.max_upload_bytes)
         self._local = DirectoryStorage(settings.data_dir, settings.disk_reserve_bytes)
+        #: How far the bucket's clock is ahead of ours, and when it was asked.
+        self._clock_ahead = 0.0
+        self._asked_clock = float("-inf")
         self._disk = OwnDisk(settings.data_dir.absolute() / "partial")
 
     @cached_property
@@ -132,15 +137,29 @@ class BucketStorage:
         await self._local.discard(scratch)
 
     async def keep_results(
-        self, task_id: TaskId, attempt: int, scratch: Path, names: Mapping[str, str | None]
+        self,
+        task_id: TaskId,
+        attempt: int,
+        scratch: Path,
+        names: Mapping[str, str | None],
+        check: Callable[[int], None] = lambda _: None,
     ) -> list[StoredResult]:
-        found = await on_disk(outputs_of, scratch, names)
+        kept = self._local.new_scratch(task_id, attempt)
+        try:
+            found = await self._local.take(scratch, names, kept, check)
+            await self._keep_all(task_id, attempt, kept, found)
+        finally:
+            await asyncio.shield(self._local.tidy_up(kept))
+        await self._local.tidy_up(scratch)
+        return found
+
+    async def _keep_all(self, task_id: TaskId, attempt: int, kept: Path, found: list[StoredResult]) -> None:
         small = asyncio.Semaphore(SMALL_AT_ONCE)
         try:
             async with asyncio.TaskGroup() as group:
                 for file in found:
                     await small.acquire()
-                    keeping = group.create_task(self._keep(task_id, attempt, scratch, file))
+                    keeping = group.create_task(self._keep(task_id, attempt, kept, file))
                     keeping.add_done_callback(lambda _: small.release())
                     if file.size_bytes > SMALL_BYTES:
                         await asyncio.wait([keeping])
@@ -149,11 +168,9 @@ class BucketStorage:
             if isinstance(error, BaseExceptionGroup):
                 raise error.exceptions[0] from None
             raise
-        await self._local.discard(scratch)
-        return found
 
-    async def _keep(self, task_id: TaskId, attempt: int, scratch: Path, result: StoredResult) -> None:
-        key, path = _result_key(task_id, attempt, result.name), scratch / result.name
+    async def _keep(self, task_id: TaskId, attempt: int, kept: Path, result: StoredResult) -> None:
+        key, path = _result_key(task_id, attempt, result.name), kept / result.name
         content_type = result.content_type if re.fullmatch(r"[\x20-\x7e]{1,200}", result.content_type) else None
         if result.size_bytes <= SMALL_BYTES:
             await self._patient.put(key, await on_disk(path.read_bytes), content_type)
@@ -196,14 +213,27 @@ class BucketStorage:
         async for name, task_id, pieces in self._folders("partial", _PIECE):
             ends = (_PIECE.fullmatch(piece["path"]) for piece in pieces)
             received = max(int(end[2]) for end in ends if end is not None)
-            yield Partial(name, task_id, None, received, _idle_seconds(pieces))
+            yield Partial(name, task_id, None, received, await self._idle_seconds(pieces))
         async for partial in self._local.partials():
             yield partial
 
     async def task_folders(self) -> AsyncIterator[TaskFolder]:
         async for _, task_id, files in self._folders("tasks", _TASK):
             entries = frozenset(meta["path"].split("/")[2] for meta in files)
-            yield TaskFolder(task_id, _idle_seconds(files), entries)
+            yield TaskFolder(task_id, await self._idle_seconds(files), entries)
+
+    async def _idle_seconds(self, files: list[ObjectMeta]) -> float:
+        """By the bucket's clock, which is asked where ours says that nobody touched them for long: it may be hours off,
+        and what is asked costs a request."""
+        newest = max(meta["last_modified"].timestamp() for meta in files)
+        if time.time() - newest < ASK_CLOCK_SECONDS:
+            return time.time() - newest
+        if time.monotonic() - self._asked_clock > ASK_CLOCK_SECONDS:
+            await self._bucket.put("partial/clock", b"", None)
+            meta = await self._bucket.head("partial/clock")
+            self._clock_ahead = meta["last_modified"].timestamp() - time.time()
+            self._asked_clock = time.monotonic()
+        return time.time() + self._clock_ahead - newest
 
     async def _folders(self, place: str, ours: re.Pattern[str]) -> AsyncIterator[tuple[str, TaskId, list[ObjectMeta]]]:
         """The folders of a place with what is in each: a listing has one after the other."""
@@ -222,11 +252,11 @@ class BucketStorage:
         if files:
             yield name, task_id, files
 
-    async def remove(self, partial: Partial) -> None:
+    async def remove(self, partial: Partial) -> bool:
         if Path(partial.name).is_absolute():
-            await self._local.remove(partial)
-        else:
-            await self._bucket.delete_folder(partial.name)
+            return await self._local.remove(partial)
+        await self._bucket.delete_folder(partial.name)
+        return True
 
     async def remove_entry(self, task_id: TaskId, entry: str) -> None:
         if entry.startswith("result-"):
@@ -265,7 +295,3 @@ def _result_key(task_id: TaskId, attempt: int, name: str) -> str:
 
 def _pieces_folder(task_id: TaskId) -> str:
     return f"partial/{task_id}-input"
-
-
-def _idle_seconds(files: list[ObjectMeta]) -> float:
-    return time.time() - max(meta["last_modified"].timestamp() for meta in files)

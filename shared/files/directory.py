@@ -15,18 +15,20 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
-import mimetypes
 import os
 import re
 import secrets
+import stat
 import tempfile
-import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from headway.shared.errors import BadInput, SettingsError, StorageFull, UnknownFile, UploadBusy
 from headway.shared.files.disk import (
@@ -34,16 +36,20 @@ from headway.shared.files.disk import (
     change_on_disk,
     disk_faults,
     on_disk,
-    remove_tree,
     told_by_the_system,
 )
+from headway.shared.files.outputs import is_being_written, take_outputs
 from headway.shared.files.storage import CHUNK_BYTES, Partial, StoredFile, StoredResult, TaskFolder, check_result_name
+from headway.shared.files.trees import remove_whole
 from headway.shared.files.upload_folder import TAKEN_OVER, UploadFolder
 from headway.shared.logging import get_logger
 from headway.shared.tasks.models import TaskId
 
 log = get_logger(__name__)
+T = TypeVar("T")
 
+#: Results that are hashed and folders that are removed at once: each may take minutes.
+LARGE_AT_ONCE: Final = 8
 #: Entries of a folder that one hop to a thread reads.
 _LISTED: Final = 500
 #: Read at once for a digest: soon done, so that whoever waits for it is not kept.
@@ -63,21 +69,26 @@ class DirectoryStorage:
     """A headway.shared.files.storage.Storage."""
 
     def __init__(self, data_dir: Path, reserve_bytes: int | None = None) -> None:
+        self._data = data_dir.absolute()
         self._tasks = data_dir.absolute() / "tasks"
         self._partial = data_dir.absolute() / "partial"
         self._reserve_bytes = reserve_bytes
 
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(LARGE_AT_ONCE, thread_name_prefix="files")
+
     def prepare(self) -> None:
         try:
-            for folder in (self._tasks, self._partial):
-                folder.mkdir(parents=True, exist_ok=True)
+            for folder in (self._data, self._tasks, self._partial):
+                _make_folder(folder)
+                _close_to_others(folder)
             probe = self._partial / f"probe-{secrets.token_hex(4)}"
             probe.touch()
             probe.unlink()
         except OSError as error:
             raise SettingsError(
-                f"HEADWAY_DATA_DIR: {self._tasks.parent} cannot be written ({error.strerror}). "
-                "Example: HEADWAY_DATA_DIR=./data"
+                f"HEADWAY_DATA_DIR: {self._data} cannot be written ({error.strerror}). Example: HEADWAY_DATA_DIR=./data"
             ) from None
 
     async def check(self) -> None:
@@ -146,38 +157,86 @@ class DirectoryStorage:
 
     async def scratch(self, task_id: TaskId, attempt: int) -> Path:
         await self.check_capacity(0)
-        folder = self._partial / f"{task_id}-{attempt}-{secrets.token_hex(4)}"
-        await on_disk(folder.mkdir)
+        folder = self.new_scratch(task_id, attempt)
+        await on_disk(folder.mkdir, 0o700)
         return folder
 
+    def new_scratch(self, task_id: TaskId, attempt: int) -> Path:
+        """A name for one that is not made yet."""
+        return self._partial / f"{task_id}-{attempt}-{secrets.token_hex(4)}"
+
     async def discard(self, scratch: Path) -> None:
-        await on_disk(remove_tree, scratch)
+        await self._in_thread(remove_whole, scratch)
+
+    async def take(
+        self, scratch: Path, names: Mapping[str, str | None], kept: Path, check: Callable[[int], None]
+    ) -> list[StoredResult]:
+        """headway.shared.files.outputs.take_outputs, in a thread that ends soon when this is cancelled."""
+        stop = threading.Event()
+
+        def take() -> list[StoredResult]:
+            self._is_there()
+            return take_outputs(scratch, names, kept, check=check, stop=stop)
+
+        return await self._in_thread(take, stop=stop)
+
+    async def _in_thread(self, function: Callable[..., T], *args: Any, stop: threading.Event | None = None) -> T:
+        """In one of the threads for what a stranger made large, which others do not wait for. A thread does not stop
+        by itself, and whoever tidies up next must find all that it does done. Raises STORAGE_FAULTS."""
+
+        def in_the_thread() -> T:
+            with disk_faults():
+                return function(*args)
+
+        working = asyncio.get_running_loop().run_in_executor(self._threads, in_the_thread)
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            if stop is not None:
+                stop.set()
+            while not working.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([working])
+            working.cancelled() or working.exception()
+            raise
 
     async def keep_results(
-        self, task_id: TaskId, attempt: int, scratch: Path, names: Mapping[str, str | None]
+        self,
+        task_id: TaskId,
+        attempt: int,
+        scratch: Path,
+        names: Mapping[str, str | None],
+        check: Callable[[int], None] = lambda _: None,
     ) -> list[StoredResult]:
-        return await change_on_disk(self._keep_results_now, task_id, attempt, scratch, names)
+        kept = self.new_scratch(task_id, attempt)
+        try:
+            found = await self.take(scratch, names, kept, check)
+            if found:
+                await self._in_thread(self._into_place, kept, self._result_folder(task_id, attempt))
+        finally:
+            await asyncio.shield(self.tidy_up(kept))
+        await self.tidy_up(scratch)
+        return found
 
-    def _keep_results_now(
-        self, task_id: TaskId, attempt: int, scratch: Path, names: Mapping[str, str | None]
-    ) -> list[StoredResult]:
-        with disk_faults(scratch):
-            kept = outputs_of(scratch, names)
-            if kept:
-                final = self._result_folder(task_id, attempt)
-                final.parent.mkdir(exist_ok=True)
-                remove_tree(final)
-                _fsync_folder(scratch)
-                scratch.replace(final)
-                _fsync_folder(final.parent)
-        return kept
+    def _into_place(self, kept: Path, final: Path) -> None:
+        final.parent.mkdir(mode=0o700, exist_ok=True)
+        remove_whole(final)
+        kept.replace(final)
+        _fsync_folder(final.parent)
+
+    async def tidy_up(self, scratch: Path) -> None:
+        """As `discard`, where nothing hangs on it: what cannot be removed is the sweeper's."""
+        try:
+            await self.discard(scratch)
+        except STORAGE_FAULTS as error:
+            log.warning("scratch folder left", reason=str(error), **told_by_the_system(error))
 
     async def discard_results(self, task_id: TaskId, attempt: int) -> None:
-        await on_disk(self._remove_tree, self._result_folder(task_id, attempt))
+        await self._in_thread(self._remove_tree, self._result_folder(task_id, attempt))
 
     def _remove_tree(self, folder: Path) -> None:
         self._is_there()
-        remove_tree(folder)
+        remove_whole(folder)
 
     async def result(self, task_id: TaskId, attempt: int, name: str) -> DiskFile:
         try:
@@ -192,39 +251,41 @@ class DirectoryStorage:
     # Removing.
 
     async def delete(self, task_id: TaskId) -> None:
-        await change_on_disk(self._remove_tree, self._tasks / task_id)
+        await self._in_thread(self._remove_tree, self._tasks / task_id)
         await self.discard_upload(task_id)
 
     async def partials(self) -> AsyncIterator[Partial]:
-        async for entry, stat in _entries(self._partial):
+        now = await on_disk(_clock_of, self._partial)
+        async for entry, found in _entries(self._partial):
             if (name := _PARTIAL.fullmatch(entry.name)) is not None:
                 attempt = None if name[2] == "input" else int(name[2])
-                yield Partial(entry.path, TaskId(name[1]), attempt, stat.st_size, time.time() - stat.st_mtime)
+                yield Partial(entry.path, TaskId(name[1]), attempt, found.st_size, now - found.st_mtime)
             elif (name := _UPLOAD.fullmatch(entry.name)) is not None:
                 task_id = TaskId(name[1])
                 size_bytes, written = await on_disk(self._upload_folder(task_id).size_and_time)
-                idle_seconds = time.time() - max(written, stat.st_mtime)
-                yield Partial(entry.path, task_id, None, size_bytes, idle_seconds)
+                yield Partial(entry.path, task_id, None, size_bytes, now - max(written, found.st_mtime))
 
     async def task_folders(self) -> AsyncIterator[TaskFolder]:
-        async for entry, stat in _entries(self._tasks):
+        now = await on_disk(_clock_of, self._partial)
+        async for entry, found in _entries(self._tasks):
             if re.fullmatch(r"[0-9a-f]{32}", entry.name):
                 entries = await on_disk(_names_in, Path(entry.path))
-                yield TaskFolder(TaskId(entry.name), time.time() - stat.st_mtime, entries)
+                yield TaskFolder(TaskId(entry.name), now - found.st_mtime, entries)
 
-    async def remove(self, partial: Partial) -> None:
+    async def remove(self, partial: Partial) -> bool:
         path = Path(partial.name)
         if _UPLOAD.fullmatch(path.name):
             await self.discard_upload(partial.task_id)
-        elif partial.attempt is None:
-            await on_disk(path.unlink, missing_ok=True)
-        else:
+            return True
+        if partial.attempt is not None:
             await self.discard(path)
+            return True
+        return await change_on_disk(_remove_unless_written, path)
 
     async def remove_entry(self, task_id: TaskId, entry: str) -> None:
         path = self._tasks / task_id / entry
         if entry.startswith("result-"):
-            await change_on_disk(self._remove_tree, path)
+            await self._in_thread(self._remove_tree, path)
         else:
             await change_on_disk(path.unlink, missing_ok=True)
 
@@ -289,7 +350,7 @@ class DirectoryUpload:
 
     def _opened(self) -> int:
         if self._file is None:
-            self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         return self._file
 
     async def rewind(self, size_bytes: int) -> None:
@@ -342,7 +403,7 @@ class DirectoryUpload:
             _fsync_folder(self._final.parent)
 
     def _place(self) -> None:
-        self._final.parent.mkdir(exist_ok=True)
+        self._final.parent.mkdir(mode=0o700, exist_ok=True)
         self._partial.replace(self._final)
 
     async def abort(self) -> None:
@@ -485,12 +546,12 @@ class DiskFile:
     def at(cls, path: Path) -> DiskFile:
         """Raises UnknownFile, OSError. Blocking."""
         try:
-            stat = path.lstat()
+            found = path.lstat()
         except FileNotFoundError:
             raise UnknownFile("The file has not been uploaded, or is gone.") from None
         if not path.is_file() or path.is_symlink():
             raise UnknownFile("The file has not been uploaded, or is gone.")
-        return cls(path, stat.st_size, stat.st_mtime)
+        return cls(path, found.st_size, found.st_mtime)
 
     async def read(self, start: int, end: int) -> AsyncIterator[bytes]:
         file = await on_disk(open_to_read, self.path)
@@ -527,27 +588,41 @@ def check_capacity(place: Path | int, size_bytes: int, reserve_bytes: int | None
         raise StorageFull
 
 
-def outputs_of(scratch: Path, names: Mapping[str, str | None]) -> list[StoredResult]:
-    """What an attempt made, hashed and fsynced; whatever it did not name is removed. Raises BadInput, OSError.
-    Blocking."""
-    found = []
-    for name, content_type in names.items():
-        path = scratch / check_result_name(name)
-        if path.is_symlink() or not path.is_file():
-            raise BadInput(f"The processor named an output that it did not write: {name!r}.")
-        try:
-            file = path.open("rb")
-        except PermissionError:
-            raise BadInput(f"The processor named an output that cannot be read: {name!r}.") from None
-        with file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
-        guessed = content_type or mimetypes.guess_type(name)[0] or "application/octet-stream"
-        found.append(StoredResult(name, path.stat().st_size, guessed, digest))
-    for path in scratch.iterdir():
-        if path.name not in names:
-            remove_tree(path) if path.is_dir() else path.unlink()
-    return found
+def _make_folder(folder: Path) -> None:
+    """For this user alone: what is in it is its owners', and other users of the machine are none."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _close_to_others(folder: Path) -> None:
+    """One of before, or one that somebody made. Not a folder that is everybody's, as /tmp is."""
+    found = folder.stat()
+    if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO) and not found.st_mode & stat.S_ISVTX:
+        with suppress(PermissionError):  # another user's, who lets us in
+            folder.chmod(found.st_mode & stat.S_IRWXU)
+
+
+def _clock_of(folder: Path) -> float:
+    """The time by the clock that stamps its files, which may be another machine's. Blocking."""
+    os.utime(folder)
+    return folder.stat().st_mtime
+
+
+def _remove_unless_written(path: Path) -> bool:
+    """Anybody may say that a file is old (utime). Whether somebody writes to it, the kernel says."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:  # no file that we could be writing to
+        path.unlink(missing_ok=True)
+        return True
+    try:
+        if is_being_written(file):
+            return False
+        path.unlink(missing_ok=True)
+        return True
+    finally:
+        os.close(file)
 
 
 def _input_name() -> str:

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,9 +32,6 @@ _BROKEN: Final = {
     *(errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH),
     *(getattr(errno, name) for name in ("EREMOTEIO", "EUCLEAN", "ENOLINK", "ESHUTDOWN") if hasattr(errno, name)),
 }
-#: A tree that others remove as well is looked at again this often.
-_TIMES: Final = 100
-
 #: What a place of files may be unable to do for a while.
 STORAGE_FAULTS: Final = (StorageFull, StorageAway, NoDescriptors)
 
@@ -102,15 +97,3 @@ def told_by_the_system(error: BaseException) -> dict[str, str]:
             return {"errno": errno.errorcode.get(found.errno, str(found.errno)), **place}
         found = found.__cause__ or found.__context__
     return {}
-
-
-def remove_tree(folder: Path) -> None:
-    """Removes it, if it is there, also where somebody else does so at the same time. Blocking."""
-    for _ in range(_TIMES):
-        try:
-            folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
-        except FileNotFoundError:
-            if not os.path.lexists(folder):
-                return
-        else:
-            return

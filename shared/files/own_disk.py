@@ -13,7 +13,7 @@ import weakref
 from pathlib import Path
 from typing import Final
 
-from headway.shared.files.disk import remove_tree
+from headway.shared.files.trees import remove_tree
 from headway.shared.logging import get_logger
 from headway.shared.tasks.models import TaskId
 
@@ -36,7 +36,7 @@ class OwnDisk:
             if self._locked(held, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 for path in self._place.iterdir():
                     if _SCRATCH.fullmatch(path.name):
-                        self._remove(path)
+                        remove_tree(path, self._say_left)
         finally:
             os.close(held)
 
@@ -50,11 +50,8 @@ class OwnDisk:
             return False
         return True
 
-    def _remove(self, path: Path) -> None:
-        try:
-            remove_tree(path)
-        except OSError as error:
-            log.warning("scratch folder left", reason=error.strerror, place=str(error.filename or path))
+    def _say_left(self, error: OSError) -> None:
+        log.warning("scratch folder left", reason=error.strerror, place=str(error.filename or self._place))
 
     def occupy(self) -> None:
         """From here on it is somebody's, until this object or its process ends."""

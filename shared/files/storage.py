@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncIterator, Hashable, Mapping
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,11 +159,17 @@ class Storage(Protocol):
         """Removes a scratch folder, if it is still there."""
 
     async def keep_results(
-        self, task_id: TaskId, attempt: int, scratch: Path, names: Mapping[str, str | None]
+        self,
+        task_id: TaskId,
+        attempt: int,
+        scratch: Path,
+        names: Mapping[str, str | None],
+        check: Callable[[int], None] = lambda _: None,
     ) -> list[StoredResult]:
-        """Moves an attempt's outputs, name to content type, from its scratch folder into their place.
+        """Moves an attempt's outputs, name to content type, from its scratch folder into their place. `check` is asked
+        with their size in bytes before any is read, in a thread. A cancellation is heeded between two chunks.
 
-        Raises BadInput for a name that is not one plain file in the folder, StorageFull.
+        Raises BadInput for a name that is not one plain file in the folder, StorageFull, and what `check` does.
         """
 
     async def discard_results(self, task_id: TaskId, attempt: int) -> None:
@@ -179,7 +185,8 @@ class Storage(Protocol):
 
     def task_folders(self) -> AsyncIterator[TaskFolder]: ...
 
-    async def remove(self, partial: Partial) -> None: ...
+    async def remove(self, partial: Partial) -> bool:
+        """Whether it is removed: not where somebody is seen to write to it."""
 
     async def remove_entry(self, task_id: TaskId, entry: str) -> None:
         """One of TaskFolder.entries."""

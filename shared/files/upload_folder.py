@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from headway.shared.errors import UploadBusy
-from headway.shared.files.disk import remove_tree
+from headway.shared.files.trees import remove_whole
 
 #: Copied at a time: soon done, so that whoever waits for it is not kept.
 COPIED_BYTES: Final = 64 * 1024 * 1024
@@ -75,10 +75,10 @@ class UploadFolder:
             name = "" if found in (None, self._older) else files[0].name
             birth = name.partition(".")[0] or secrets.token_hex(8)
             mine = self._folder / f"{birth}.{writer}"
-            self._folder.mkdir(exist_ok=True)
+            self._folder.mkdir(mode=0o700, exist_ok=True)
             with suppress(FileNotFoundError):  # it, or the folder, went in this moment
                 if found is None:
-                    os.close(os.open(mine, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_WRONLY, 0o644))
+                    os.close(os.open(mine, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_WRONLY, 0o600))
                 else:
                     found.rename(mine)
                 for other in files[1:]:  # those that were there before: what has come since is somebody's
@@ -112,7 +112,7 @@ class UploadFolder:
 
     def commit(self, mine: Path, final: Path) -> None:
         """It is whole. Raises UploadBusy where it is the caller's no more."""
-        final.parent.mkdir(exist_ok=True)
+        final.parent.mkdir(mode=0o700, exist_ok=True)
         try:
             mine.rename(final)
         except FileNotFoundError:
@@ -121,7 +121,7 @@ class UploadFolder:
 
     def bring_back(self, final: Path, mine: Path) -> None:
         """Undoes a commit that nobody was told of."""
-        self._folder.mkdir(exist_ok=True)
+        self._folder.mkdir(mode=0o700, exist_ok=True)
         final.rename(mine)
 
     def remove(self, mine: Path) -> None:
@@ -134,7 +134,7 @@ class UploadFolder:
 
     def discard(self) -> None:
         """All of it, whoever writes."""
-        remove_tree(self._folder)
+        remove_whole(self._folder)
         self._older.unlink(missing_ok=True)
 
 
@@ -151,7 +151,7 @@ class Copy:
         """How many bytes it will have, or more where somebody still writes to what is copied. Raises UploadBusy."""
         try:
             self._files.append(os.open(self._from, os.O_RDONLY | os.O_CLOEXEC))
-            self._files.append(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o644))
+            self._files.append(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
         except FileNotFoundError:
             raise UploadBusy(TAKEN_OVER) from None
         return os.fstat(self._files[0]).st_size

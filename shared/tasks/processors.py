@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -123,8 +124,14 @@ class Processor:
     needs_file: bool = True
     #: Modules that are slow to import: the fork server imports them once, ahead of every child.
     preload: tuple[str, ...] = ()
-    #: Without a network, and writing only to its output folder, where the kernel can see to that.
+    #: In a box of its own (worker/box/keeper.py), as far as the kernel has walls for it.
     confined: bool = True
+    #: What it needs beyond its box: the network; places it reads, absolute; variables of the worker's environment; a
+    #: GPU.
+    network: bool = False
+    reads: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    gpu: bool = False
     #: Where it was found, for a message about it.
     origin: str = ""
 
@@ -170,10 +177,20 @@ def processor(
     needs_file: bool = True,
     preload: Iterable[str] = (),
     confined: bool = True,
+    network: bool = False,
+    reads: Iterable[str | os.PathLike[str]] = (),
+    env: Iterable[str] = (),
+    gpu: bool = False,
 ) -> Callable[[Callable[[Job], Mapping[str, Any] | None]], Callable[[Job], Mapping[str, Any] | None]]:
     """Declares a function as the processor `name`. `accepts` are media types, `text/*` included; content decides, not
-    the name. `confined=False` lets it use the network and write where its user may (worker/confinement.py). The
-    function stays a plain function."""
+    the name. What it needs beyond its box it says: `network`, `reads` (absolute paths), `env` (names of the worker's
+    variables), `gpu`; `confined=False` takes the box away. The function stays a plain function."""
+    places = tuple(os.fspath(path) for path in (reads if not isinstance(reads, (str, os.PathLike)) else (reads,)))
+    variables = (env,) if isinstance(env, str) else tuple(env)
+    if relative := [path for path in places if not os.path.isabs(path)]:  # noqa: PTH117
+        raise ValueError(f"processor {name!r}: reads={relative[0]!r} is not an absolute path")
+    if ours := [variable for variable in variables if variable.startswith("HEADWAY_")]:
+        raise ValueError(f"processor {name!r}: env={ours[0]!r} is Headway's own, and no processor's")
 
     def declare(run: Callable[[Job], Mapping[str, Any] | None]) -> Callable[[Job], Mapping[str, Any] | None]:
         if inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run):
@@ -200,7 +217,7 @@ def processor(
                 needs_file,
                 tuple(preload),
             ),
-            *(confined, run.__module__),
+            *(confined, network, places, variables, gpu, run.__module__),
         )
         return run
 

@@ -9,6 +9,7 @@ never queued without its job; the keys and the payload are arq's own, made by ar
 from __future__ import annotations
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,9 @@ CLOCK_SKEW_MS = 3_600_000
 VERSION = 1
 _OUR_VERSION = b'{"v":%d,' % VERSION
 
+_STOP = re.compile(rb"stop ([0-9a-f]{32})")
+JOB_ID_CHARACTERS = 200
+
 #: A message on keys.CONTROL: there is work.
 WAKE = "wake"
 
@@ -36,6 +40,23 @@ WAKE = "wake"
 def stop_message(task_id: TaskId) -> str:
     """A message on keys.CONTROL: whoever runs this task stops it now."""
     return f"stop {task_id}"
+
+
+def stopped_by(message: bytes) -> TaskId | None:
+    """The task that a message on keys.CONTROL stops; None for WAKE. Raises ValueError for what is neither."""
+    if message == WAKE.encode():
+        return None
+    if (found := _STOP.fullmatch(message)) is None:
+        raise ValueError("a message that nobody of ours sent")
+    return TaskId(found[1].decode())
+
+
+def is_job_id(name: bytes) -> bool:
+    """Whether a member of the queue may be a job at all, of whatever version: short, and text."""
+    try:
+        return len(name.decode()) <= JOB_ID_CHARACTERS
+    except UnicodeDecodeError:
+        return False
 
 
 def serialize(value: dict[str, Any]) -> bytes:

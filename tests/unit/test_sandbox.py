@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
+from headway.shared.cancellation import cancel
 from headway.shared.errors import ProcessorFailure
 from headway.shared.tasks.models import ErrorType
 from headway.worker.sandbox import Sandbox
@@ -44,13 +47,13 @@ def hold_the_gil(job):
     job.log("holding")
     ctypes.PyDLL(None).pause()
 
-@processor("grandchildren", needs_file=False)
+@processor("grandchildren", needs_file=False, confined=False)
 def grandchildren(job):
     started = subprocess.Popen(["sleep", "600"])
     job.log(str(started.pid))
     time.sleep(600)
 
-@processor("orphan", needs_file=False)
+@processor("orphan", needs_file=False, confined=False)
 def orphan(job):
     return {"pid": subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid}
 
@@ -74,6 +77,90 @@ def silent(job):
 @processor("not-a-dict", needs_file=False)
 def not_a_dict(job):
     return 5
+
+@processor("writes-to-others", needs_file=False)
+def writes_to_others(job):
+    os.write(2, b"past Python\\n")
+    subprocess.run("echo of a program; printf 'no end at all' >&2", shell=True, check=True)
+    return {"same": [os.fstat(fd).st_ino for fd in (1, 2)], "pipe": stat.S_ISFIFO(os.fstat(2).st_mode)}
+
+@processor("floods", needs_file=False, options=Garbage)
+def floods(job):
+    line = job.options.text.encode() * 100 + b"\\n"
+    for _ in range(200_000):
+        os.write(1, line)
+
+@processor("closes-its-pipe", needs_file=False)
+def closes_its_pipe(job):
+    for fd in list(pipes()):
+        os.close(fd)
+    time.sleep(600)
+
+@processor("leaves-a-daemon", needs_file=False)
+def leaves_a_daemon(job):
+    if os.fork() == 0:
+        time.sleep(600)
+        os._exit(0)
+    return {}
+
+@processor("no-words", needs_file=False)
+def no_words(job):
+    class NoWords(Exception):
+        def __str__(self):
+            raise ZeroDivisionError("not even that")
+    raise NoWords
+
+@processor("many-words", needs_file=False)
+def many_words(job):
+    raise RuntimeError("word " * 2_000_000)
+
+@processor("interrupted", needs_file=False)
+def interrupted(job):
+    raise KeyboardInterrupt
+
+@processor("caused", needs_file=False)
+def caused(job):
+    try:
+        {}["the first"]
+    except KeyError as error:
+        raise RuntimeError("the second") from error
+
+@processor("deep-folders", needs_file=False)
+def deep_folders(job):
+    os.chdir(os.environ["TMPDIR"])
+    for _ in range(3000):
+        os.mkdir("d"); os.chdir("d")
+    return {}
+
+@processor("shared-memory", needs_file=False)
+def shared_memory(job):
+    import mmap
+    held = mmap.mmap(-1, 300 * 1024**2)
+    for at in range(0, len(held), 4096):
+        held[at] = 1
+    job.log("held")
+    time.sleep(600)
+
+@processor("four-of-us", needs_file=False)
+def four_of_us(job):
+    for _ in range(3):
+        if os.fork() == 0:
+            break
+    held = b"x" * (100 * 1024**2)
+    time.sleep(600)
+
+@processor("sparse", needs_file=False)
+def sparse(job):
+    with job.create_output("holes") as file:
+        file.truncate(24 * 1024**3)
+    time.sleep(600)
+
+@processor("nameless", needs_file=False)
+def nameless(job):
+    file = open("file", "wb+")
+    os.unlink("file")
+    file.truncate(24 * 1024**3)
+    time.sleep(600)
 
 @processor("not-a-number", needs_file=False)
 def not_a_number(job):
@@ -104,6 +191,7 @@ class Bench:
     def __init__(self, sandbox: Sandbox, folder: Path) -> None:
         self.sandbox = sandbox
         self.folder = folder
+        self.memory_bytes = 1024**3
 
     def spec(self, processor: str, **options: Any) -> dict[str, Any]:
         return {
@@ -114,10 +202,24 @@ class Bench:
             "filename": None,
             "content_type": None,
             "size_bytes": 0,
-            "memory_bytes": 1024**3,
+            "memory_bytes": self.memory_bytes,
+            "disk_bytes": 1024**3,
+            "task_id": "6f1c",
             "attempt": 1,
             "restored": None,
         }
+
+    async def watched(self, processor: str) -> ProcessorFailure:
+        """How it ends where its limits are watched, as the worker does."""
+        async with self.sandbox.attempt(self.spec(processor)) as child:
+            watching = asyncio.create_task(child.watch(self.sandbox.threads))
+            try:
+                messages = [message async for message in child.messages()]
+            except ProcessorFailure as failure:
+                return failure
+            finally:
+                await cancel(watching)
+        raise AssertionError(messages)
 
     async def run(self, processor: str, **options: Any) -> list[dict[str, Any]]:
         async with self.sandbox.attempt(self.spec(processor, **options)) as child:
@@ -223,7 +325,6 @@ async def test_a_child_that_is_killed_says_by_what(bench: Bench) -> None:
         ("raises", "RuntimeError: no luck"),
         ("silent", "ended with code 3 without a result"),
         ("not-a-dict", "a processor returns a dict or nothing, not int"),
-        ("not-a-number", "ValueError"),
     ],
 )
 async def test_each_bad_end_of_a_processor_has_its_word(bench: Bench, processor: str, words: str) -> None:
@@ -261,3 +362,96 @@ async def test_the_fork_server_goes_with_the_sandbox(tmp_path: Path) -> None:
             assert b"headway.worker.forkserver" in Path(f"/proc/{server}/cmdline").read_bytes()
         assert alive(server)
     assert not alive(server)
+
+
+async def test_a_number_that_is_none_is_null_and_said(bench: Bench) -> None:
+    *_, log, done = [message for message in await bench.run("not-a-number") if message["kind"] != "count"]
+    assert done["summary"] == {"mean": None}
+    assert (log["level"], "summary.mean" in log["message"]) == ("warning", True)
+
+
+@pytest.mark.parametrize(
+    ("processor", "words"),
+    [
+        ("no-words", "NoWords: (its text cannot be had: ZeroDivisionError)"),
+        ("interrupted", "KeyboardInterrupt"),
+        ("caused", "RuntimeError: the second"),
+    ],
+)
+async def test_an_exception_has_its_type_and_what_text_there_is(bench: Bench, processor: str, words: str) -> None:
+    assert str(await bench.failure(processor)) == words
+
+
+async def test_of_a_long_message_as_much_is_told_as_fits(bench: Bench) -> None:
+    said = str(await bench.failure("many-words"))
+    assert said.startswith("RuntimeError: word word")
+    assert 1000 < len(said) <= 2000
+
+
+async def test_a_traceback_is_in_the_log_with_what_caused_it(bench: Bench) -> None:
+    with capture_logs() as lines:
+        await bench.failure("caused")
+    printed = [line["text"] for line in lines if line["event"] == "processor printed"]
+    assert [text for text in printed if "Error: " in text] == ["KeyError: 'the first'", "RuntimeError: the second"]
+    assert any("in caused" in text for text in printed)
+
+
+@needs_proc
+async def test_what_is_printed_past_python_is_a_line_of_the_log_too_and_no_descriptor_is_the_worker_s(
+    bench: Bench,
+) -> None:
+    with capture_logs() as lines:
+        *_, done = await bench.run("writes-to-others")
+    assert done["summary"]["pipe"]
+    assert os.fstat(2).st_ino not in done["summary"]["same"]
+    said = [(line["text"], line["task_id"], line["attempt"]) for line in lines if line["event"] == "processor printed"]
+    assert said == [(text, "6f1c", 1) for text in ("past Python", "of a program", "no end at all")]
+
+
+@needs_proc
+async def test_a_flood_of_print_is_cut_and_said_and_the_task_ends_well(bench: Bench) -> None:
+    with capture_logs() as lines:
+        assert (await bench.run("floods", text="x"))[-1]["kind"] == "done"
+    printed = [line for line in lines if line["event"] == "processor printed"]
+    assert 0 < len(printed) < 10_000
+    left_out = [line["lines_left_out"] for line in lines if line["event"] == "processor printed too much"]
+    assert sum(left_out) + len(printed) <= 200_000
+    assert sum(left_out) > 100_000
+
+
+@needs_proc
+async def test_a_child_that_closes_its_pipe_is_ended_and_harms_no_other(bench: Bench) -> None:
+    server = bench.sandbox._server
+    assert "disturbed its progress pipe: it closed it" in str(await bench.failure("closes-its-pipe"))
+    assert (await bench.run("noisy"))[-1]["kind"] == "done"
+    assert bench.sandbox._server is server
+
+
+@needs_proc
+async def test_the_last_word_is_the_end_also_where_a_process_that_was_left_holds_the_pipe(bench: Bench) -> None:
+    async with bench.sandbox.attempt(bench.spec("leaves-a-daemon")) as child:
+        assert [message["kind"] async for message in child.messages()][-1] == "done"
+        assert child.left
+
+
+@needs_proc
+async def test_temporary_folders_too_deep_for_any_path_are_removed(bench: Bench) -> None:
+    assert (await bench.run("deep-folders"))[-1]["kind"] == "done"
+    assert not (bench.folder / ".temporary").exists()
+
+
+@needs_proc
+@pytest.mark.parametrize("processor", ["shared-memory", "four-of-us"])
+async def test_memory_counts_for_all_of_a_group_and_shared_memory_too(bench: Bench, processor: str) -> None:
+    bench.memory_bytes = 200 * 1024**2
+    failure = await bench.watched(processor)
+    assert failure.type is ErrorType.MEMORY
+    assert "200 MiB" in str(failure)
+
+
+@needs_proc
+@pytest.mark.parametrize("processor", ["sparse", "nameless"])
+async def test_a_file_counts_with_its_holes_and_without_a_name(bench: Bench, processor: str) -> None:
+    failure = await bench.watched(processor)
+    assert failure.type is ErrorType.STORAGE_FULL
+    assert "HEADWAY_TASK_DISK_BYTES" in str(failure)

@@ -83,6 +83,7 @@ CASES: Final[dict[str, Case]] = {
     "max_attempts": Case(3, "1", 1, ("0", "1000", "1.5")),
     "task_timeout_seconds": Case(3600.0, "2.5", 2.5, ("0", "nan", "1h")),
     "task_memory_bytes": Case(GIB, "512MiB", 512 * 1024**2, ("1MiB", "lots")),
+    "task_disk_bytes": Case(10 * GIB, "512MiB", 512 * 1024**2, ("1KiB", "lots")),
     "worker_concurrency": Case(os.cpu_count() or 1, "2", 2, ("0", "1.5", "all")),
     "heartbeat_seconds": Case(15.0, "0.2", 0.2, ("0", "nan", "often")),
     "send_timeout_seconds": Case(20.0, "5", 5.0, ("0", "-5", "late")),
@@ -96,6 +97,8 @@ CASES: Final[dict[str, Case]] = {
     "max_requests_per_second": Case(0, "50", 50, ("-1", "many")),
     "metrics_host": Case("127.0.0.1", "0.0.0.0", "0.0.0.0", ("http://localhost", "a b", "*")),
     "metrics_port": Case(0, "9100", 9100, ("-1", "65536", "http")),
+    "processor_paths": Case([], "/srv/models, /opt/data", [Path("/srv/models"), Path("/opt/data")], ("models",)),
+    "confinement": Case("best", "required", "required", ("strict",)),
     "processors": Case([], "mine.one,mine.two", ["mine.one", "mine.two"], ("my-module", "mine.", "a/b.py")),
     "log_format": Case(None, "json", "json", ("xml", "JSON!")),
 }

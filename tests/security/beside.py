@@ -1,0 +1,3 @@
+"""A module that a processor imports late."""
+
+WORD = "beside"
