@@ -81,11 +81,12 @@ async def choose(url: str, key: str | None, paths: Sequence[Path]) -> str:
     if not paths:
         raise WrongUse("Say which files, or with --processor which processor that takes none.")
     types = {mimetypes.guess_type(path.name)[0] or "application/octet-stream" for path in paths}
-    fits = [one["name"] for one in processors if all(_takes(one["accepts"], content_type) for content_type in types)]
+    takers = [one for one in processors if one["needs_file"]]
+    fits = [one["name"] for one in takers if all(_takes(one["accepts"], content_type) for content_type in types)]
     if len(fits) == 1:
         complain(f"--processor {fits[0]}: the only one that takes {'it' if len(paths) == 1 else 'them'}.")
         return str(fits[0])
-    names, these = ", ".join(fits or [one["name"] for one in processors]), " and ".join(sorted(types))
+    names, these = ", ".join(fits or [one["name"] for one in takers]), " and ".join(sorted(types))
     if not fits:
         raise WrongUse(f"No processor takes {these}. There are: {names}. Name one with --processor.")
     raise WrongUse(f"Several processors take {these}: {names}. Name one with --processor.")

@@ -15,6 +15,7 @@ import typer
 
 from headway.cli.bar import counted, duration, size
 from headway.cli.exits import complain, printable
+from headway.client.calls import with_scheme
 
 if TYPE_CHECKING:
     from headway import Batch, Task
@@ -27,7 +28,7 @@ TABLE_ROWS: Final = 40
 def print_end(task: Task, url: str, *, brief: bool = False) -> None:
     """The result to stdout, or with `brief`, for one of several, its first line; a failure's reason
     to stderr."""
-    for line in list(end_lines(task, url))[: 1 if brief else None]:
+    for line in list(end_lines(task, with_scheme(url.rstrip("/"))))[: 1 if brief else None]:
         typer.echo(printable(line))
     if error := task.get("error"):
         again = f" It may work again: headway retry {task['task_id']}" if error.get("retryable") else ""

@@ -41,7 +41,7 @@ class Address:
     """The platform at `url`, as the owner of `key` (None: open mode). Raises WrongUse for what is neither."""
 
     def __init__(self, url: str, key: str | None, answer_seconds: float = ANSWER_SECONDS) -> None:
-        self.url = _with_scheme(url.rstrip("/"))
+        self.url = with_scheme(url.rstrip("/"))
         try:
             parsed = httpx.URL(self.url)
         except httpx.InvalidURL:
@@ -98,7 +98,7 @@ class Address:
         return Unreachable(f"{self.url} cannot be reached: {why}. Is it running? Start it with: headway up")
 
 
-def _with_scheme(url: str) -> str:
+def with_scheme(url: str) -> str:
     """`127.0.0.1:8000` and `tasks.example.org`, as an address bar takes them: http on this machine's own loopback,
     https elsewhere. A word alone is no address."""
     if not re.fullmatch(r"([\w-]+(\.[\w-]+)+|[\w.-]+:\d+|\[[0-9a-fA-F:.]+\](:\d+)?)(/.*)?", url):

@@ -522,9 +522,9 @@ def test_without_a_processor_those_that_take_the_file_are_named(platform: Platfo
 
 def test_the_only_processor_that_takes_the_files_is_taken() -> None:
     takes = [
-        {"name": "any", "accepts": []},
-        {"name": "png", "accepts": ["image/*"]},
-        {"name": "csv", "accepts": ["text/csv"]},
+        {"name": "any", "accepts": [], "needs_file": True},
+        {"name": "png", "accepts": ["image/*"], "needs_file": True},
+        {"name": "csv", "accepts": ["text/csv"], "needs_file": True},
     ]
 
     async def chosen(*names: str) -> str:

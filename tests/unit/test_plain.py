@@ -86,7 +86,6 @@ class NumpyLike:
         ({1: "a", None: "b", False: "c", Colour.RED: "d"}, {"1": "a", "null": "b", "false": "c", "red": "d"}),
         ({date(2026, 1, 2): 1}, {"2026-01-02": 1}),
     ],
-    ids=repr,
 )
 def test_what_libraries_return_is_taken_as_its_json(value: Any, plain: Any) -> None:
     taken = Plain().of(value, "summary")
@@ -94,7 +93,7 @@ def test_what_libraries_return_is_taken_as_its_json(value: Any, plain: Any) -> N
     assert json.loads(json.dumps(taken, allow_nan=False)) == plain
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, Decimal("NaN"), NumpyLike(math.nan)], ids=repr)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, Decimal("NaN"), NumpyLike(math.nan)])
 def test_a_number_that_is_none_is_null_and_its_place_is_told(value: Any) -> None:
     plain = Plain()
     assert plain.of({"columns": [{"mean": value}]}, "summary") == {"columns": [{"mean": None}]}
@@ -125,18 +124,18 @@ def test_a_value_that_holds_itself_is_refused() -> None:
         Plain().of(value, "summary")
 
 
-@pytest.mark.parametrize("value", [5, 5.0, Decimal(5), Fraction(5), True], ids=repr)
+@pytest.mark.parametrize("value", [5, 5.0, Decimal(5), Fraction(5), True])
 def test_every_number_is_a_number(value: Any) -> None:
     assert number(value, "n") in (5, 1)
 
 
-@pytest.mark.parametrize("value", ["5", None, b"5", [], {}, object()], ids=type)
+@pytest.mark.parametrize("value", ["5", None, b"5", [], {}, object()])
 def test_what_is_none_is_refused_by_the_name_of_the_argument(value: Any) -> None:
     with pytest.raises(TypeError, match=r"^total must be a number, not "):
         number(value, "total")
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, Decimal("NaN")], ids=repr)
+@pytest.mark.parametrize("value", [math.nan, math.inf, Decimal("NaN")])
 def test_a_number_has_an_end(value: Any) -> None:
     with pytest.raises(ValueError, match=r"^done must be a finite number"):
         number(value, "done")
