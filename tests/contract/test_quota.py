@@ -171,17 +171,22 @@ async def test_of_a_hundred_at_once_as_many_are_covered_as_fit(reader: Reader, a
 async def test_a_reservation_that_nobody_renews_is_let_go_and_a_live_one_is_not(
     publisher: Publisher, reader: Reader, any_redis: RedisClient
 ) -> None:
+    """Nobody is told: there never was such a task."""
     dead, alive = stored(60), stored(30)
+    await publisher.create(stored(5))
+    told = await any_redis.xrange(keys.OWNER_EVENTS % ANYONE)
     await reservation(any_redis, dead, life_seconds=0.001).cover(60, 60)
     await reservation(any_redis, alive).cover(30, 30)
 
     async def is_free() -> bool:
         await publisher.let_go(ANYONE, [dead.task_id, alive.task_id])
-        return await reader.stored_bytes(ANYONE) == 30
+        return await reader.stored_bytes(ANYONE) == 35
 
     async with asyncio.timeout(PATIENCE_SECONDS):
         while not await is_free():
             await asyncio.sleep(POLL_SECONDS)
+    assert await any_redis.xrange(keys.OWNER_EVENTS % ANYONE) == told
+    assert await any_redis.zcard(keys.OWNER_RESERVED % ANYONE) == 1
 
 
 async def test_of_a_hundred_tasks_at_once_as_many_are_made_as_may_be_unfinished(

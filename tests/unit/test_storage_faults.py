@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from headway.api.app import create_app
 from headway.api.problems import PROBLEMS
-from headway.api.serving import storage_check
+from headway.api.serving import counted_log, storage_check
 from headway.shared.files.directory import DirectoryStorage
 from headway.shared.files.disk import STORAGE_FAULTS
 from headway.shared.redis.client import RedisClient
@@ -28,6 +28,13 @@ from headway.shared.tasks.progress import Publisher
 from headway.shared.tasks.reader import Reader
 from tests.unit.test_problems import assert_problem, breaking, served
 from tests.waiting import wait_until
+
+
+@pytest.fixture(autouse=True)
+def _every_line_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counted_log, "LINE_SECONDS", 0.0)
+    counted_log._kinds.clear()
+
 
 TUS: Final = {"Tus-Resumable": "1.0.0"}
 PIECE: Final = {**TUS, "Upload-Offset": "1", "Content-Type": "application/offset+octet-stream"}
