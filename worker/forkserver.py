@@ -28,6 +28,7 @@ import selectors
 import signal
 import socket
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn, cast
@@ -48,6 +49,8 @@ if sys.platform == "linux":
 _MOST_DESCRIPTORS: Final = 48
 #: While something of an attempt is still ending, it is looked at this often.
 _LOOK_SECONDS: Final = 0.02
+#: A process that was killed is mostly gone at once; one in the middle of a write to a disk that hangs may never be.
+_END_SECONDS: Final = 10.0
 
 
 @dataclass(slots=True)
@@ -99,10 +102,7 @@ class ForkServer:
                             os.read(wake_read, 4096)
                 self._reap()
         finally:
-            for pid in self._children:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
-            self._kill_strays()
+            self._end_all()
 
     def _receive(self) -> bool:
         size = array.array("i").itemsize
@@ -207,6 +207,20 @@ class ForkServer:
             for attempt in self._ending:
                 self._answer({"id": attempt.request_id, **(attempt.end or {})})
             self._ending.clear()
+
+    def _end_all(self) -> None:
+        """What a keeper leaves behind is this process's a moment after its end: so it is looked at until there is
+        nothing."""
+        for pid in self._children:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        self._children.clear()
+        deadline = time.monotonic() + _END_SECONDS
+        while self._kill_strays() and time.monotonic() < deadline:
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            time.sleep(_LOOK_SECONDS)
 
     def _kill_strays(self) -> int:
         """Ends what keepers that were killed have left to this process. Returns how many are still to end."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -25,6 +26,7 @@ import pytest
 from headway.worker.box.walls import NAMESPACES, Box, Wall
 from headway.worker.sandbox import Sandbox
 from tests import sandboxed
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="these walls are Linux's")
 
@@ -231,7 +233,7 @@ def ours(folder: Path) -> list[int]:
 
 
 #: A process that adopts what its descendants leave behind, as a worker does (worker/main.py).
-KILLED_FORK_SERVER = """
+KILLED = """
 import asyncio, os, signal, sys
 from pathlib import Path
 from headway.shared.errors import ProcessorFailure
@@ -239,7 +241,7 @@ from headway.worker.box.descendants import adopt, children_of
 from headway.worker.sandbox import Sandbox
 from headway.worker.box.walls import Box, walls_of
 
-async def main(folder, without):
+async def main(killed, folder, without):
     spec = {"processor": "hangs", "options": {}, "input_path": None, "output_folder": folder, "filename": None,
             "content_type": None, "size_bytes": 0, "memory_bytes": 256 * 1024**2, "attempt": 1, "restored": None}
     async with Sandbox(["tests.security.attackers"], box=Box(without=walls_of(without))) as sandbox:
@@ -248,19 +250,31 @@ async def main(folder, without):
                 server = int(Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[1])
                 async for message in child.messages():
                     if message["kind"] == "log":
-                        os.kill(server, signal.SIGKILL)
+                        os.kill(server if killed == "fork server" else os.getpid(), signal.SIGKILL)
         except ProcessorFailure as failure:
             print(failure)
         while children_of(os.getpid()):
             await asyncio.sleep(0.05)
 
 adopt()
-asyncio.run(main(sys.argv[1], sys.argv[2:]))
+asyncio.run(main(sys.argv[1], sys.argv[2], sys.argv[3:]))
 """
 
 
+def killed(what: str, box: Box, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", KILLED, what, str(folder), *sorted(box.without)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
 def test_a_fork_server_that_is_killed_takes_its_children_along(box: Box, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", KILLED_FORK_SERVER, str(tmp_path), *sorted(box.without)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    ended = killed("fork server", box, tmp_path)
     assert "fork server" in ended.stdout, ended.stderr
     assert not ours(tmp_path)
+
+
+def test_a_worker_that_is_killed_takes_all_that_was_started_beneath_it_along(box: Box, tmp_path: Path) -> None:
+    for number in range(4):  # who ends first is the scheduler's
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert killed("worker", box, folder).returncode == -signal.SIGKILL
+        wait_for("nothing of it is left", lambda: not ours(tmp_path))

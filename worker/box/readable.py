@@ -115,7 +115,7 @@ def _modules_in(folder: str) -> Iterator[str]:
         if (
             path.suffix in (".py", ".so", ".pyc", ".pth")
             or path.name.endswith((".dist-info", ".egg-info"))
-            or (entry.name.isidentifier() and entry.is_dir() and (path / "__init__.py").exists())
+            or (entry.name.isidentifier() and entry.is_dir() and os.path.exists(path / "__init__.py"))
         ):
             yield entry.path
 
