@@ -95,6 +95,7 @@ def test_what_a_task_is_is_told_to_the_last_field() -> None:
     ],
 )
 def test_an_answer_that_is_not_described_fails_whatever_test_receives_it(status: int, body: bytes, why: str) -> None:
+    described._looked_at.clear()  # tests before this one may have had all that is looked at of this operation
     headers = described.OURS | {"Content-Type": "application/json"}
     answer = httpx.Response(status, headers=headers, content=body)
     with (
