@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from redis.exceptions import AuthenticationError
 
 from headway.cli.children import Children
 from headway.cli.embedded import FORCE_VARIABLE, SOCKET_PATH_BYTES, Kind, bundled_binary, choose, embedded_redis
 from headway.cli.lock import inherited_lock, sole_use
 from headway.client.errors import Unreachable, WrongUse
+from headway.shared.errors import RedisAway
 from headway.shared.redis.client import connect
 from headway.shared.redis.urls import url_parts
 from headway.shared.settings import Settings
@@ -169,7 +169,7 @@ async def test_an_embedded_server_asks_for_a_password_that_no_command_line_and_n
                 await redis.set("a", 1)
             bare = url.replace(f":{password}@", "")
             async with connect(settings.model_copy(update={"redis_url": bare}), retries=0) as redis:
-                with pytest.raises(AuthenticationError):
+                with pytest.raises(RedisAway, match="refused the user or password"):
                     await redis.get("a")
             told = [
                 (Path("/proc") / str(child._pid) / what).read_bytes()
