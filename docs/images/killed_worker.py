@@ -110,7 +110,9 @@ def main() -> None:
                 lines.append(f"$ kill -9 {killed}        # the worker that runs the task")
             if killed is not None and not taken_over and state["attempt"] == 2 and state["status"] == "processing":
                 taken_over = True
-                lines.append(f"                     # {now - killed_at:.1f} s later: attempt 2, from step {state['step']}")
+                lines.append(
+                    f"                     # {now - killed_at:.1f} s later: attempt 2, from step {state['step']}"
+                )
             frame = with_strip(page.screenshot(animations="allow"), lines)
             if frames and frame.tobytes() == frames[-1].tobytes():
                 durations[-1] += int((now - last) * 1000)
@@ -123,7 +125,9 @@ def main() -> None:
             if ended_at is not None and now - ended_at > 1 or now - started > 60:
                 break
             time.sleep(max(0.0, 1 / PICTURES_A_SECOND - (time.monotonic() - now)))
-        print(json.dumps({name: state[name] for name in ("status", "attempt", "progress", "version")}), "killed", killed)
+        print(
+            json.dumps({name: state[name] for name in ("status", "attempt", "progress", "version")}), "killed", killed
+        )
         if state["status"] != "completed" or state["attempt"] != 2:
             sys.exit("This run is not what the picture is to show.")
         durations[-1] = 4000
