@@ -94,3 +94,17 @@ def test_the_comparison_gives_a_source_for_every_statement() -> None:
     statements = re.findall(r"^(?:- |\| \[).+(?:\n  .+)*", page, re.MULTILINE)
     assert len(statements) > 40
     assert [statement for statement in statements if "](" not in statement and "above" not in statement] == []
+
+
+def test_every_test_that_a_page_names_is_there() -> None:
+    files = list((ROOT / "tests").rglob("*.py"))
+    source = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    there = {file.stem for file in files} | set(re.findall(r"(?:def|class) ((?:test_|Test)\w+)", source))
+    named = {
+        name
+        for page in PAGES
+        for quoted in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))
+        for name in re.findall(r"\b(?:test_|Test)\w+", quoted)
+    }
+    assert len(named) > 50
+    assert named - there == set()
