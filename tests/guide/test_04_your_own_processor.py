@@ -18,8 +18,7 @@ from tests.streams import frames_of, opened
 WORD_COUNT = """
 from collections import Counter
 from pydantic import Field
-from headway.shared.errors import BadInput
-from headway.shared.tasks.processors import Job, Options, processor
+from headway.processors import BadInput, Job, Options, processor
 
 class WordCountOptions(Options):
     top: int = Field(default=3, ge=1, description="how many words to list")

@@ -19,6 +19,7 @@ import pytest
 from headway.worker.sandbox import Sandbox
 from tests.integration.test_plugins import install_by_hand
 from tests.processes import Platform
+from tests.resilience.up_process import Up
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "processors.md").read_text(encoding="utf-8")
@@ -41,6 +42,7 @@ RUNS: list[Any] = [
     ("words", "words", b"to be or not to be\n", {"shortest": 3}, {"words": 1, "different": 1}),
     ("sum-rows", "rows", b"1\n20\n300\n", {}, {"total": 321}),
     pytest.param("train", "training", b"ab\ncd\n", {}, {"bytes": 6}, marks=needs_tqdm),
+    ("caption", "captions", b"a cat\n", {}, {"bytes": 6}),
 ]
 
 
@@ -132,24 +134,22 @@ def test_the_client_of_the_documents_runs_as_it_is_written(platform: Platform, t
     assert said.stdout.splitlines()[-1] == "100 Done"
 
 
-def test_the_commands_run_as_they_are_written(own_platform: Platform, tmp_path: Path) -> None:
+def test_the_commands_run_as_they_are_written(tmp_path: Path) -> None:
     [console] = blocks(PAGE, "console")
     up, submit = (line.removeprefix("$ ") for line in console.splitlines())
-    setting, *command = shlex.split(up)
-    assert command == ["headway", "up"]
+    *settings, program, command = shlex.split(up)
+    assert (program, command) == ("headway", "up")
     (tmp_path / "lines.py").write_text(MODULES["lines"], encoding="utf-8")
     (tmp_path / "trips.csv").write_text("a,b\n1,2\n", encoding="utf-8")
-    name, _, module = setting.partition("=")
-    own_platform.start_api(**{"PYTHONPATH": str(tmp_path), name: module})  # type: ignore[arg-type]
-    own_platform.start_worker(**{"PYTHONPATH": str(tmp_path), name: module})  # type: ignore[arg-type]
-    said = subprocess.run(
-        [sys.executable, "-m", "headway.cli.main", *shlex.split(submit)[1:], "--json", "--url", own_platform.url],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    with Up(tmp_path, **dict(setting.split("=", 1) for setting in settings)) as platform:
+        said = subprocess.run(
+            [sys.executable, "-m", "headway.cli.main", *shlex.split(submit)[1:], "--json", "--url", platform.url],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
     assert json.loads(said.stdout.splitlines()[-1])["result"]["summary"] == {"lines": 2}
 
 

@@ -27,7 +27,7 @@ ALICE: Final = {"Authorization": "Bearer the-secret-key-of-alice-4711"}
 KEYS: Final = json.dumps({"alice": "the-secret-key-of-alice-4711"})
 REFERENCE: Final = (Path(__file__).parents[2] / "docs" / "reference.md").read_text(encoding="utf-8")
 LABELS: Final = {
-    *("kind", "reason", "method", "route", "status", "processor", "outcome", "link", "version", "le"),
+    *("kind", "reason", "method", "route", "status", "processor", "outcome", "link", "version", "le", "what", "wall"),
     *("generation", "implementation", "major", "minor", "patchlevel"),
 }
 
@@ -58,8 +58,8 @@ class Measured:
     def __init__(self, folder: Path, redis: RedisServer) -> None:
         self.redis = redis
         seconds = {"HEADWAY_SEND_TIMEOUT_SECONDS": "1", "HEADWAY_LEASE_SECONDS": "1"}
-        one_at_a_time = {"HEADWAY_WORKER_CONCURRENCY": "1"}
-        self.platform = Platform(folder, redis.url, HEADWAY_API_KEYS=KEYS, **seconds, **one_at_a_time)
+        amounts = {"HEADWAY_WORKER_CONCURRENCY": "1", "HEADWAY_MAX_NOTES_PER_SECOND": "0"}
+        self.platform = Platform(folder, redis.url, HEADWAY_API_KEYS=KEYS, **seconds, **amounts)
         self.worker_url = ""
 
     def start_worker(self) -> None:

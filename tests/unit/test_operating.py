@@ -32,7 +32,10 @@ def test_it_says_what_an_alert_means_and_what_to_look_at(alert: str) -> None:
 def test_what_it_names_is_there() -> None:
     settings = {f"HEADWAY_{name.upper()}" for name in Settings.model_fields}
     of_compose = {"HEADWAY_SECRETS_DIR", "HEADWAY_SITE"}
-    assert set(re.findall(r"HEADWAY_[A-Z_]+[A-Z]", PAGE)) - settings == of_compose
+    of_trials = {"HEADWAY_CONFINEMENT_WITHOUT"}
+    assert set(re.findall(r"HEADWAY_[A-Z_]+[A-Z]", PAGE)) - settings == of_compose | of_trials
+    box = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "worker" / "box").glob("*.py"))
+    assert {name for name in of_trials if name not in box} == set()
     commands = {command.name or command.callback.__name__ for command in cli.registered_commands if command.callback}
     assert set(re.findall(r"`headway ([a-z]+)", PAGE)) <= commands
     metrics = set(re.findall(r"headway_\w+", PAGE))
