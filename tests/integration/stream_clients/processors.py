@@ -34,7 +34,7 @@ class TellingOptions(Options):
     step_seconds: float = 0.0
 
 
-@processor("telling", options=TellingOptions, needs_file=False)
+@processor("telling", options=TellingOptions, needs_file=False, confined=False)  # it looks at the gate
 def telling(job: Job) -> dict[str, Any]:
     """Each step is one state event and, every second one, a log line."""
     options: TellingOptions = job.options
