@@ -178,6 +178,12 @@ class Broom:
         self._begun = time.time()
         monkeypatch.setattr(time, "time", lambda: self._begun + now[0])
 
+        async def redis_time() -> tuple[int, int]:
+            return int(self._begun + now[0]), 0
+
+        monkeypatch.setattr(own._redis, "time", redis_time)
+        monkeypatch.setattr("headway.shared.files.directory._clock_of", lambda _: self._begun + now[0])
+
     async def sweep(self, after: float = 0.0) -> None:
         self._now[0] += after
         await self._own.sweep()

@@ -37,7 +37,7 @@ from tests.waiting import wait_until
 ALL = Scope()
 CHANNEL = keys.OWNER_LIVE % ANYONE
 #: What a connection and the tests themselves ask.
-NOT_COUNTED = {"info", "config|resetstat", "ping", "hello", "select", "client|setname", "client|setinfo"}
+NOT_COUNTED = {"info", "config|resetstat", "ping", "hello", "select", "client|setname", "client|setinfo", "time"}
 
 
 class LosingRelay(Relay):
