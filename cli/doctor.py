@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import asdict
@@ -34,7 +35,7 @@ async def doctor(url: str, key: str | None, idle_seconds: float, *, as_json: boo
         _print(finding, as_json=as_json)
 
     async with aclosing(Probes(url, key)) as probes:
-        await examine(probes, idle_seconds, tell, (lambda _: None) if as_json else complain)
+        await examine(probes, idle_seconds, tell, complain if sys.stderr.isatty() and not as_json else lambda _: None)
     problems, warnings = levels.count("problem"), levels.count("warning")
     if not as_json:
         typer.echo(f"{_some(problems, 'problem')}, {_some(warnings, 'warning')}.".capitalize())

@@ -31,6 +31,7 @@ JSON = st.recursive(
 
 @given(version=VERSIONS, name=NAMES, data=st.dictionaries(st.text(), JSON))
 def test_any_event_is_read_by_a_strict_client_as_it_was_meant(version: int, name: str, data: dict[str, Any]) -> None:
+    version = 0 if name == "transfer" else version  # of the moment alone, and without an id
     block = SSE().event(Event(version, name, text_of(data).encode()))
     assert block.endswith(b"\n\n")
     assert block.count(b"\n\n") == 1

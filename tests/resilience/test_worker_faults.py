@@ -158,7 +158,7 @@ def test_cancelling_ends_the_task_and_its_child_whatever_it_does(fleet: Platform
     idle = descendants(worker.pid)
     answer = httpx.post(f"{fleet.url}/tasks/{task_id}/cancel")
     assert (answer.status_code, answer.json()["status"]) == (202, "cancelled")
-    wait_for("the child is gone", lambda: len(alive(idle)) == len(idle) - 1, seconds=5)
+    wait_for("the child is gone", lambda: len(alive(idle)) < len(idle), seconds=5)
     assert worker.code is None
     assert httpx.post(f"{fleet.url}/tasks/{task_id}/cancel").status_code == 409
     assert_true_story(watch(fleet.url, task_id, last_event_id=0), first=1)
