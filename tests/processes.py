@@ -197,6 +197,7 @@ class Platform:
             "HEADWAY_REDIS_URL": redis_url,
             "HEADWAY_DATA_DIR": str(self.data_dir),
             "HEADWAY_FILES_DIR": str(self.files_dir),
+            "HEADWAY_MAX_NOTES_PER_SECOND": "0",  # tests/security has the tests of the limit
             **env,
         }
 
