@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import stat
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +43,7 @@ from headway.api.streams.task_streams import TaskStreams
 from headway.shared.settings import Settings
 from headway.shared.tasks.registry import load_registry
 from headway.shared.tracing import Tracing, tracing_of
+from headway.shared.version import VERSION
 
 STATIC = Path(__file__).parent / "static"
 #: Package and folder; what /docs loads (routes/description.py).
@@ -158,7 +158,7 @@ def create_app(settings: Settings) -> FastAPI:
     tracing = tracing_of("headway-api")
     app = _App(
         title="Headway",
-        version=version("headway"),
+        version=VERSION,
         summary="Task progress that is true whatever dies",
         description=DESCRIPTION,
         generate_unique_id_function=operation_id,

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import asdict
-from importlib.metadata import version as installed_version
 from typing import Any
 
 import httpx
@@ -24,6 +23,7 @@ from headway.cli.findings import Finding
 from headway.cli.probes import Answer, Probes
 from headway.client.calls import is_loopback
 from headway.client.errors import ClientError, Unreachable
+from headway.shared.version import VERSION
 
 
 async def doctor(url: str, key: str | None, idle_seconds: float, *, as_json: bool) -> ExitCode:
@@ -64,7 +64,7 @@ async def examine(
     if "checks" not in ready:
         raise Unreachable(f"{probes.url} answers {answer.status}, but not as Headway does. Is the URL right?")
     tell(Finding("reach", "ok", f"{probes.url} answers in {answer.seconds * 1000:.0f} ms."))
-    tell(findings.version(installed_version("headway"), ready))
+    tell(findings.version(VERSION, ready))
     for finding in findings.redis(ready):
         tell(finding)
     tell(findings.relay(ready))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,6 +15,7 @@ import typer
 
 from headway.cli import complete
 from headway.cli.exits import exits, settings_errors
+from headway.shared.version import VERSION
 
 if TYPE_CHECKING:
     from headway import AsyncClient
@@ -42,7 +42,7 @@ LOOPBACK = "127.0.0.1"
 
 def _say_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(installed_version("headway"))
+        typer.echo(VERSION)
         raise typer.Exit
 
 
@@ -303,7 +303,7 @@ def doctor(
 @app.command()
 def version() -> None:
     """Say which version this is."""
-    typer.echo(installed_version("headway"))
+    typer.echo(VERSION)
 
 
 def _use(app_dir: Path | None) -> None:

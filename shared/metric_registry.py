@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +29,8 @@ from prometheus_client import (
 )
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+
+from headway.shared.version import VERSION
 
 #: prometheus-client's own variable; it must be set before that is imported.
 SHARED_DIR_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
@@ -131,7 +132,7 @@ def redis_up(up: bool) -> Metric:
 
 def _about() -> Iterator[Metric]:
     build = GaugeMetricFamily("headway_build_info", "1, with the version of Headway", labels=["version"])
-    build.add_metric([version("headway")], 1)
+    build.add_metric([VERSION], 1)
     yield build
     yield from PlatformCollector(registry=None).collect()
 

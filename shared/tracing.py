@@ -21,10 +21,10 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from headway.shared.errors import SettingsError
+from headway.shared.version import VERSION
 
 if TYPE_CHECKING:
     from opentelemetry import trace
@@ -89,7 +89,7 @@ class Tracing:
         """None: off."""
         #: For FastAPI.
         self.provider = provider
-        self._tracer = provider.get_tracer("headway", version("headway")) if provider is not None else None
+        self._tracer = provider.get_tracer("headway", VERSION) if provider is not None else None
 
     def span(
         self,
@@ -196,7 +196,7 @@ def tracing_of(service: Service) -> Tracing:
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider
 
-    ours = {"service.name": service, "service.version": version("headway")}
+    ours = {"service.name": service, "service.version": VERSION}
     resource = Resource.create({**ours, **OTELResourceDetector().detect().attributes})
     return Tracing(TracerProvider(resource=resource, shutdown_on_exit=False))
 

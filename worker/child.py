@@ -53,11 +53,15 @@ def run_attempt(spec: dict[str, Any], processor: Processor, pipe: int) -> None:
                 view = view[os.write(pipe, view) :]
 
     limit_resources(spec["memory_bytes"])
+    pid = os.getpid()
     try:
         try:
             try:
                 last = _run(spec, processor, send)
-            finally:  # before the last word, after which there is little time; the keeper sees to what is left
+            finally:
+                if os.getpid() != pid:
+                    _end_a_fork()
+                # Before the last word, after which there is little time; the keeper sees to what is left
                 remove_tree(temporary_folder(Path(spec["output_folder"])))
             send(last)
         except MemoryError:
@@ -143,6 +147,16 @@ def _failure(error: BaseException) -> dict[str, Any]:
         return {"kind": "failed", "type": ErrorType.MEMORY, "message": ""}
     _print_traceback(error)
     return {"kind": "failed", "type": ErrorType.PROCESSOR_ERROR, "message": words}
+
+
+def _end_a_fork() -> None:
+    """Of a process that the processor forked and that came back here: the attempt's last word is not its to say, nor
+    are the temporary files its to remove."""
+    error = sys.exception()
+    if error is not None and not isinstance(error, SystemExit):
+        _print_traceback(error)
+        sys.stderr.flush()
+    os._exit(0 if error is None else 1)
 
 
 def _print_traceback(error: BaseException) -> None:

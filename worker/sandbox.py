@@ -45,6 +45,9 @@ log = get_logger(__name__)
 #: What a child may see of the environment: nothing of ours, so no key and no URL.
 ENVIRONMENT: Final = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH")
 
+#: At the end of PATH, in case: what of it lies in a home or in /tmp is behind the box's walls.
+SYSTEM_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
+
 #: Of a pipe at a time: between two of them the loop is everybody's.
 READ_BYTES: Final = 64 * 1024
 
@@ -245,6 +248,12 @@ async def _pipe_to(protocol: asyncio.Protocol, stack: AsyncExitStack) -> int:
     return write
 
 
+def _environment() -> dict[str, str]:
+    found = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    path = [*filter(None, found.get("PATH", "").split(os.pathsep)), *SYSTEM_PATH.split(os.pathsep)]
+    return found | {"PATH": os.pathsep.join(dict.fromkeys(path))}
+
+
 class _Server:
     """The fork server's process, and the link to it."""
 
@@ -268,8 +277,7 @@ class _Server:
                     pass_fds=[theirs.fileno()],
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=sys.stderr,
-                    env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-                    | self._box.environment(),
+                    env=_environment() | self._box.environment(),
                 )
             stack.push_async_callback(self._end)
             listening = asyncio.create_task(self._listen(), name="fork server answers")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -15,6 +14,7 @@ from headway.api.openapi import answer
 from headway.api.schemas import Health, Readiness, Unreadiness
 from headway.shared import keys
 from headway.shared.redis.client import AWAY, durability, trouble_ahead, why_away
+from headway.shared.version import VERSION
 
 router = APIRouter(tags=["health"])
 
@@ -58,7 +58,7 @@ async def readyz(response: Response, state: StateDep) -> dict[str, Any]:
     found = checks.values()
     well = all(check["ok"] for check in found) and not any(check.get("degraded") for check in found)
     # For `headway doctor`, which looks at the whole from outside.
-    about = {"version": version("headway"), "heartbeat_seconds": state.settings.heartbeat_seconds}
+    about = {"version": VERSION, "heartbeat_seconds": state.settings.heartbeat_seconds}
     return {"status": "ready" if well else "degraded", **about, "checks": checks}
 
 

@@ -99,7 +99,8 @@ def test_a_disk_that_becomes_read_only_is_read_from_and_says_so(own_platform: Pl
     worker = own_platform.start_worker()
     done = submit(own_platform).json()
     own_platform.wait(done["task_id"])
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    remount = ["mount", "-o", "remount,ro", str(disk)]  # refused while a file there is open to be written
+    wait_for("the disk is read-only", lambda: subprocess.run(remount, capture_output=True).returncode == 0)
     assert submit(own_platform).json()["type"] == "urn:headway:problem:storage-away"
     assert httpx.get(f"{own_platform.url}/tasks/{done['task_id']}/input").content == b"abc"
     failed = own_platform.wait(own_platform.submit("rehearsal", options='{"steps": 1, "step_seconds": 0}')["task_id"])

@@ -103,6 +103,19 @@ def leaves_a_daemon(job):
         os._exit(0)
     return {}
 
+@processor("forks-come-back", needs_file=False)
+def forks_come_back(job):
+    ends = []
+    for number in range(2):
+        pid = os.fork()
+        if pid == 0 and number:
+            raise RuntimeError("in a fork")
+        if pid == 0:
+            return {"by": "a fork"}
+        ends.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    with open(os.path.join(os.environ["TMPDIR"], "still here"), "w"):
+        return {"by": "the attempt", "ends": ends}
+
 @processor("no-words", needs_file=False)
 def no_words(job):
     class NoWords(Exception):
@@ -432,6 +445,11 @@ async def test_the_last_word_is_the_end_also_where_a_process_that_was_left_holds
     async with bench.sandbox.attempt(bench.spec("leaves-a-daemon")) as child:
         assert [message["kind"] async for message in child.messages()][-1] == "done"
         assert child.left
+
+
+async def test_a_fork_of_a_processor_that_comes_back_says_nothing_of_the_attempt(bench: Bench) -> None:
+    last = (await bench.run("forks-come-back"))[-1]
+    assert (last["kind"], last["summary"]) == ("done", {"by": "the attempt", "ends": [0, 1]})
 
 
 @needs_proc

@@ -6,11 +6,11 @@ import asyncio
 from typing import Any
 
 import pytest
-from redis.exceptions import ConnectionError as RedisConnectionError
 from structlog.testing import capture_logs
 
 import headway.api.access.sessions
 from headway.api.access.sessions import Sessions
+from headway.shared.errors import RedisAway
 from tests.waiting import wait_until
 
 
@@ -55,7 +55,7 @@ async def test_an_error_is_logged_once_told_and_survived() -> None:
 
 async def test_a_redis_that_is_away_is_no_error_of_the_look() -> None:
     redis: Any = Redis()
-    redis.answer = RedisConnectionError("away")
+    redis.answer = RedisAway()
     async with Sessions(redis) as sessions:
         sessions.watch("one", lambda: None, unasked=True)
         await wait_until("it looks again", lambda: redis.asked > 3)

@@ -24,7 +24,13 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def scope_with(stop: Shutdown) -> Scope:
-    return {"type": "http", "method": "PUT", "headers": [], "state": {"headway": SimpleNamespace(stop=stop)}}
+    return {
+        "type": "http",
+        "method": "PUT",
+        "scheme": "http",
+        "headers": [],
+        "state": {"headway": SimpleNamespace(stop=stop)},
+    }
 
 
 async def read(stop: Shutdown, receive: Receive, patience_seconds: float = 600) -> bytes:
