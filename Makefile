@@ -39,9 +39,10 @@ setup: $(READY) ## put everything needed, as locked, into .venv
 run: $(READY) ## start the platform, process a sample, keep serving until Ctrl-C (PORT=8000)
 	@exec .venv/bin/headway up --demo --port $(PORT)
 
-# Three at a time: most of a test's time is waiting for processes. A file's tests stay together and share their platform.
+# Four at a time: much of a test's time is waiting for processes. A file's tests stay together and share their platform.
+# What is compiled is kept, whatever the environment says: a test starts many processes.
 test: $(READY) ## run the tests (ARGS="-k word" goes to pytest)
-	@.venv/bin/pytest -n 3 --dist loadfile $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= .venv/bin/pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # No cache for the lint: ruff's keeps the order of imports it found before a module of ours was there.
 check: $(READY) ## formatting, lint, types, known holes in dependencies; `make test` checks the docs

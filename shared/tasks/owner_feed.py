@@ -36,6 +36,7 @@ _FIELDS: Final = (*LIVE_FIELDS, "owner", "batch_id")
 def decode_feed_message(message: bytes) -> FeedEvent:
     """Reads what progress.lua publishes to an owner: `{number} {task_id} {version} {batch_id} {name} {data}`."""
     number, task_id, version, batch_id, name, data = message.split(b" ", 5)
+    data = _with_version(name, version, data)
     return FeedEvent(int(number), name.decode(), data, TaskId(task_id.decode()), int(version), batch_id.decode())
 
 
@@ -240,4 +241,12 @@ def _feed_event(entry: tuple[bytes, Mapping[bytes, bytes]]) -> FeedEvent:
     entry_id, values = entry
     number = int(entry_id.partition(b"-")[0])
     task_id, batch_id = TaskId(values[b"t"].decode()), values[b"b"].decode()
-    return FeedEvent(number, values[b"n"].decode(), values[b"d"], task_id, int(values[b"v"]), batch_id)
+    data = _with_version(values[b"n"], values[b"v"], values[b"d"])
+    return FeedEvent(number, values[b"n"].decode(), data, task_id, int(values[b"v"]), batch_id)
+
+
+def _with_version(name: bytes, version: bytes, data: bytes) -> bytes:
+    """A state says its version; of any other event it is the `id` on the task's own stream, which a feed has not."""
+    if not name or version == b"0":
+        return data
+    return b'%b,"version":%b}' % (data[:-1], version)

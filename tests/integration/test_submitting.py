@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import re
 import socket
 from pathlib import Path
@@ -19,7 +20,8 @@ from tests.waiting import wait_for
 
 def stored_files(platform: Platform) -> set[Path]:
     """But for what attempts at other tasks have in their scratch folders."""
-    files = {path for path in platform.data_dir.rglob("*") if path.is_file()}
+    # os.walk: a folder of such an attempt may go while it is looked at.
+    files = {Path(folder, name) for folder, _, names in os.walk(platform.data_dir) for name in names}
     return {path for path in files if not re.search(r"/partial/[0-9a-f]{32}-\d+-[0-9a-f]+(/|$)", str(path))}
 
 

@@ -21,7 +21,7 @@ from headway.shared import keys
 from tests.processes import Platform, RedisServer
 from tests.waiting import wait_for
 
-CHILDREN: Final = int(os.environ.get("HOSTILE_CHILDREN", "60"))
+CHILDREN: Final = int(os.environ.get("HOSTILE_CHILDREN", "40"))
 HONEST: Final = 20
 
 PROCESSORS: Final = """

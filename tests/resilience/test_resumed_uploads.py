@@ -32,7 +32,7 @@ from tests.streams import assert_true_story, watch
 from tests.waiting import wait_for, wait_until
 
 SIZE = 2_000_000
-CUTS = int(os.environ.get("UPLOAD_CUTS", "60"))
+CUTS = int(os.environ.get("UPLOAD_CUTS", "30"))
 #: Of those, this many at once.
 AT_ONCE = 20
 

@@ -23,7 +23,7 @@ from tests.waiting import wait_for
 
 STEPS = '{"steps": 40, "step_seconds": 0.1}'
 
-#: In CI 5 kills; the figure that is published comes of TAKEOVER_KILLS=200.
+#: In CI 3 kills; the figure that is published comes of TAKEOVER_KILLS=200.
 KILLS = int(environ.get("TAKEOVER_KILLS", "5"))
 #: Short, so that the tests are; the takeover is timed with the lease that everybody has.
 LEASE_SECONDS = 1.5

@@ -28,7 +28,7 @@ from tests.waiting import wait_for
 
 TRIES: Final = int(os.environ.get("STRANGER_TRIES", "300"))
 PAYLOADS: Final = int(os.environ.get("STRANGER_PAYLOADS", "45"))
-REQUESTS: Final = int(os.environ.get("STRANGER_REQUESTS", "2000"))
+REQUESTS: Final = int(os.environ.get("STRANGER_REQUESTS", "1000"))
 SEED: Final = int(os.environ.get("STRANGER_SEED", "20261122"))
 
 KEYS: Final = {"alice": "the-secret-key-of-alice-4711", "bob": "the-secret-key-of-bob-0815"}

@@ -21,7 +21,7 @@ from tests.one_byte_proxy import OneByteProxy
 from tests.processes import Platform
 from tests.streams import Frame, assert_true_story, parse_block, watch
 
-CUTS = int(os.environ.get("STREAM_CUTS", "150"))
+CUTS = int(os.environ.get("STREAM_CUTS", "60"))
 SEED = 20_261_122
 
 #: Some cuts are inside the first event, most behind a few.
