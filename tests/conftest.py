@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import httpx
 import httpx._config as httpx_config
@@ -36,15 +38,52 @@ described.install()
 
 #: The rooms whose files take longest come first, so that at the end no process waits for another's last file.
 SLOW_FIRST = ("security", "resilience", "browser", "integration", "guide", "contract")
+#: Most of these start processes of their own, and together take three quarters of the time of all. A run of everything
+#: takes each test in SAMPLED_ONE_IN of them, others by each seed; with --every all of them, as every night's does.
+SAMPLED = ("security/", "resilience/", "browser/", "integration/test_plugins.py", "contract/test_processors_poison.py")
+SAMPLED_ONE_IN = 4
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every", action="store_true", help="run all of the slow tests, not a quarter chosen by the seed")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    return f"slow rooms: one test in {SAMPLED_ONE_IN}, by the seed; all with --every" if _samples(config) else None
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    def name(item: pytest.Item) -> str:
+        return item.path.relative_to(Path(__file__).parent).as_posix()
+
     def place(item: pytest.Item) -> int:
-        room = item.path.relative_to(Path(__file__).parent).parts[0]
+        room = name(item).partition("/")[0]
         return SLOW_FIRST.index(room) if room in SLOW_FIRST else len(SLOW_FIRST)
 
     items.sort(key=place)
+    if not _samples(config):
+        return
+    seed = config.getoption("randomly_seed", 0)
+    kept, left = list[pytest.Item](), list[pytest.Item]()
+    for item in items:
+        chosen = zlib.crc32(f"{seed} {item.nodeid}".encode()) % SAMPLED_ONE_IN == 0
+        (kept if chosen or not name(item).startswith(SAMPLED) else left).append(item)
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["samples"] = _samples(node.config)
+
+
+def _samples(config: pytest.Config) -> bool:
+    """Not where somebody says which tests are to be run."""
+    if (told := getattr(config, "workerinput", None)) is not None:
+        return bool(told["samples"])
+    everything = config.args_source == pytest.Config.ArgsSource.TESTPATHS
+    return everything and not (config.option.keyword or config.option.markexpr or config.getoption("--every"))
 
 
 @pytest.fixture(autouse=True)

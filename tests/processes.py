@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -30,10 +32,12 @@ SERVERS: Final[tuple[Server, ...]] = ("headway api", "uvicorn")
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """Of those that the system gives to nobody who does not ask for one, so that it is free a moment later, too."""
+    while True:
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", random.SystemRandom().randint(10_000, 32_000)))
+            port: int = sock.getsockname()[1]
+            return port
 
 
 def redis_binary() -> str:

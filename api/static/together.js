@@ -120,7 +120,7 @@ class Watcher {
   follow(type, data) {
     if (this.left) return;
     const known = this.counted;
-    const { version, ...said } = data;
+    const { version = known + 1, ...said } = data;
     if (type !== "state" && version <= known) return; // in the state already with which it was taken in
     this.counted = version;
     const isNew = this.counted > (this.version ?? 0);

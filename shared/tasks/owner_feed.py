@@ -246,7 +246,7 @@ def _feed_event(entry: tuple[bytes, Mapping[bytes, bytes]]) -> FeedEvent:
 
 
 def _with_version(name: bytes, version: bytes, data: bytes) -> bytes:
-    """A state says its version; of any other event it is the `id` on the task's own stream, which a feed has not."""
-    if not name or version == b"0":
+    """A state says its version; that of a log or a note is the `id` on the task's own stream, which a feed has not."""
+    if not name or name == DELETED.encode() or version == b"0":
         return data
     return b'%b,"version":%b}' % (data[:-1], version)
