@@ -5,8 +5,8 @@
  *
  * The shared stream has numbers of its own, so each task is taken over exactly: a newcomer's state comes under the
  * number at which the task last changed, and what has a greater number came after that state. Who knows an earlier
- * version reads on from it on a stream of its own until it has come to that state. Logs and notes between the task's last
- * change and its state have a greater number and no greater version, and are known by that.
+ * version reads on from it on a stream of its own until it has come to that state. An event that is no state does not
+ * say its version; it is the next one, because versions rise by one.
  *
  * A task's token opens the stream of its task alone. Who comes with one stays apart, and takes turns: see stream.js.
  */
@@ -120,9 +120,7 @@ class Watcher {
   follow(type, data) {
     if (this.left) return;
     const known = this.counted;
-    const { version = known + 1, ...said } = data;
-    if (type !== "state" && version <= known) return; // in the state already with which it was taken in
-    this.counted = version;
+    this.counted = type === "state" ? data.version : known + 1;
     const isNew = this.counted > (this.version ?? 0);
     if (isNew && this.counted > known + 1) {
       const [from, to] = [Math.max(known, this.version ?? 0) + 1, this.counted - 1];
@@ -130,7 +128,7 @@ class Watcher {
     }
     if (isNew) this.version = this.counted;
     if (type === "state") this.told.onstate(data);
-    else if (isNew) this.told.onevent({ type, id: String(version), data: said });
+    else if (isNew) this.told.onevent({ type, id: String(this.counted), data });
   }
 
   /** @param {Connection} connection */

@@ -4,8 +4,8 @@ Whatever there is to tell is read in pages, so that neither a long absence nor m
 Redis, at once. A page is true by itself: whoever is cut off behind its last number goes on from there. What is read for
 one watcher fits all who stand at the same number (api/streams/owner_reader.py).
 
-A state stands under the number at which the task's state last changed (keys.OWNER_CHANGED), in that order. So it was
-shown to whoever has seen that number or a later one, and a state event with a later number is newer than it.
+A state stands under the number of the task's last event (keys.OWNER_CHANGED), in that order, and has that event's
+version: every event of the task with a later number has a later version, whether it is a state, a log or a note.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ _FIELDS: Final = (*LIVE_FIELDS, "owner", "batch_id")
 def decode_feed_message(message: bytes) -> FeedEvent:
     """Reads what progress.lua publishes to an owner: `{number} {task_id} {version} {batch_id} {name} {data}`."""
     number, task_id, version, batch_id, name, data = message.split(b" ", 5)
-    data = _with_version(name, version, data)
     return FeedEvent(int(number), name.decode(), data, TaskId(task_id.decode()), int(version), batch_id.decode())
 
 
@@ -171,26 +170,39 @@ class OwnerFeed:
         found: list[tuple[int, TaskId]] = []
         for names in _cut(sorted(task_ids), NAMES):
             scores = await self._redis.zmscore(keys.OWNER_CHANGED % owner, [*names])
-            places = ((int(score or 0), task_id) for score, task_id in zip(scores, names, strict=True))
-            found += [place for place in places if place[0] <= number]
+            found += [(min(int(score or 0), number), task_id) for score, task_id in zip(scores, names, strict=True)]
         return FirstLook(number, tuple(tuple(page) for page in _cut(sorted(found), PAGE)))
 
     async def states(self, owner: OwnerId, look: FirstLook, page: int) -> tuple[FeedEvent, ...]:
-        """A page of a first look. What has changed since then is left out: it follows. The last state of all stands
-        under the number of the look."""
+        """A page of a first look: each state with the version that it had then. One that has changed since is left out,
+        because it follows. The last state of all stands under the number of the look."""
         places = look.pages[page]
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.zmscore(keys.OWNER_CHANGED % owner, [task_id for _, task_id in places])
             for _, task_id in places:
                 pipe.hmget(keys.state(task_id), [*_FIELDS])
             scores, *rows = await pipe.execute()
+        moved = any(int(score or 0) > look.number for score in scores)
+        since = await self._since(owner, look.number) if moved else {}
         states = []
-        for (changed_at, _), score, row in zip(places, scores, rows, strict=True):
-            if int(score or 0) == changed_at and (state := _state(row, changed_at, owner)) is not None:
+        for (changed_at, task_id), row in zip(places, rows, strict=True):
+            first, follows = since.get(task_id, (None, False))
+            if not follows and (state := _state(row, changed_at, owner, first and first - 1)) is not None:
                 states.append(state)
         if states and page + 1 == len(look.pages):
             states[-1] = replace(states[-1], version=look.number)
         return tuple(states)
+
+    async def _since(self, owner: OwnerId, number: int) -> dict[TaskId, tuple[int, bool]]:
+        """Of each task that has had an event after that number: the first one's version, and whether any is a state."""
+        found: dict[TaskId, tuple[int, bool]] = {}
+        after = f"({number}-0"
+        while entries := await self._redis.xrange(keys.OWNER_EVENTS % owner, after, "+", NAMES):
+            for event in map(_feed_event, entries):
+                first, has_state = found.get(event.task_id, (event.task_version, False))
+                found[event.task_id] = (first, has_state or event.is_state)
+            after = f"({entries[-1][0].decode()}"
+        return found
 
     async def named(self, owner: OwnerId, task_ids: Collection[TaskId]) -> Named:
         names = sorted(task_ids)
@@ -227,11 +239,14 @@ def _cut(whole: list[T], size: int) -> list[list[T]]:
     return [whole[start : start + size] for start in range(0, len(whole), size)]
 
 
-def _state(row: Sequence[bytes | None], number: int, owner: OwnerId) -> FeedEvent | None:
-    """What progress.lua would publish for the hash as it stands; None where there is none of this owner's."""
+def _state(row: Sequence[bytes | None], number: int, owner: OwnerId, version: int | None = None) -> FeedEvent | None:
+    """What progress.lua would publish for the hash as it stands; None where there is none of this owner's. `version`:
+    an earlier one, after which only logs and notes came."""
     fields = {name.encode(): value for name, value in zip(_FIELDS, row, strict=True) if value is not None}
     if b"task_id" not in fields or json.loads(fields[b"owner"]) != owner:
         return None
+    if version is not None:
+        fields[b"version"] = b"%d" % version
     state: Event = state_event(fields)
     task_id, batch_id = json.loads(fields[b"task_id"]), json.loads(fields.get(b"batch_id", b"null"))
     return FeedEvent(number, "", state.data, TaskId(task_id), state.version, batch_id or "")
@@ -241,12 +256,4 @@ def _feed_event(entry: tuple[bytes, Mapping[bytes, bytes]]) -> FeedEvent:
     entry_id, values = entry
     number = int(entry_id.partition(b"-")[0])
     task_id, batch_id = TaskId(values[b"t"].decode()), values[b"b"].decode()
-    data = _with_version(values[b"n"], values[b"v"], values[b"d"])
-    return FeedEvent(number, values[b"n"].decode(), data, task_id, int(values[b"v"]), batch_id)
-
-
-def _with_version(name: bytes, version: bytes, data: bytes) -> bytes:
-    """A state says its version; that of a log or a note is the `id` on the task's own stream, which a feed has not."""
-    if not name or name == DELETED.encode() or version == b"0":
-        return data
-    return b'%b,"version":%b}' % (data[:-1], version)
+    return FeedEvent(number, values[b"n"].decode(), values[b"d"], task_id, int(values[b"v"]), batch_id)

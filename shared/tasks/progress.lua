@@ -279,7 +279,7 @@ if deletes then
   redis.call('ZREM', owned('OWNER_TASKS'), task_id)
 else
   -- By its state alone: who has seen this number has seen the state, whatever was said of the task since.
-  if name == '' then redis.call('ZADD', owned('OWNER_CHANGED'), number, task_id) end
+  redis.call('ZADD', owned('OWNER_CHANGED'), number, task_id)
   if ARG.created_ms ~= '' then redis.call('ZADD', owned('OWNER_TASKS'), ARG.created_ms, task_id) end
 end
 if ends then redis.call('SREM', owned('OWNER_ACTIVE'), task_id) end

@@ -103,7 +103,24 @@ async def test_a_task_of_which_only_something_is_said_meanwhile_is_shown_all_the
     await publisher.emit(task.task_id, "note", {"text": "x"})
     states = await owners.states(ANYONE, look, 0)
     assert [(state.task_id, state.version) for state in states] == [(task.task_id, 1), (other.task_id, 2)]
-    assert [event.name for event in (await owners.page(ANYONE, look.number)).events] == ["note"]
+    assert [state.task_version for state in states] == [1, 1], "as it was then: the note is told after it"
+    follows = (await owners.page(ANYONE, look.number)).events
+    assert [(event.name, event.task_version) for event in follows] == [("note", 2)]
+
+
+async def test_what_was_said_before_a_state_is_shown_is_not_told_after_it(
+    publisher: Publisher, any_redis: RedisClient
+) -> None:
+    task, other, owners = a_task(), a_task(), OwnerFeed(any_redis)
+    for one in (task, other):
+        await publisher.create(one)
+    await publisher.emit(task.task_id, "note", {"text": "x"})
+    await publisher.cancel(other)
+    look = await owners.first_look(ANYONE, ALL)
+    shown = next(state for state in await owners.states(ANYONE, look, 0) if state.task_id == task.task_id)
+    assert shown.task_version == 2
+    later = (await owners.page(ANYONE, shown.version)).events
+    assert task.task_id not in {event.task_id for event in later}
 
 
 async def test_who_is_cut_off_among_the_states_resumes_with_the_others(
@@ -184,7 +201,7 @@ async def test_of_named_tasks_those_that_are_unknown_and_those_that_have_ended_a
     await publisher.emit(mine.task_id, "note", {"text": "x"})
     owners = OwnerFeed(any_redis)
     found = await owners.named(ANYONE, [mine.task_id, ended.task_id, bobs.task_id, never])
-    assert found == Named(frozenset({bobs.task_id, never}), frozenset({ended.task_id}), changed_at=3, number=4)
+    assert found == Named(frozenset({bobs.task_id, never}), frozenset({ended.task_id}), changed_at=4, number=4)
     known = [mine.task_id, ended.task_id]
     assert await owners.gone(known) == set()
     assert await owners.gone([*known, never]) == {never}
