@@ -4,6 +4,7 @@ hypercorn: links stay under the mount, two do not disturb each other, streams en
 from __future__ import annotations
 
 import importlib.util
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -64,10 +65,7 @@ def served(
 
         def answers() -> bool:
             assert process.code is None, process.log
-            try:
-                return httpx.get(f"{url}/healthz").status_code == 200
-            except httpx.TransportError:
-                return False
+            return is_alive(url)
 
         wait_for(f"{server} answers", answers)
         yield url, process
@@ -163,6 +161,31 @@ def test_streams_end_whole_when_the_outer_application_is_told_to_stop(
         process.wait()
     # A clean end, or reading it would have raised; and the word to come back.
     assert [b"come back" in words for words in last_words] == [True] * len(mounts), last_words
+
+
+def test_the_application_of_the_page_runs_as_it_stands(platforms: tuple[Platform, Platform], tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "clients.md").read_text(encoding="utf-8")
+    (text,) = [
+        block for block in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL) if "app.mount" in block
+    ]
+    one = platforms[0]
+    text = text.replace("redis://127.0.0.1:6379/0", one.redis_url).replace('"data"', repr(str(one.data_dir)))
+    (tmp_path / "outer_app.py").write_text(text)
+    port = free_port()
+    argv = ["--app-dir", str(tmp_path), "--port", str(port), "outer_app:app"]
+    with HeadwayProcess(argv, env={}, log=tmp_path / "log", module="uvicorn") as process:
+        url = f"http://127.0.0.1:{port}/headway"
+        wait_for(f"it answers; its log: {tmp_path}", lambda: process.code is not None or is_alive(url))
+        task = submitted(url)
+        with opened(url.removesuffix("/headway") + task["links"]["events"]) as answer:
+            assert list(frames_of(answer))[-1].status == "completed"
+
+
+def is_alive(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/healthz").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def test_where_the_lifespan_was_forgotten_the_first_request_says_so(

@@ -1,5 +1,6 @@
 """Behind a path prefix, by a proxy that takes it off and by one that passes it on: every address that an answer names
-leads back under the prefix, and nothing is named outside it. nginx, Caddy and HAProxy as real processes."""
+leads back under the prefix, and nothing is named outside it. nginx, Caddy and HAProxy as real processes, with the
+recipes of docs/clients.md."""
 
 from __future__ import annotations
 
@@ -27,54 +28,33 @@ KEY = "the-key-of-alice-1234"
 PREFIX = "/apps/headway"
 ALICE = {"Authorization": f"Bearer {KEY}"}
 
-NGINX = """
-  server {{
-    listen 127.0.0.1:{port};
-    client_max_body_size 0;
-    location = {prefix} {{ return 308 {prefix}/; }}
-    location {prefix}/ {{
-      proxy_pass http://{host}{off};
-      proxy_http_version 1.1; proxy_request_buffering off;
-      proxy_set_header Host $http_host;
-      proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-      proxy_set_header X-Forwarded-Prefix "{told}";
-    }}
-    location = /healthz {{ return 200; }}
-  }}
-"""
-CADDY = """
-http://127.0.0.1:{port} {{
-  bind 127.0.0.1
-  redir {prefix} {prefix}/ 308
-  {handle} {prefix}/* {{
-    reverse_proxy {host} {{
-      header_up {told}
-    }}
-  }}
-  respond /healthz 200
-}}
-"""
-HAPROXY = """
-frontend web
-  bind 127.0.0.1:{port}
-  http-request redirect code 308 location {prefix}/ if {{ path {prefix} }}
-  http-request return status 200 if {{ path /healthz }}
-  http-request del-header X-Forwarded-Prefix
-  {strip}
-  default_backend headway
-backend headway
-  server api {host}
-"""
-#: By name: the proxy, its configuration, whether the API has HEADWAY_ROOT_PATH (else the proxy says the prefix).
-PROXIES: dict[str, tuple[Kind, str, bool]] = {
-    "nginx, taken off": ("nginx", NGINX, False),
-    "nginx, passed on": ("nginx", NGINX, True),
-    "caddy, taken off": ("caddy", CADDY, False),
-    "caddy, passed on": ("caddy", CADDY, True),
-    "haproxy, taken off": ("haproxy", HAPROXY, False),
-    "haproxy, passed on": ("haproxy", HAPROXY, True),
+PAGE = (Path(__file__).parents[2] / "docs" / "clients.md").read_text(encoding="utf-8")
+
+#: What stands around a recipe of docs/clients.md.
+SITES: dict[Kind, str] = {
+    "nginx": "server {{ listen 127.0.0.1:{port}; {recipe} }}",
+    "caddy": "http://127.0.0.1:{port} {{\n bind 127.0.0.1\n{recipe}\n}}",
+    "haproxy": "{recipe}",
 }
-_STRIP = "http-request set-header X-Forwarded-Prefix {prefix}\n  http-request replace-path {prefix}/(.*) /\\1"
+#: As the page says it of a prefix that is passed on: what is left out, or put in its place.
+PASSED_ON: dict[Kind, tuple[str, str]] = {
+    "nginx": ("127.0.0.1:8000/;", "127.0.0.1:8000;"),
+    "caddy": ("handle_path", "handle"),
+    "haproxy": (r"http-request replace-path /headway/(.*) /\1", ""),
+}
+PROXIES: dict[str, tuple[Kind, bool]] = {
+    f"{kind}, {way}": (kind, way == "passed on") for kind in SITES for way in ("taken off", "passed on")
+}
+
+
+def recipe(kind: Kind, port: int, host: str, *, passed_on: bool) -> str:
+    """The page's, for our prefix and our ports."""
+    (text,) = re.findall(rf"^```{kind}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    if passed_on:
+        assert PASSED_ON[kind][0] in text
+        text = text.replace(*PASSED_ON[kind])
+    text = text.replace("127.0.0.1:8000", host).replace("127.0.0.1:80\n", f"127.0.0.1:{port}\n")
+    return SITES[kind].format(port=port, recipe=text.replace("/headway", PREFIX))
 
 
 @dataclass(frozen=True)
@@ -107,24 +87,14 @@ def places(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "plain uvicorn, passed on": Place(plain, plain + PREFIX),
     }
     with ExitStack() as stack:
-        for name, (kind, text, by_setting) in PROXIES.items():
+        for name, (kind, passed_on) in PROXIES.items():
             if missing(kind):
                 continue
             port = free_port()
             origin = f"http://127.0.0.1:{port}"
-            config = text.format(
-                port=port,
-                prefix=PREFIX,
-                host=(ours if by_setting else told).removeprefix("http://"),
-                off="" if by_setting else "/",
-                handle="handle" if by_setting else "handle_path",
-                told={
-                    "nginx": "" if by_setting else PREFIX,
-                    "caddy": "-X-Forwarded-Prefix" if by_setting else f"X-Forwarded-Prefix {PREFIX}",
-                }.get(kind, ""),
-                strip="" if by_setting else _STRIP.format(prefix=PREFIX),
-            )
-            stack.enter_context(running(kind, tmp_path_factory.mktemp(kind), config, origin))
+            host = (ours if passed_on else told).removeprefix("http://")
+            config = recipe(kind, port, host, passed_on=passed_on)
+            stack.enter_context(running(kind, tmp_path_factory.mktemp(kind), config, origin + PREFIX))
             places[name] = Place(origin, origin + PREFIX)
         yield places
 
