@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import stat
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,8 +21,9 @@ from headway.api import problems
 from headway.api.access.identity import PUBLIC, Gate, policies_of
 from headway.api.access.keyring import Keyring
 from headway.api.access.origin_check import OriginCheck
-from headway.api.lifespan import lifespan_of
+from headway.api.lifespan import State, lifespan_of
 from headway.api.openapi import DESCRIPTION, TEXT, answer, complete, operation_id
+from headway.api.root_path import RootPath, route_path
 from headway.api.routes import (
     batches,
     description,
@@ -76,6 +79,13 @@ _TASK_ID: Final = re.compile(r"(?<=/)[0-9a-f]{32}(?=/|$)")
 _UNTRACED: Final = re.compile(r".*/events|/task-progress/.*|/static/.*|/healthz|/readyz|/metrics")
 
 
+NOT_ENTERED: Final = (
+    "Headway's lifespan has not been entered. A mounted application gets no lifespan events, so the outer one has to "
+    "say, in its own lifespan: `async with headway.running(): yield`, `headway` being what create_app() returned "
+    "(docs/clients.md, Mounted in another application)."
+)
+
+
 class _Page(FileResponse):
     """Whole, whatever Range asks for: these files are small, and Starlette answers a broken one in its own way."""
 
@@ -122,11 +132,20 @@ class _Static(StaticFiles):
         return response
 
 
-class _App(FastAPI):
-    """Keeps the server's own `send`, which every layer below wraps: a stream whose client takes nothing is cut by it
-    (api/streams/sse.py). And describes itself."""
+class Application(FastAPI):
+    """Knows under which path it is seen, and what its lifespan holds open. Keeps the server's own `send`, which every
+    layer below wraps: a stream whose client takes nothing is cut by it (api/streams/sse.py). And describes itself."""
 
     open_mode: bool
+    root_path_of_requests: RootPath
+    #: None: the lifespan has not been entered, or is over.
+    entered: State | None = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """For the lifespan of an application in which this one is mounted: a mount gets no lifespan events."""
+        async with self.router.lifespan_context(self):
+            yield
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -135,6 +154,12 @@ class _App(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["headway.send"] = send
+        if scope["type"] == "http":
+            if self.entered is None:
+                raise RuntimeError(NOT_ENTERED)
+            if (state := scope.get("state", {})).get("headway") is not self.entered:  # mounted: the state is another's
+                scope["state"] = {**state, "headway": self.entered}
+            self.root_path_of_requests.settle(scope)
         if scope["type"] == "http" and (found := _TASK_ID.search(scope["path"])) is not None:
             bind_contextvars(task_id=found[0])  # a request has a context of its own, so nothing undoes it
         await counted(super().__call__, scope, receive, send)
@@ -149,20 +174,35 @@ def _telemetry(tracing: Tracing) -> TelemetryConfig:
         "logs": False,
         "operation_spans": False,
         "auto_configure": False,
-        "exclude": lambda scope: _UNTRACED.fullmatch(scope["path"]) is not None,
+        "exclude": lambda scope: _UNTRACED.fullmatch(route_path(scope)) is not None,
     }
 
 
-def create_app(settings: Settings) -> FastAPI:
+def _remembered(lifespan: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @asynccontextmanager
+    async def remembered(app: Application) -> AsyncIterator[Mapping[str, Any]]:
+        async with lifespan(app) as state:
+            app.entered = state["headway"]
+            try:
+                yield state
+            finally:
+                app.entered = None
+
+    return remembered
+
+
+def create_app(settings: Settings) -> Application:
     keyring = Keyring(settings.api_keys)
     tracing = tracing_of("headway-api")
-    app = _App(
+    app = Application(
         title="Headway",
         version=VERSION,
         summary="Task progress that is true whatever dies",
         description=DESCRIPTION,
         generate_unique_id_function=operation_id,
-        lifespan=lifespan_of(settings, keyring, tracing, load_registry(settings.processors, settings.app_dir)),
+        lifespan=_remembered(
+            lifespan_of(settings, keyring, tracing, load_registry(settings.processors, settings.app_dir))
+        ),
         telemetry=_telemetry(tracing),
         docs_url=None,  # by routes/description.py: with a policy, as all of them
         openapi_url=None,
@@ -202,6 +242,7 @@ def create_app(settings: Settings) -> FastAPI:
         return _Page(STATIC / "index.html", media_type="text/html", headers=headers)
 
     app.mount("/static", _Static(directory=STATIC, packages=[SWAGGER_UI]), name="static")
+    app.root_path_of_requests = RootPath(settings.root_path, (stated.path for stated in policies_of(app)))
     # The last one is the outermost: first what holds for everybody, then who asks.
     app.add_middleware(TaskStreams)
     app.add_middleware(Gate, keyring=keyring, routes=policies_of(app))

@@ -40,6 +40,15 @@ async def _get_state(request: Request) -> State:
 StateDep = Annotated[State, Depends(_get_state)]
 
 
+async def get_root_path(request: Request) -> str:
+    """What comes before every path that an answer names (api/root_path.py); mostly empty."""
+    root_path: str = request.scope.get("root_path", "")
+    return root_path
+
+
+RootPathDep = Annotated[str, Depends(get_root_path)]
+
+
 async def get_identity(request: Request) -> Identity | None:
     """As api/access/identity.py found it; None on a public route alone."""
     identity: Identity | None = request.scope["headway.identity"]
@@ -125,7 +134,7 @@ def stream_of(scope: Scope, state: State, listener: AbstractAsyncContextManager[
     stream_slot = StreamSlot(listener, state, scope["headway.identity"], names_of(scope))
     return EventStreamResponse(
         stream_slot,
-        choose_encoder(Headers(scope=scope).get("accept", "")),
+        choose_encoder(Headers(scope=scope).get("accept", ""), scope.get("root_path", "")),
         heartbeat_seconds=state.settings.heartbeat_seconds,
         send_timeout_seconds=state.settings.send_timeout_seconds,
         carry=state.relay.carry,

@@ -4,6 +4,7 @@
 
     app = create_app(Settings(redis_url="redis://127.0.0.1:6379/0"))
 
+Mounted, it wants its lifespan entered: `async with app.running(): yield` in the outer application's (docs/clients.md).
 Needs `pip install 'headway[server]'`. Without one, an ImportError says so.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 from headway.needs import extra
 
 with extra("server", "headway.app"):
-    from headway.api.app import create_app
+    from headway.api.app import Application, create_app
     from headway.shared.settings import Settings, load_settings
 
-__all__ = ["Settings", "create_app", "load_settings"]
+__all__ = ["Application", "Settings", "create_app", "load_settings"]

@@ -97,6 +97,17 @@ def _host(value: str) -> str:
     return value
 
 
+def clean_root_path(value: str) -> str:
+    """`/a/b` of `/a/b`, `a/b`, `a/b/`; empty for `/`. It becomes part of links, headers and a cookie's path, so it is
+    made of what needs no escape in any of them; 64 characters, because an event with its results has room for so many.
+    Raises ValueError."""
+    path = value.removeprefix("/").removesuffix("/")
+    parts = path.split("/") if path else []
+    if any(not re.fullmatch(r"[A-Za-z0-9._~-]+", part) or part in (".", "..") for part in parts) or len(path) > 63:
+        raise ValueError("is not a path prefix (names of letters, digits or . _ ~ - between slashes, 64 characters)")
+    return f"/{path}" if path else ""
+
+
 def _origin(values: list[str]) -> list[str]:
     for value in values:
         if not re.fullmatch(r"https?://[^/\s*]+", value):
@@ -146,6 +157,7 @@ class Settings(BaseSettings):
         default_factory=dict, examples=['{"alice": "a-long-random-key"}']
     )
     insecure: bool = Field(default=False, examples=["1"])
+    root_path: Annotated[str, AfterValidator(clean_root_path)] = Field(default="", examples=["/headway"])
     cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(_origin)] = Field(
         default_factory=list, examples=["https://app.example.com"]
     )

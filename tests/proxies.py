@@ -1,5 +1,6 @@
-"""nginx and Caddy as real processes in front of APIs: each in a folder of its own, on loopback, ended by whoever
-entered it. What a test says is what stands inside nginx's `http` block, or in Caddy's file behind its options."""
+"""nginx, Caddy and HAProxy as real processes in front of APIs: each in a folder of its own, on loopback, ended by
+whoever entered it. What a test says is what stands inside nginx's `http` block, in Caddy's file behind its options, or
+in HAProxy's behind its defaults."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ import httpx
 from tests.processes import free_port
 from tests.waiting import wait_for
 
-Kind = Literal["nginx", "caddy"]
+Kind = Literal["nginx", "caddy", "haproxy"]
 
 #: A proxied stream takes two connections.
 CONNECTIONS: Final = 16_384
@@ -42,6 +43,19 @@ _CADDY: Final = """
 }}
 {inside}
 """
+
+_HAPROXY: Final = """
+global
+  log stdout format raw local0
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 1h
+  timeout server 1h
+  option forwardfor
+{inside}
+"""
+_FRAMES: Final[dict[Kind, str]] = {"nginx": _NGINX, "caddy": _CADDY, "haproxy": _HAPROXY}
 
 # What a deploy one process at a time needs of a proxy: what cannot be connected to is passed over, request by request,
 # and one broken connection does not take the API that is left out of service (nginx answers 502 then, at once, and that
@@ -87,11 +101,13 @@ def missing(*programs: str) -> str | None:
 def running(kind: Kind, folder: Path, inside: str, url: str) -> Iterator[str]:
     """The proxy until the end of the block; `url` is where it listens by HTTP/1.1, and is answered when this begins."""
     folder.mkdir(exist_ok=True)
-    text = _NGINX if kind == "nginx" else _CADDY
+    text = _FRAMES[kind]
     config = folder / "config"
     config.write_text(text.format(folder=folder, connections=CONNECTIONS, inside=inside))
     if kind == "nginx":
         command = ["nginx", "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(config)]
+    elif kind == "haproxy":
+        command = ["haproxy", "-db", "-f", str(config)]
     else:
         command = ["caddy", "run", "--config", str(config), "--adapter", "caddyfile"]
     home = {key: str(folder) for key in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")}

@@ -29,6 +29,7 @@ from headway.api.access.keyring import Keyring
 from headway.api.access.origin_check import SAFE_METHODS, is_own_origin
 from headway.api.lifespan import State
 from headway.api.problems import answer_to
+from headway.api.root_path import route_path
 from headway.shared.errors import HeadwayError, NoPolicy, NotAllowed, NotWithToken, UnknownTask
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY, RedisError
@@ -193,7 +194,7 @@ class Gate:
 
     async def _let_in(self, state: State, scope: Scope, headers: Headers) -> None:
         """Raises what is to be answered instead."""
-        path, method = scope["path"].removeprefix(scope.get("root_path", "")), scope["method"]
+        path, method = route_path(scope) or "/", scope["method"]
         is_public = (method, path) in self._public or path.startswith(self._public_mounts)
         open_to_all = is_public and method in SAFE_METHODS
         # What everybody may see asks nobody who they are: it is there without Redis too.

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from headway.api.dependencies import LastEventIdDep, OwnerDep, StateDep, stream_of
+from headway.api.dependencies import LastEventIdDep, OwnerDep, RootPathDep, StateDep, stream_of
 from headway.api.lifespan import State
 from headway.api.openapi import answer, problems, stream, together
+from headway.api.root_path import rooted
 from headway.api.routes.events import SEEN
 from headway.api.routes.tasks import cancel_task
 from headway.api.schemas import Batch, BatchCancellation, BatchState, GapEvent
@@ -44,12 +45,13 @@ BatchIdDep = Annotated[str, Depends(get_batch_id)]
     summary="The roll-up of a batch",
     responses=together({200: answer("The roll-up", Batch)}, problems(UnknownTask)),
 )
-async def get_batch(state: StateDep, owner: OwnerDep, batch_id: BatchIdDep) -> dict[str, Any]:
+async def get_batch(state: StateDep, owner: OwnerDep, batch_id: BatchIdDep, root: RootPathDep) -> dict[str, Any]:
     """`total`, `counts` by status, `progress` (an ended task counts as 100, however it ended), `eta_seconds`, and
     `status`: `active`, or `ended` when every task has."""
     rollup: dict[str, Any] = json.loads((await state.reader.batch(owner, batch_id)).data)
     here = f"/batches/{batch_id}"
-    return rollup | {"links": {"self": here, "events": f"{here}/events", "tasks": f"/tasks?batch_id={batch_id}"}}
+    links = {"self": here, "events": f"{here}/events", "tasks": f"/tasks?batch_id={batch_id}"}
+    return rooted(rollup | {"links": links}, root)
 
 
 @router.get(

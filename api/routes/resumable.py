@@ -191,7 +191,7 @@ async def create(request: Request, state: StateDep, owner: OwnerDep) -> Response
         except BaseException as error:
             await asyncio.shield(_forget(state, task.task_id, error))
             raise
-    headers = _headers(task, offset) | {"Location": f"/uploads/{task.task_id}"}
+    headers = _headers(task, offset) | {"Location": f"{request.scope.get('root_path', '')}/uploads/{task.task_id}"}
     if (token := token_of(state, owner, task.task_id)) is not None:
         headers["Headway-Task-Token"] = token
     return Response(status_code=201, headers=headers)

@@ -33,8 +33,8 @@ class SignIn(BaseModel):
 
 
 def _cookie(request: Request, response: Response, value: str, seconds: int) -> None:
-    secure = request.url.scheme == "https"
-    response.set_cookie(COOKIE, value, max_age=seconds, path="/", secure=secure, httponly=True, samesite="strict")
+    secure, path = request.url.scheme == "https", request.scope.get("root_path") or "/"
+    response.set_cookie(COOKIE, value, max_age=seconds, path=path, secure=secure, httponly=True, samesite="strict")
 
 
 def _told(owner: OwnerId | None, expires_at: float | None) -> dict[str, Any]:

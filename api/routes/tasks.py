@@ -15,9 +15,10 @@ from starlette.responses import JSONResponse
 from structlog.contextvars import bind_contextvars
 
 from headway.api.access.identity import with_token
-from headway.api.dependencies import OwnerDep, ReadTaskDep, StateDep, TaskDep, TaskIdDep
+from headway.api.dependencies import OwnerDep, ReadTaskDep, RootPathDep, StateDep, TaskDep, TaskIdDep
 from headway.api.lifespan import State
 from headway.api.openapi import JSON, answer, body, header, problems, reference, together
+from headway.api.root_path import rooted, rooted_answer
 from headway.api.schemas import Submission, SubmittedTask, TaskList
 from headway.api.schemas import Task as TaskSchema
 from headway.api.uploads.capacity_check import check_capacity, reserved
@@ -105,8 +106,8 @@ class TaskPage(BaseModel):
     next_cursor: str | None
 
 
-def represent(task: Task) -> dict[str, Any]:
-    """A task as JSON, with the links that lead somewhere in its present state."""
+def represent(task: Task, root: str = "") -> dict[str, Any]:
+    """A task as JSON, with the links that lead somewhere in its present state, under `root`."""
     here = f"/tasks/{task.task_id}"
     links = {"self": here, "events": f"{here}/events"}
     if not task.status.is_terminal:
@@ -117,7 +118,7 @@ def represent(task: Task) -> dict[str, Any]:
         links["input"] = f"{here}/input"
     if task.status is Status.UPLOADING:
         links["upload"] = f"{here}/upload" if task.upload_expires_at is None else f"/uploads/{task.task_id}"
-    return task.model_dump(mode="json") | {"links": links}
+    return rooted(task.model_dump(mode="json") | {"links": links}, root)
 
 
 def draft(
@@ -187,7 +188,9 @@ def draft(
         {"multipart/form-data": reference(Submission, "validation"), JSON: reference(Announcement, "validation")}
     ),
 )
-async def submit(request: Request, state: StateDep, owner: OwnerDep, _: IdempotencyKey = None) -> Any:
+async def submit(
+    request: Request, state: StateDep, owner: OwnerDep, root: RootPathDep, _: IdempotencyKey = None
+) -> Any:
     """Multipart: the file with its processor; answers 202 when it is stored and queued. JSON: announces a file, whose
     stream can be watched before its first byte is sent; answers 201."""
     media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
@@ -203,7 +206,7 @@ async def submit(request: Request, state: StateDep, owner: OwnerDep, _: Idempote
         status_code = 201 if task.status is Status.UPLOADING else 202
         return JSONResponse(represent(task), status_code, {"Location": f"/tasks/{task.task_id}"})
 
-    return with_token(await state.idempotency.once(request, owner, make, show), state, owner)
+    return with_token(rooted_answer(await state.idempotency.once(request, owner, make, show), root), state, owner)
 
 
 async def submit_form(
@@ -339,6 +342,7 @@ async def _read_announcement(request: Request, patience_seconds: float) -> Annou
 async def list_tasks(
     state: StateDep,
     owner: OwnerDep,
+    root: RootPathDep,
     status: Annotated[Status | None, Query()] = None,
     processor: Annotated[str | None, Query(max_length=200)] = None,
     batch_id: Annotated[str | None, Query(pattern=f"^{BATCH_ID}$")] = None,
@@ -353,7 +357,7 @@ async def list_tasks(
     while len(found) < limit and looked_at < SCAN_ROWS:
         page = await state.reader.tasks(owner, limit=min(limit, 100), before=place, batch_id=batch_id)
         if not page:
-            return TaskPage(tasks=[represent(task) for task in found], next_cursor=None)
+            return TaskPage(tasks=[represent(task, root) for task in found], next_cursor=None)
         for task, at in page:
             place = at
             looked_at += 1
@@ -362,7 +366,7 @@ async def list_tasks(
                 found.append(task)
                 if len(found) == limit:
                     break
-    return TaskPage(tasks=[represent(task) for task in found], next_cursor=_cursor(place))
+    return TaskPage(tasks=[represent(task, root) for task in found], next_cursor=_cursor(place))
 
 
 def _cursor(place: tuple[int, TaskId] | None) -> str | None:
@@ -382,8 +386,8 @@ def _place(cursor: str | None) -> tuple[int, TaskId] | None:
 
 
 @router.get("/tasks/{task_id}", summary="One task", operation_id="get_task", responses={200: ONE_TASK})
-async def get_one(task: ReadTaskDep) -> dict[str, Any]:
-    return represent(task)
+async def get_one(task: ReadTaskDep, root: RootPathDep) -> dict[str, Any]:
+    return represent(task, root)
 
 
 @router.post(
@@ -393,10 +397,10 @@ async def get_one(task: ReadTaskDep) -> dict[str, Any]:
     operation_id="cancel_task",
     responses=CHANGED,
 )
-async def cancel(state: StateDep, task: TaskDep) -> dict[str, Any]:
+async def cancel(state: StateDep, task: TaskDep, root: RootPathDep) -> dict[str, Any]:
     """From this answer on the task is `cancelled`, whatever was running."""
     await cancel_task(state, task)
-    return represent(await state.reader.task(task.task_id))
+    return represent(await state.reader.task(task.task_id), root)
 
 
 async def cancel_task(state: State, task: Task) -> None:
@@ -417,13 +421,13 @@ async def cancel_task(state: State, task: Task) -> None:
     operation_id="retry_task",
     responses=together(CHANGED, problems(NearlyFull)),
 )
-async def retry(state: StateDep, task: TaskDep) -> dict[str, Any]:
+async def retry(state: StateDep, task: TaskDep, root: RootPathDep) -> dict[str, Any]:
     """The same task, the next attempt. 409 where it has not failed, or where its file never arrived."""
     if task.status.is_terminal and task.filename is not None and task.input_name is None:
         raise Conflict("The file of this task never arrived whole, so there is nothing to run. Submit it again.")
     state.limits.check_head_room()
     await state.publisher.retry(task)
-    return represent(await state.reader.task(task.task_id))
+    return represent(await state.reader.task(task.task_id), root)
 
 
 @router.delete(

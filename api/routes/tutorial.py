@@ -13,8 +13,9 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import JSONResponse, StreamingResponse
 
 from headway.api.access.identity import names_of
-from headway.api.dependencies import OwnerDep, StateDep
+from headway.api.dependencies import OwnerDep, RootPathDep, StateDep
 from headway.api.openapi import TEXT, answer, body, problems, reference, server_sent, together
+from headway.api.root_path import rooted_answer
 from headway.api.routes.tasks import FORM_PROBLEMS, SUBMITTED_HEADERS, IdempotencyKey, draft, submit_form
 from headway.api.schemas import StartedTask, StartForm
 from headway.api.streams.sse import SSE, Comment, EventStreamResponse
@@ -32,7 +33,9 @@ router = APIRouter(tags=["tutorial"])
     responses=together({202: answer("Started", StartedTask, SUBMITTED_HEADERS)}, FORM_PROBLEMS),
     openapi_extra=body({"multipart/form-data": reference(StartForm, "validation")}, required=False),
 )
-async def process_file(request: Request, state: StateDep, owner: OwnerDep, _: IdempotencyKey = None) -> Any:
+async def process_file(
+    request: Request, state: StateDep, owner: OwnerDep, root: RootPathDep, _: IdempotencyKey = None
+) -> Any:
     """With a form: as POST /tasks. With no body: a rehearsal of 10 steps of 2 s."""
 
     async def make(claim: Claim) -> Task:
@@ -51,7 +54,7 @@ async def process_file(request: Request, state: StateDep, owner: OwnerDep, _: Id
         headers = {"Location": f"/tasks/{task.task_id}"}
         return JSONResponse({"task_id": task.task_id, "message": message}, 202, headers)
 
-    return await state.idempotency.once(request, owner, make, show)
+    return rooted_answer(await state.idempotency.once(request, owner, make, show), root)
 
 
 @router.get(

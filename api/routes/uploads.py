@@ -92,7 +92,7 @@ async def put_upload(request: Request, state: StateDep, task: TaskDep) -> dict[s
     )
     async with place as upload:
         await _take(body, state, task, upload, limit_bytes, guard)
-    return represent(await state.reader.task(task.task_id))
+    return represent(await state.reader.task(task.task_id), request.scope.get("root_path", ""))
 
 
 async def _take(

@@ -25,7 +25,6 @@ from headway.shared.hidden import hide_from_children
 from headway.shared.logging import configure, get_logger
 from headway.shared.metric_registry import sharing_metrics
 from headway.shared.settings import Settings
-from headway.shared.tasks.registry import load_registry
 from headway.shared.tracing import is_wanted
 
 log = get_logger(__name__)
@@ -93,12 +92,12 @@ def run(settings: Settings, *, host: str = "127.0.0.1", port: int = 8000, worker
     hide_from_children()
     check_exposure(settings, host)
     open_storage(settings).prepare()
-    load_registry(settings.processors, settings.app_dir)
-    is_wanted()  # raises here, not in each of the processes
+    is_wanted()
+    app = create_app(settings)  # raises here, not in each of the processes
     configure(settings.log_format)
     sock = bind(host, port)
     config = uvicorn.Config(
-        create_app(settings) if workers == 1 else "headway.api.serving.server:app_of_a_worker",
+        app if workers == 1 else "headway.api.serving.server:app_of_a_worker",
         host=host,
         port=port,
         workers=workers,

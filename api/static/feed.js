@@ -8,7 +8,7 @@
  * Where there are no locks (http on another host than this machine), each tab has a stream of its own.
  */
 
-import { watchAll } from "./headway.js";
+import { BASE, watchAll } from "./headway.js";
 
 /** @typedef {import("./headway.js").State} State */
 /** @typedef {import("./headway.js").NamedEvent} NamedEvent */
@@ -29,7 +29,8 @@ import { watchAll } from "./headway.js";
  * @property {() => void} onsigned somebody signed in or out in another tab
  */
 
-const NAME = "headway-feed";
+/** Another platform may be on this origin, under another path. */
+const NAME = `headway-feed${BASE.pathname}`;
 
 export class Feed {
   /** @param {Told} told */

@@ -5,7 +5,10 @@
  * forgotten when the upload has ended. Where there is none of this, the file is asked for again.
  */
 
-const DATABASE = "headway-files";
+import { BASE } from "./http.js";
+
+/** Another platform may be on this origin, under another path. */
+const DATABASE = `headway-files${BASE.pathname.replace(/\/$/, "")}`;
 const STORE = "handles";
 
 /** @typedef {FileSystemFileHandle & {queryPermission?: (how: {mode: "read"}) => Promise<PermissionState>, requestPermission?: (how: {mode: "read"}) => Promise<PermissionState>}} Handle */

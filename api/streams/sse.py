@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from headway.api.root_path import rooted_event
 from headway.api.serving.counted_log import counted_line
 from headway.shared.cancellation import cancel
 from headway.shared.logging import get_logger
@@ -51,6 +52,8 @@ STILL_HERE: Final = Comment("still here")
 
 
 class Encoder(Protocol):
+    """Made for one stream, with the prefix under which its client sees the API."""
+
     media_type: Format
 
     def first(self) -> bytes: ...
@@ -59,10 +62,18 @@ class Encoder(Protocol):
     def goodbye(self) -> bytes: ...
 
 
+def _data(event: Event, root_path: str) -> bytes:
+    """Only an end names addresses, those of its results; every other event is everybody's."""
+    return rooted_event(event.data, root_path) if root_path and event.is_terminal else event.data
+
+
 class SSE:
     """`id`, `event` for a named one, `data`, an empty line."""
 
     media_type: Format = "text/event-stream"
+
+    def __init__(self, root_path: str = "") -> None:
+        self._root_path = root_path
 
     @staticmethod
     def chunk(version: bytes, name: bytes, data: bytes) -> bytes:
@@ -84,7 +95,7 @@ class SSE:
         name = b"event: %s\n" % event.name.encode() if event.name else b""
         number = event_id or (str(event.version) if event.version or event.is_state else "")
         head = b"id: %s\n" % number.encode() if number else b""
-        return b"%s%sdata: %s\n\n" % (head, name, event.data)
+        return b"%s%sdata: %s\n\n" % (head, name, _data(event, self._root_path))
 
     def comment(self, text: str) -> bytes:
         # One line, no empty line: there httpx-sse and fetch-event-source would hand over a message without data.
@@ -100,6 +111,9 @@ class NDJSON:
 
     media_type: Format = "application/x-ndjson"
 
+    def __init__(self, root_path: str = "") -> None:
+        self._root_path = root_path
+
     def first(self) -> bytes:
         return b""
 
@@ -109,7 +123,7 @@ class NDJSON:
             version, event_id = event.task_version, event_id or (str(event.version) if event.version else None)
         tail = b"" if event_id is None else b',"id":"%s"' % event_id.encode()
         if event.is_state:
-            return event.data[:-1] + tail + b"}\n"
+            return _data(event, self._root_path)[:-1] + tail + b"}\n"
         head = {"event": event.name} | ({"version": version} if version else {})
         return json.dumps(head | json.loads(event.data)).encode()[:-1] + tail + b"}\n"
 
@@ -124,6 +138,9 @@ class Text:
     """Lines for people: `14:03:12  42.5 %  processing  Profiling columns (2/3)`."""
 
     media_type: Format = "text/plain"
+
+    def __init__(self, root_path: str = "") -> None:
+        """It shows no path."""
 
     def first(self) -> bytes:
         return b""
@@ -162,16 +179,16 @@ def _batch_line(state: dict[str, Any]) -> str:
     return f"{'':8} {state['progress']:5.1f} %  {state['status']:<10}  {counts} of {state['total']}"
 
 
-ENCODERS: Final[dict[str, Callable[[], Encoder]]] = {e.media_type: e for e in (SSE, NDJSON, Text)}
+ENCODERS: Final[dict[str, Callable[[str], Encoder]]] = {e.media_type: e for e in (SSE, NDJSON, Text)}
 
 
-def choose_encoder(accept: str) -> Encoder:
+def choose_encoder(accept: str, root_path: str = "") -> Encoder:
     """SSE, unless one of the others is asked for by name and SSE is not: `curl` and `EventSource` both get SSE."""
     asked = {part.split(";")[0].strip().lower() for part in accept.split(",")}
     for media_type, encoder in ENCODERS.items():
         if media_type in asked:
-            return encoder()
-    return SSE()
+            return encoder(root_path)
+    return SSE(root_path)
 
 
 class Source(Protocol):

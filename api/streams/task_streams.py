@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from headway.api.dependencies import get_task_id, open_task_stream, version_seen
 from headway.api.lifespan import State
 from headway.api.problems import answer_to
+from headway.api.root_path import route_path
 from headway.shared.errors import HeadwayError
 
 _PATH: Final = re.compile(r"/(?:tasks/([^/]+)/events|task-progress/([^/]+))")
@@ -32,7 +33,7 @@ class TaskStreams:
         if scope["type"] != "http" or scope["method"] != "GET":
             await self._app(scope, receive, send)
             return
-        found = _PATH.fullmatch(scope["path"].removeprefix(scope.get("root_path", "")))
+        found = _PATH.fullmatch(route_path(scope))
         if found is None:
             await self._app(scope, receive, send)
             return

@@ -18,6 +18,7 @@ from typing import Final
 from fastapi import Request
 from starlette.responses import Response
 
+from headway.api.root_path import route_path
 from headway.api.serving.counted_log import counted_line
 from headway.api.uploads.multipart_upload import invalid
 from headway.shared.cancellation import cancel, heed_cancellation
@@ -137,7 +138,7 @@ class Idempotency:
         if key is None:
             return show(await make(Claim()))
         found = await self._claim(owner, key)
-        path = request.url.path
+        path = route_path(request.scope)
         if isinstance(found, Lease):
             claim = _Held(found, self._answers, self._reader, owner, path)
             return await self._first(claim, (owner, key), make, show)

@@ -48,6 +48,7 @@ class Address:
             raise WrongUse(f"{url!r} is not a URL. Example: http://127.0.0.1:8000") from None
         if parsed.scheme not in {"http", "https"} or not parsed.host:
             raise WrongUse(f"{url!r} is not the URL of a platform. Example: http://127.0.0.1:8000")
+        self._prefix = parsed.path.rstrip("/")
         if key is not None and not re.fullmatch(r"[\x21-\x7e]+", key):
             raise WrongUse("HEADWAY_API_KEY: a key is printable characters without spaces.")
         self.http_options: dict[str, Any] = {
@@ -61,6 +62,8 @@ class Address:
 
     def at(self, link: str) -> str:
         """A link of the platform's, on the platform we were pointed to."""
+        if self._prefix and link.startswith(f"{self._prefix}/"):  # the platform knows under which path it is seen
+            return self.url.removesuffix(self._prefix) + link
         if link.startswith("/"):
             return self.url + link
         if link.startswith(self.url + "/"):

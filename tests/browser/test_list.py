@@ -17,7 +17,7 @@ pytestmark = pytest.mark.browser
 #: Tabs of one browser that hold a stream: one, however many there are.
 LEADERS = """async () => {
   const { held } = await navigator.locks.query();
-  return held.filter(({ name }) => name === "headway-feed").length;
+  return held.filter(({ name }) => name.startsWith("headway-feed")).length;
 }"""
 
 #: Gives the page a file the way a drag does, and with it a handle that outlives a reload.

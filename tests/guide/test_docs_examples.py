@@ -120,12 +120,12 @@ async def test_the_attempt_after_a_lost_one_goes_on_from_the_checkpoint(reader: 
 
 
 def test_the_readmes_processor_is_the_pages_and_its_client_that_of_the_clients() -> None:
-    [client] = blocks(CLIENTS, "python")
+    client, _mounted = blocks(CLIENTS, "python")
     assert blocks(README, "python") == [client, MODULES["lines"]]
 
 
 def test_the_client_of_the_documents_runs_as_it_is_written(platform: Platform, tmp_path: Path) -> None:
-    [client] = blocks(CLIENTS, "python")
+    client, _mounted = blocks(CLIENTS, "python")
     (tmp_path / "trips.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     code = client.replace("http://127.0.0.1:8000", platform.url)
     said = subprocess.run(

@@ -68,6 +68,12 @@ CASES: Final[dict[str, Case]] = {
         ),
     ),
     "insecure": Case(False, "1", True, ("maybe",)),
+    "root_path": Case(
+        "",
+        "a/b/",
+        "/a/b",
+        ("//evil", "/a//b", "/../a", "/.", "https://a.example.com/x", "/a b", "/a;b", "/%2e%2e", "/é", "/" + "a" * 64),
+    ),
     "cors_origins": Case(
         [],
         "https://a.example.com, http://b.example.com:8080",
