@@ -18,9 +18,10 @@ from starlette.types import Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
 from headway.api import problems
-from headway.api.access.identity import PUBLIC, Gate, policies_of
+from headway.api.access.identity import PUBLIC, Gate, Identify, policies_of
 from headway.api.access.keyring import Keyring
 from headway.api.access.origin_check import OriginCheck
+from headway.api.access.tokens import secret_of
 from headway.api.lifespan import State, lifespan_of
 from headway.api.openapi import DESCRIPTION, TEXT, answer, complete, operation_id
 from headway.api.root_path import RootPath, route_path
@@ -191,8 +192,13 @@ def _remembered(lifespan: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return remembered
 
 
-def create_app(settings: Settings) -> Application:
-    keyring = Keyring(settings.api_keys)
+def create_app(settings: Settings, *, identify: Identify | None = None) -> Application:
+    """`identify`: says of each request who asks (headway.app.Owner, or None for 401), in place of HEADWAY_API_KEYS and
+    HEADWAY_JWT_KEY, which then count for nothing. Probes and static files ask nobody."""
+    if identify is not None:
+        settings = settings.model_copy(update={"api_keys": {}, "jwt_key": None})
+    others = identify is not None or settings.jwt_key is not None
+    keyring = Keyring(settings.api_keys, others=others, secret=secret_of(settings))
     tracing = tracing_of("headway-api")
     app = Application(
         title="Headway",
@@ -209,7 +215,7 @@ def create_app(settings: Settings) -> Application:
         redoc_url=None,
         strict_content_type=False,
     )
-    app.open_mode = keyring.is_empty
+    app.open_mode = keyring.is_open
     problems.install(app)
     for module in (
         tasks,
@@ -245,7 +251,7 @@ def create_app(settings: Settings) -> Application:
     app.root_path_of_requests = RootPath(settings.root_path, (stated.path for stated in policies_of(app)))
     # The last one is the outermost: first what holds for everybody, then who asks.
     app.add_middleware(TaskStreams)
-    app.add_middleware(Gate, keyring=keyring, routes=policies_of(app))
+    app.add_middleware(Gate, keyring=keyring, routes=policies_of(app), identify=identify)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -254,7 +260,7 @@ def create_app(settings: Settings) -> Application:
             allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "Idempotency-Key", *TUS_ASKED],
             expose_headers=["Location", "Retry-After", "Idempotency-Replayed", *TUS_ANSWERED],
         )
-    local_only = keyring.is_empty and not settings.insecure
+    local_only = keyring.is_open and not settings.insecure
     app.add_middleware(OriginCheck, allowed_origins=settings.cors_origins, local_only=local_only)
     app.add_middleware(Lingering)
     return app

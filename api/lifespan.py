@@ -17,9 +17,12 @@ from types import FrameType
 from typing import Any
 
 from headway.api.access.head_room import HeadRoom
+from headway.api.access.installation_secret import InstallationSecret
 from headway.api.access.keyring import Keyring
 from headway.api.access.limits import Limits
 from headway.api.access.sessions import Sessions
+from headway.api.access.tokens import Tokens
+from headway.api.access.tokens_of_settings import tokens_of
 from headway.api.downloads.file_digests import FileDigests
 from headway.api.serving.api_metrics import ApiMetrics
 from headway.api.serving.descriptors import raise_open_files
@@ -65,6 +68,9 @@ class State:
     registry: Registry
     idempotency: Idempotency
     keyring: Keyring
+    secret: InstallationSecret
+    #: Of somebody else's login; None: none are taken.
+    tokens: Tokens | None
     sessions: Sessions
     limits: Limits
     turns: Turns
@@ -91,12 +97,14 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing, registry
             doubtful = await stack.enter_async_context(Doubtful(reader))
             head_room = await stack.enter_async_context(HeadRoom(redis, settings))
             sessions = await stack.enter_async_context(Sessions(redis))
+            tokens = await stack.enter_async_context(tokens_of(settings))
             stack.enter_context(before_stopping(relay.drain))
             stop = Shutdown()
             stack.enter_context(before_stopping(stop.begin))
             yield {
                 "headway": State(
-                    settings=settings.model_copy(update={"api_keys": {}}),  # the keyring has what is needed of them
+                    # The keyring has what is needed of them.
+                    settings=settings.model_copy(update={"api_keys": {}, "jwt_key": None}),
                     redis=redis,
                     publisher=Publisher(redis, settings, tracing=tracing, most_words=head_room.most_words),
                     patient_publisher=Publisher(redis, settings, patient=True, tracing=tracing),
@@ -111,6 +119,8 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing, registry
                     registry=registry,
                     idempotency=Idempotency(Answers(redis), reader),
                     keyring=keyring,
+                    secret=InstallationSecret(redis, keyring),
+                    tokens=tokens,
                     sessions=sessions,
                     limits=Limits(settings, redis, head_room),
                     turns=Turns(),

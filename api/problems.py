@@ -67,7 +67,7 @@ PROBLEMS: Final[dict[type[BaseException], Problem]] = {
     errors.NotAllowed: Problem(401, "not-allowed", "A key is needed"),
     errors.Forbidden: Problem(403, "forbidden", "The request comes from another site"),
     errors.ForeignHost: Problem(403, "foreign-host", "The request names another host"),
-    errors.NotWithToken: Problem(403, "not-with-token", "A task token reads one task"),
+    errors.NotWithToken: Problem(403, "not-with-token", "The token is not for this"),
     errors.NoPolicy: Problem(403, "no-policy", "The route is closed"),
     errors.TooMany: Problem(429, "too-many", "Too many at once"),
     errors.StorageFull: Problem(507, "storage-full", "The disk is full"),
@@ -176,6 +176,11 @@ def answer_to(error: Exception, scope: Scope | None = None) -> Response | None:
 def _log(scope: Scope | None, what: str, reason: str, **fields: str) -> None:
     asked = {"method": scope["method"], "path": scope["path"]} if scope is not None else {}
     log.error(what, reason=reason, **asked, **fields)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether it is the framework's word for 401 or 403."""
+    return isinstance(error, HTTPException) and error.status_code in (401, 403)
 
 
 async def _framework(_: Request, error: Exception) -> Response:

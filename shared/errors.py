@@ -25,7 +25,7 @@
     ├── NotAllowed               the key is missing or wrong
     ├── Forbidden                the request comes from another site
     ├── ForeignHost              in open mode: the request names a host that this machine is not
-    ├── NotWithToken             a task token is used for more than reading its task
+    ├── NotWithToken             a token is used for more than it is for
     ├── NoPolicy                 the route does not say who may use it
     ├── TooMany                  a limit of an owner or an address is reached; carries `retry_after_seconds`
     ├── StorageFull              the disk has no room
@@ -151,7 +151,7 @@ class KeyInUse(HeadwayError):
 
 
 class NotAllowed(HeadwayError):
-    """Send a key as `Authorization: Bearer KEY`."""
+    """Send a key, or a token of your login, as `Authorization: Bearer KEY`."""
 
 
 class Forbidden(HeadwayError):

@@ -123,6 +123,10 @@ def session(digest: str) -> str:
     return f"headway:session:{digest}"
 
 
+#: What signs for owners without a key, 32 bytes (api/access/installation_secret.py).
+SIGNING = "headway:signing"
+
+
 def job_id(task_id: TaskId, attempt: int) -> str:
     """arq's id of a job: fresh for every time a task is queued, because arq refuses one it has seen (arq#485)."""
     return f"{task_id}.{attempt}"

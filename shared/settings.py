@@ -6,13 +6,26 @@ A bad value raises SettingsError with the variable's name, what is wrong and an 
 
 from __future__ import annotations
 
+import base64
+import binascii
+import ipaddress
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 from redis.asyncio.connection import Connection, parse_url
@@ -20,7 +33,7 @@ from redis.asyncio.connection import Connection, parse_url
 from headway.shared.errors import SettingsError
 from headway.shared.redis.sentinel import SentinelUrl
 from headway.shared.redis.urls import url_parts
-from headway.shared.tasks.models import OwnerId
+from headway.shared.tasks.models import OwnerId, is_owner_name
 
 GIB = 1024**3
 DAY_SECONDS = 86_400
@@ -131,13 +144,95 @@ def _absolute(values: list[Path]) -> list[Path]:
 
 def _owners(value: dict[OwnerId, SecretStr]) -> dict[OwnerId, SecretStr]:
     for owner, key in value.items():
-        if not re.fullmatch(r"[A-Za-z0-9_.@-]{1,64}", owner):
-            raise ValueError(f"owner {owner!r} must be 1 to 64 letters, digits or _ . @ -")
+        if not is_owner_name(owner):
+            raise ValueError(f"owner {owner!r} must be 1 to 64 letters, digits or _ . @ + | -")
         if not re.fullmatch(r"[\x21-\x7e]{16,512}", key.get_secret_value()):
             raise ValueError(f"the key of {owner!r} must be 16 to 512 printable characters without spaces")
     if len({key.get_secret_value() for key in value.values()}) < len(value):
         raise ValueError("two owners have the same key")
     return value
+
+
+#: What the hash of HS256 gives, and so the least that its key may have (RFC 7518, section 3.2).
+SECRET_BYTES = 32
+#: A modulus of RSA that is shorter can be factored (RFC 8725, section 3.5).
+RSA_BITS = 2048
+JWKS_URL = re.compile(r"https?://", re.IGNORECASE)
+
+
+def _jwt_key(value: SecretStr) -> SecretStr:
+    """What it is, is seen by how it looks, and never guessed: a public key that is taken for a secret lets in everybody
+    who has it (RFC 8725, section 2.1). The value is not repeated, it may be a secret."""
+    text = value.get_secret_value().strip()
+    if JWKS_URL.match(text):
+        return SecretStr(_jwks_url(text))
+    if "-----BEGIN" in text:
+        return SecretStr(_public_key(text))
+    if text.startswith("{"):
+        raise ValueError("is a JWK; give the https:// address of the JWKS, or the public key as PEM")
+    if text.startswith(("ssh-", "ecdsa-")):
+        raise ValueError("is a key of SSH; give the public key as PEM (-----BEGIN PUBLIC KEY-----)")
+    if _is_der(text):
+        raise ValueError("is a key without its PEM lines; write it between -----BEGIN PUBLIC KEY----- and -----END …")
+    if len(text.encode()) < SECRET_BYTES:
+        raise ValueError(f"is a secret of fewer than {SECRET_BYTES} bytes, which can be found by trying")
+    return SecretStr(text)
+
+
+def _jwks_url(text: str) -> str:
+    url = url_parts(text)
+    host = url.hosts.rpartition(":")[0] if re.search(r":\d+$", url.hosts) else url.hosts
+    try:
+        loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not host or url.credentials or url.fragment:
+        raise ValueError("is no address of a JWKS: it needs a host, and takes no password and no #")
+    if text.lower().startswith("http://") and not loopback:
+        raise ValueError("is an http:// address, on whose way anybody could put a key of their own; use https://")
+    return text
+
+
+def _public_key(text: str) -> str:
+    """A variable has no line ends in many a file; `\\n` stands for one."""
+    text = text.replace("\\n", "\n")
+    if "PRIVATE KEY-----" in text:
+        raise ValueError("is a private key, which stays with whoever signs; give the public key")
+    if "CERTIFICATE-----" in text:
+        raise ValueError("is a certificate; give its public key (openssl x509 -pubkey -noout)")
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        key = load_pem_public_key(text.encode())
+    except Exception:
+        raise ValueError("is not a public key in PEM") from None
+    if isinstance(key, rsa.RSAPublicKey):
+        if key.key_size < RSA_BITS:
+            raise ValueError(f"is an RSA key of {key.key_size} bits; {RSA_BITS} are the least")
+        return text
+    if isinstance(key, ed25519.Ed25519PublicKey):
+        return text
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in ("secp256r1", "secp384r1", "secp521r1"):
+        raise ValueError("is a kind of key that is not taken; RSA, EC (P-256, P-384, P-521) and Ed25519 are")
+    return text
+
+
+def _is_der(text: str) -> bool:
+    """Whether it is the middle of a PEM file: a key in base64."""
+    try:
+        der = base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        return False
+    if not der.startswith(b"\x30"):
+        return False
+    from cryptography.hazmat.primitives.serialization import load_der_private_key, load_der_public_key
+
+    for load in (load_der_public_key, lambda data: load_der_private_key(data, None)):
+        with suppress(Exception):
+            load(der)
+            return True
+    return False
 
 
 class Settings(BaseSettings):
@@ -156,6 +251,12 @@ class Settings(BaseSettings):
     api_keys: Annotated[dict[OwnerId, SecretStr], NoDecode, BeforeValidator(_keys), AfterValidator(_owners)] = Field(
         default_factory=dict, examples=['{"alice": "a-long-random-key"}']
     )
+    jwt_key: Annotated[SecretStr, AfterValidator(_jwt_key)] | None = Field(
+        default=None, examples=["https://login.example.com/.well-known/jwks.json"]
+    )
+    jwt_issuer: str = Field(default="", max_length=1000, examples=["https://login.example.com/"])
+    jwt_audience: str = Field(default="", max_length=1000, validate_default=True, examples=["headway"])
+    jwt_owner_claim: str = Field(default="sub", pattern=r"^[\x21-\x7e]{1,200}$", examples=["sub"])
     insecure: bool = Field(default=False, examples=["1"])
     root_path: Annotated[str, AfterValidator(clean_root_path)] = Field(default="", examples=["/headway"])
     cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(_origin)] = Field(
@@ -193,6 +294,18 @@ class Settings(BaseSettings):
     )
     confinement: Literal["required", "best", "off"] = Field(default="best", examples=["required"])
     log_format: Literal["console", "json"] | None = Field(default=None, examples=["json"])
+
+    @field_validator("jwt_audience")
+    @classmethod
+    def _audience_is_named(cls, value: str, info: ValidationInfo) -> str:
+        if not value and info.data.get("jwt_key") is not None:
+            raise ValueError("must be set with HEADWAY_JWT_KEY, or a token for any other service would be good here")
+        return value
+
+    @property
+    def is_open(self) -> bool:
+        """Nobody is asked who they are: no keys, and nobody's tokens."""
+        return not self.api_keys and self.jwt_key is None
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -1,8 +1,10 @@
 """Who is asking, and whether they may: decided in front of every route there is, and of every one there will be.
 
-A request is somebody's by a key, a session or a task token, and by nothing in its URL. Without one it gets 401, unless
-its route says that it is public; a token reads its task and nothing else. Each route states its policy by what it
-depends on (`public` here, or one of api/dependencies.py's); one that states none is refused.
+A request is somebody's by a key, a session, a task token or a token of somebody else's login, and by nothing in its
+URL; or by the word of the app that this one is part of. Without one it gets 401, unless its route says that it is
+public. A task token reads its task and nothing else; what is narrowed (api/access/grant.py) does no more than that.
+Each route states its policy by what it depends on (`public` here, or one of api/dependencies.py's); one that states
+none is refused.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, TypeVar
@@ -19,16 +21,17 @@ from fastapi import Depends, FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
-from starlette.requests import cookie_parser
+from starlette.requests import Request, cookie_parser
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headway.api.access.crowd import network_of
+from headway.api.access.grant import ANYBODY, NEEDS, WHOLE, Action, Grant, Owner, grant_of
 from headway.api.access.keyring import Keyring
 from headway.api.access.origin_check import SAFE_METHODS, is_own_origin
 from headway.api.lifespan import State
-from headway.api.problems import answer_to
+from headway.api.problems import answer_to, is_refusal
 from headway.api.root_path import route_path
 from headway.shared.errors import HeadwayError, NoPolicy, NotAllowed, NotWithToken, UnknownTask
 from headway.shared.logging import get_logger
@@ -43,6 +46,13 @@ PROBES: Final = frozenset({"/healthz", "/readyz"})
 #: A body over this, or of unknown length, is an upload; less is a few words of JSON.
 UPLOAD_BYTES: Final = 64 * 1024
 
+#: Of an app that this one is part of: `create_app(settings, identify=f)`. None: nobody that it knows.
+Identify = Callable[[Request], Awaitable[Owner | None]]
+
+#: Where POST stands for what X-HTTP-Method-Override says.
+_OVERRIDDEN: Final = re.compile(r"/uploads/[^/]+")
+#: Whatever is about one task.
+_ONE_TASK: Final = re.compile(r"/(?:tasks|task-progress|uploads)/([^/]+)(?:/.*)?")
 _TASK: Final = re.compile(r"/(?:tasks|task-progress)/([^/]+)(?:/.*)?")
 #: Streams of what Redis holds, which are held open while it is away.
 _WAITING: Final = re.compile(r"/(?:events|(?:tasks|batches)/[^/]+/events|task-progress/[^/]+)")
@@ -59,6 +69,8 @@ class Identity:
     expires_at: float | None = None
     #: Redis was away, so nobody could say whether the session has ended; only what waits for Redis is let in.
     unasked: bool = False
+    #: What of the owner's they may use.
+    grant: Grant = WHOLE
 
 
 OPEN: Final = Identity(ANYONE)
@@ -130,35 +142,70 @@ def _stated(dependant: Dependant) -> Policy | None:
     return next((policy for policy in reversed(Policy) if policy in found), None)
 
 
-def token_of(state: State, owner: OwnerId, task_id: TaskId) -> str | None:
-    """What reads this one task for HEADWAY_TOKEN_SECONDS. None in open mode, where nobody needs it."""
-    if state.keyring.is_empty:
+async def token_of(state: State, scope: Scope, task_id: TaskId) -> str | None:
+    """What reads this one task for HEADWAY_TOKEN_SECONDS. None in open mode, where nobody needs it, and for who may not
+    read. AWAY."""
+    identity: Identity = scope["headway.identity"]
+    if state.keyring.is_open or not may(identity, Action.READ):
         return None
+    await state.secret.ready_for(identity.owner)
     expires_at = int(time.time()) + state.settings.token_seconds
-    return state.keyring.sign("task", owner, expires_at, task=task_id)
+    return state.keyring.sign("task", identity.owner, expires_at, task=task_id)
 
 
-def with_token(answer: Response, state: State, owner: OwnerId) -> Response:
+async def with_token(answer: Response, state: State, scope: Scope) -> Response:
     """The answer to a submission, with the task's token. It is made anew for an answer that is given again, so that it
-    has its whole life before it and is kept nowhere."""
-    if state.keyring.is_empty:
-        return answer
+    has its whole life before it and is kept nowhere. AWAY."""
     body = json.loads(bytes(answer.body))
-    body["token"] = token_of(state, owner, TaskId(body["task_id"]))
+    if (token := await token_of(state, scope, TaskId(body["task_id"]))) is None:
+        return answer
+    body["token"] = token
     kept = {name: value for name, value in answer.headers.items() if not name.startswith("content-")}
     return JSONResponse(body, answer.status_code, kept)
+
+
+def may(identity: Identity, action: Action) -> bool:
+    return identity.grant.actions is None or action in identity.grant.actions
+
+
+def check_action(scope: Scope, action: Action) -> None:
+    """For what a route finds out only when it has looked. Raises NotWithToken."""
+    if not may(scope["headway.identity"], action):
+        raise NotWithToken(f"This token may not do that: its claim `headway` has no `{action}` in `tasks`.")
+
+
+def check_processor(scope: Scope, name: str) -> None:
+    """Whether who asks may have this one run. Raises NotWithToken."""
+    processors = scope["headway.identity"].grant.processors
+    if processors is not None and name not in processors:
+        raise NotWithToken("This token may not have that run: its claim `headway` names other `processors`.")
+
+
+def most_upload_bytes(scope: Scope, state: State) -> int:
+    """Of one file, of who asks."""
+    most: int | None = scope["headway.identity"].grant.max_upload_bytes
+    limit = int(state.settings.max_upload_bytes)
+    return limit if most is None else min(most, limit)
 
 
 class Gate:
     """The layer in front of the routes. It leaves the Identity in the scope, None where a public route has no need."""
 
-    def __init__(self, app: ASGIApp, keyring: Keyring, routes: Iterable[Stated]) -> None:
+    def __init__(
+        self, app: ASGIApp, keyring: Keyring, routes: Iterable[Stated], identify: Identify | None = None
+    ) -> None:
         self._app = app
         self._keyring = keyring
+        self._app_says = identify
+        #: What a narrowed request needs, by the route's method and path.
+        self._needs: list[tuple[str, re.Pattern[str], Action | str]] = []
         self._public: set[tuple[str, str]] = set()
         self._public_mounts: tuple[str, ...] = ()
         self._closed: list[Stated] = []
         for stated in routes:
+            for method in stated.methods or ():
+                if (need := NEEDS.get((method, stated.path))) is not None:
+                    self._needs.append((method, stated.route.path_regex, need))  # type: ignore[attr-defined]
             if stated.policy is None:
                 log.error("route without a policy is refused", path=stated.path)
                 self._closed.append(stated)
@@ -198,10 +245,8 @@ class Gate:
         is_public = (method, path) in self._public or path.startswith(self._public_mounts)
         open_to_all = is_public and method in SAFE_METHODS
         # What everybody may see asks nobody who they are: it is there without Redis too.
-        who = OPEN if self._keyring.is_empty else None
-        identity = scope["headway.identity"] = (
-            who if open_to_all else await self._identify(state, path, headers, scope["scheme"])
-        )
+        who = OPEN if self._keyring.is_open else None
+        identity = scope["headway.identity"] = who if open_to_all else await self._identify(state, path, headers, scope)
         connection = scope.pop("headway.connection", None)
         if connection is not None and identity is not None:
             connection.known()
@@ -213,6 +258,24 @@ class Gate:
             if identity is None:
                 raise NotAllowed
             self._check(identity, path, method)
+            if identity.grant != WHOLE:
+                self._check_grant(identity, path, method, headers)
+
+    def _check_grant(self, identity: Identity, path: str, method: str, headers: Headers) -> None:
+        """Raises NotWithToken for what the narrowing does not name, UnknownTask for another task than its own."""
+        if method == "POST" and _OVERRIDDEN.fullmatch(path):
+            method = headers.get("x-http-method-override", "").upper()
+        need = next((need for known, pattern, need in self._needs if known == method and pattern.match(path)), None)
+        if need is None:
+            raise NotWithToken("This token is for some of its owner's tasks, and not for this.")
+        if isinstance(need, Action) and not may(identity, need):
+            raise NotWithToken(f"This token may not do that: its claim `headway` has no `{need}` in `tasks`.")
+        if identity.grant.task_id is not None and need != ANYBODY:
+            found = _ONE_TASK.fullmatch(path)
+            if found is None:
+                raise NotWithToken("This token is for one task, and not for this.")
+            if found[1] != identity.grant.task_id:
+                raise UnknownTask
 
     def _check(self, identity: Identity, path: str, method: str) -> None:
         if identity.task_id is not None:
@@ -226,38 +289,63 @@ class Gate:
             if (pattern is None or pattern.match(path)) and (stated.methods is None or method in stated.methods):
                 raise NoPolicy
 
-    async def _identify(self, state: State, path: str, headers: Headers, scheme: str) -> Identity | None:
+    async def _identify(self, state: State, path: str, headers: Headers, scope: Scope) -> Identity | None:
         """Raises AWAY."""
-        if self._keyring.is_empty:
+        if self._keyring.is_open:
             return OPEN
         kind, _, credential = headers.get("authorization", "").partition(" ")
+        known = await self._bearer(state, credential.strip()) if kind.lower() == "bearer" else None
+        if known is None and self._app_says is not None:
+            return await _by_word_of(self._app_says, scope)
         if kind.lower() == "bearer":
-            return self._bearer(credential.strip())
+            return known
         # A cookie is sent by the browser, whoever made it ask; so it counts for our own page alone.
-        if "cookie" not in headers or not is_own_origin(headers, scheme):
+        if "cookie" not in headers or not is_own_origin(headers, scope["scheme"]):
             return None
         cookies = [cookie_parser(part).get(COOKIE) for part in headers["cookie"].split(";")]
         if len(given := {cookie for cookie in cookies if cookie is not None}) != 1:
             return None  # of two, one is a neighbour's plant: `other.example.com` may set one for all of `example.com`
-        claims = self._keyring.read("session", given.pop())
+        cookie = given.pop()
+        await state.secret.look_for(cookie)
+        claims = self._keyring.read("session", cookie)
         if claims is None:
             return None
         session_id, owner, expires_at = str(claims["jti"]), OwnerId(claims["sub"]), float(claims["exp"])
+        grant = grant_of(claims["headway"]) if "headway" in claims else WHOLE
         try:
             if not await state.sessions.is_alive(session_id):
                 return None
         except AWAY:
             if _WAITING.fullmatch(path) is None:
                 raise
-            return Identity(owner, session_id=session_id, expires_at=expires_at, unasked=True)
-        return Identity(owner, session_id=session_id, expires_at=expires_at)
+            return Identity(owner, session_id=session_id, expires_at=expires_at, unasked=True, grant=grant)
+        return Identity(owner, session_id=session_id, expires_at=expires_at, grant=grant)
 
-    def _bearer(self, credential: str) -> Identity | None:
+    async def _bearer(self, state: State, credential: str) -> Identity | None:
+        """Raises AWAY."""
         if (owner := self._keyring.owner_of(credential)) is not None:
             return Identity(owner)
+        await state.secret.look_for(credential)
         if (claims := self._keyring.read("task", credential)) is not None:
             return Identity(OwnerId(claims["sub"]), task_id=TaskId(claims["task"]), expires_at=float(claims["exp"]))
+        if state.tokens is not None and (claimed := await state.tokens.read(credential)) is not None:
+            return Identity(claimed.owner, expires_at=claimed.expires_at, grant=claimed.grant)
         return None
+
+
+async def _by_word_of(app_says: Identify, scope: Scope) -> Identity | None:
+    """What the app says of a request. It sees everything but the body, which is for the route."""
+    try:
+        owner = await app_says(Request(scope))
+    except Exception as error:
+        if is_refusal(error):  # as a dependency of FastAPI refuses
+            return None
+        raise
+    if owner is None:
+        return None
+    if not isinstance(owner, Owner):
+        raise TypeError(f"identify has to return headway.app.Owner or None, and returned {type(owner).__name__}")
+    return Identity(owner.owner_id, expires_at=owner.expires_at, grant=owner.grant)
 
 
 def names_of(scope: Scope) -> tuple[str, ...]:

@@ -1,9 +1,13 @@
-"""The keys of the owners, and what is signed with them: task tokens and session cookies.
+"""The keys of the owners, and what is signed here: task tokens and session cookies.
 
 A key itself is not kept: what stays are a digest of it, to recognise it by, and a secret derived from it, to sign with.
 That secret is the same in every API process and after every restart, with nothing to store or to lose; and who changes
 an owner's key ends whatever was signed with the old one. It is derived slowly, so that nobody who holds a token tries
 keys out against it.
+
+An owner without a key, who came by a token of somebody else's or by an app's word, is signed for with the secret of the
+installation: derived from HEADWAY_JWT_KEY in the same way where that is a secret, else made once and kept in Redis
+(api/access/installation_secret.py).
 """
 
 from __future__ import annotations
@@ -24,24 +28,55 @@ from headway.shared.tasks.models import OwnerId
 Audience = Literal["task", "session"]
 
 ALGORITHM: Final = "HS256"
-#: Longer than any of ours; nothing longer is looked at.
-SIGNED_CHARACTERS: Final = 2048
+#: Longer than any of ours; nothing longer is looked at, and no browser keeps a longer cookie.
+SIGNED_CHARACTERS: Final = 3800
+#: What the `kid` of the installation's secrets begins with; the name of no owner does.
+_HOUSE: Final = "*"
+#: Secrets of the installation that are good at once: where Redis came back empty, another process may have made one.
+_MOST_SECRETS: Final = 4
 #: scrypt: about 20 ms and 8 MiB a try, once an owner at the start.
 _COST: Final = {"n": 2**13, "r": 8, "p": 1, "dklen": 32}
 
 
 class Keyring:
-    """Who has which key. Empty: open mode, where nobody is asked for one."""
+    """Who has which key. `others`: somebody else says who asks, too. `secret`: what the installation's is derived from.
+    Without any of these it is open mode, where nobody is asked for a key."""
 
-    def __init__(self, api_keys: Mapping[OwnerId, SecretStr]) -> None:
+    def __init__(
+        self, api_keys: Mapping[OwnerId, SecretStr], *, others: bool = False, secret: bytes | None = None
+    ) -> None:
         self._pepper = secrets.token_bytes(32)
         self._digests = {owner: self._digest(key.get_secret_value()) for owner, key in api_keys.items()}
         with ThreadPoolExecutor() as pool:
             self._secrets = dict(pool.map(_secret_of, api_keys.items()))
+        self.is_open = not api_keys and not others
+        #: Whether the installation's secret follows from the settings, so that it is the same everywhere.
+        self.derives_house_secret = secret is not None
+        #: By `kid`, the newest last.
+        self._house: dict[str, bytes] = {}
+        if secret is not None:
+            self.add_house_secret(hashlib.scrypt(secret, salt=b"Headway installation", **_COST))
+
+    def needs_house_secret(self, owner: OwnerId) -> bool:
+        """Whether what is signed for this owner is signed with the installation's."""
+        return owner not in self._secrets
+
+    def add_house_secret(self, secret: bytes) -> None:
+        """It signs from here on; those before it are still read."""
+        kid = _HOUSE + hashlib.sha256(b"Headway kid " + secret).hexdigest()[:16]
+        self._house.pop(kid, None)
+        self._house[kid] = secret
+        while len(self._house) > _MOST_SECRETS:
+            del self._house[next(iter(self._house))]
 
     @property
-    def is_empty(self) -> bool:
-        return not self._digests
+    def house_secret(self) -> bytes | None:
+        return next(reversed(self._house.values()), None)
+
+    def is_of_unknown_secret(self, token: str) -> bool:
+        """Whether it says that the installation has signed it, with a secret that is not known to this process."""
+        kid = _kid_of(token)
+        return kid is not None and kid.startswith(_HOUSE) and kid not in self._house
 
     def owner_of(self, key: str) -> OwnerId | None:
         """All of them are compared, and digests only, so that the time tells nothing."""
@@ -54,26 +89,40 @@ class Keyring:
     def _digest(self, key: str) -> bytes:
         return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), key=self._pepper).digest()
 
-    def sign(self, audience: Audience, owner: OwnerId, expires_at: int, **claims: str) -> str:
-        """A token that `read` takes until `expires_at`, in Unix time. For an owner who has a key."""
+    def sign(self, audience: Audience, owner: OwnerId, expires_at: int, **claims: Any) -> str:
+        """A token that `read` takes until `expires_at`, in Unix time. `house_secret` is there
+        where the owner has no key."""
         payload = {"sub": owner, "aud": audience, "exp": expires_at, **claims}
-        return jwt.encode(payload, self._secrets[owner], ALGORITHM, headers={"kid": owner})
+        kid, secret = (owner, self._secrets[owner]) if owner in self._secrets else next(reversed(self._house.items()))
+        return jwt.encode(payload, secret, ALGORITHM, headers={"kid": kid})
 
     def read(self, audience: Audience, token: str) -> dict[str, Any] | None:
         """The claims of a token that was signed here for this audience and has not expired; else None."""
-        if len(token) > SIGNED_CHARACTERS or token.count(".") != 2:
+        if (kid := _kid_of(token)) is None:
+            return None
+        of_house = kid in self._house
+        secret = self._house[kid] if of_house else self._secrets.get(OwnerId(kid))
+        if secret is None:
             return None
         try:
-            owner = OwnerId(str(jwt.get_unverified_header(token).get("kid")))
-            secret = self._secrets.get(owner)
-            if secret is None:
-                return None
             claims: dict[str, Any] = jwt.decode(
                 token, secret, [ALGORITHM], audience=audience, options={"require": ["sub", "aud", "exp"]}
             )
         except (jwt.PyJWTError, ValueError, TypeError):
             return None
-        return claims if claims["sub"] == owner else None
+        # Whoever got a key since is signed for with that alone: changing it ends all that was signed.
+        signed_for = claims["sub"] not in self._secrets if of_house else claims["sub"] == kid
+        return claims if signed_for else None
+
+
+def _kid_of(token: str) -> str | None:
+    if len(token) > SIGNED_CHARACTERS or token.count(".") != 2:
+        return None
+    try:
+        kid = jwt.get_unverified_header(token).get("kid")
+    except (jwt.PyJWTError, ValueError, TypeError):
+        return None
+    return kid if isinstance(kid, str) else None
 
 
 def _secret_of(entry: tuple[OwnerId, SecretStr]) -> tuple[OwnerId, bytes]:

@@ -51,11 +51,15 @@ class Sessions:
     async def __aexit__(self, *_: object) -> None:
         await cancel(self._looking)
 
-    async def begin(self, owner: OwnerId) -> str:
+    async def begin(self, owner: OwnerId, seconds: int = SESSION_SECONDS) -> str:
         """A new session's id."""
         session_id = secrets.token_urlsafe(24)
-        await self._redis.set(_key(session_id), owner, ex=SESSION_SECONDS)
+        await self._redis.set(_key(session_id), owner, ex=seconds)
         return session_id
+
+    async def go_on(self, session_id: str, owner: OwnerId, seconds: int) -> bool:
+        """From now on for as long. False: it has ended."""
+        return bool(await self._redis.set(_key(session_id), owner, ex=seconds, xx=True))
 
     async def end(self, session_id: str) -> None:
         await self._redis.delete(_key(session_id))

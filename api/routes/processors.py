@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from headway.api.dependencies import OwnerDep, StateDep
 from headway.api.openapi import answer
@@ -18,8 +18,10 @@ router = APIRouter(tags=["processors"])
     summary="The processors of this installation",
     responses={200: answer("The processors", ProcessorList)},
 )
-async def list_processors(state: StateDep, _: OwnerDep) -> dict[str, list[dict[str, Any]]]:
-    """Each with its name, description, accepted media types, and the JSON Schema of its options."""
+async def list_processors(request: Request, state: StateDep, _: OwnerDep) -> dict[str, list[dict[str, Any]]]:
+    """Each with its name, description, accepted media types, and the JSON Schema of its options. With a
+    token that names processors, those."""
+    granted = request.scope["headway.identity"].grant.processors
     return {
         "processors": [
             {
@@ -30,5 +32,6 @@ async def list_processors(state: StateDep, _: OwnerDep) -> dict[str, list[dict[s
                 "options": processor.options.model_json_schema(),
             }
             for processor in state.registry.processors.values()
+            if granted is None or processor.name in granted
         ]
     }

@@ -14,7 +14,8 @@ from typing import Final
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from headway.api.access.identity import token_of
+from headway.api.access.grant import Action
+from headway.api.access.identity import check_action, check_processor, most_upload_bytes, token_of
 from headway.api.dependencies import OwnerDep, StateDep, TaskDep
 from headway.api.lifespan import State
 from headway.api.openapi import (
@@ -143,9 +144,9 @@ _CAPABILITIES: Final[Responses] = {
 )
 @router.options("/uploads/", include_in_schema=False)
 @router.options("/uploads/{task_id}", include_in_schema=False)
-async def options(state: StateDep, _: OwnerDep) -> Response:
+async def options(request: Request, state: StateDep, _: OwnerDep) -> Response:
     """What of tus is spoken here."""
-    return Response(status_code=204, headers=capabilities(int(state.settings.max_upload_bytes)))
+    return Response(status_code=204, headers=capabilities(most_upload_bytes(request.scope, state)))
 
 
 @router.post(
@@ -192,7 +193,7 @@ async def create(request: Request, state: StateDep, owner: OwnerDep) -> Response
             await asyncio.shield(_forget(state, task.task_id, error))
             raise
     headers = _headers(task, offset) | {"Location": f"{request.scope.get('root_path', '')}/uploads/{task.task_id}"}
-    if (token := token_of(state, owner, task.task_id)) is not None:
+    if (token := await token_of(state, request.scope, task.task_id)) is not None:
         headers["Headway-Task-Token"] = token
     return Response(status_code=201, headers=headers)
 
@@ -234,6 +235,9 @@ async def piece(request: Request, state: StateDep, task: TaskDep) -> Response:
     """At the last byte the task is `queued`. A piece that is cut off is kept as far as it came."""
     check_alive(task)
     check_type(request)
+    check_processor(request.scope, task.processor)
+    if (task.size_bytes or 0) > (limit_bytes := most_upload_bytes(request.scope, state)):
+        raise too_large(limit_bytes)
     offset, checksum, prefix = bytes_of(request, "Upload-Offset"), Checksum.of(request), wanted_prefix(request.headers)
     task, offset = await take_piece(request, state, task.task_id, offset, checksum, prefix)
     return Response(status_code=204, headers=_headers(task, offset))
@@ -248,10 +252,11 @@ async def piece(request: Request, state: StateDep, task: TaskDep) -> Response:
     responses=_ENDED,
     openapi_extra=parameters(**_SPOKEN),
 )
-async def terminate(state: StateDep, task: TaskDep) -> Response:
+async def terminate(request: Request, state: StateDep, task: TaskDep) -> Response:
     """Cancels the task, whose bytes are freed; one that has ended is deleted with its files."""
     check_alive(task)
     if task.status.is_terminal:
+        check_action(request.scope, Action.DELETE)
         await state.publisher.delete(task)
         await state.storage.delete(task.task_id)
     else:
@@ -278,7 +283,7 @@ async def overridden(request: Request, state: StateDep, task: TaskDep) -> Respon
         case "PATCH":
             return await piece(request, state, task)
         case "DELETE":
-            return await terminate(state, task)
+            return await terminate(request, state, task)
         case "HEAD":
             return await head(request, state, task)
     return wrong_method("HEAD, PATCH, DELETE, OPTIONS")
@@ -289,13 +294,14 @@ def _drafted(request: Request, state: State, owner: OwnerId) -> Task:
     if "upload-defer-length" in request.headers:
         raise BadHeader("Upload-Defer-Length is not offered: say the file's size in Upload-Length.")
     size_bytes = bytes_of(request, "Upload-Length")
-    limit_bytes = int(state.settings.max_upload_bytes)
+    limit_bytes = most_upload_bytes(request.scope, state)
     if size_bytes > limit_bytes:
         raise too_large(limit_bytes)
     header = request.headers.get("upload-metadata", "")
     metadata = metadata_of(header)
     if not metadata.get("processor"):
         raise invalid("processor", f"name one of: {', '.join(state.registry.processors)}, in Upload-Metadata")
+    check_processor(request.scope, metadata["processor"])
     processor = state.registry.get(metadata["processor"])
     options = processor.parse_options(parse_options(metadata.get("options")))
     if "filename" not in metadata:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse
 from structlog.contextvars import bind_contextvars
 
-from headway.api.access.identity import with_token
+from headway.api.access.identity import check_processor, most_upload_bytes, with_token
 from headway.api.dependencies import OwnerDep, ReadTaskDep, RootPathDep, StateDep, TaskDep, TaskIdDep
 from headway.api.lifespan import State
 from headway.api.openapi import JSON, answer, body, header, problems, reference, together
@@ -206,7 +206,8 @@ async def submit(
         status_code = 201 if task.status is Status.UPLOADING else 202
         return JSONResponse(represent(task), status_code, {"Location": f"/tasks/{task.task_id}"})
 
-    return with_token(rooted_answer(await state.idempotency.once(request, owner, make, show), root), state, owner)
+    made = await state.idempotency.once(request, owner, make, show)
+    return await with_token(rooted_answer(made, root), state, request.scope)
 
 
 async def submit_form(
@@ -214,7 +215,7 @@ async def submit_form(
 ) -> Task:
     """Reads the form, stores the file while it arrives, makes the task. Nothing is left where it raises; but where
     nobody says whether Redis knows the task now, the file is left to the sweeper."""
-    limit_bytes = int(state.settings.max_upload_bytes)
+    limit_bytes = most_upload_bytes(request.scope, state)
     check_length(request, limit_bytes)
     if claim.answered:
         await state.redis.ping()  # a Redis that is away is said before the file is sent, not after
@@ -238,11 +239,11 @@ async def _make(
         form = await read_form(
             request,
             upload,
-            limit_bytes=int(state.settings.max_upload_bytes),
+            limit_bytes=most_upload_bytes(request.scope, state),
             patience_seconds=state.settings.receive_timeout_seconds,
             count=state.metrics.tally.uploaded,
         )
-        task = _asked(state, owner, claim, form, default_processor)
+        task = _asked(request, state, owner, claim, form, default_processor)
         await claim.settle(task)
         settled = True
         await state.publisher.create(task)
@@ -255,12 +256,15 @@ async def _make(
     return task
 
 
-def _asked(state: State, owner: OwnerId, claim: Claim, form: Form, default_processor: str | None) -> Task:
+def _asked(
+    request: Request, state: State, owner: OwnerId, claim: Claim, form: Form, default_processor: str | None
+) -> Task:
     """The task that a form asks for. Raises InvalidRequest, NotTheAnnouncedFile."""
     name = form.fields.get("processor") or default_processor
     if not name:
         known = ", ".join(state.registry.processors)
         raise invalid("processor", f"name one of: {known}")
+    check_processor(request.scope, name)
     processor = state.registry.get(name)
     options = processor.parse_options(parse_options(form.fields.get("options")))
     batch_id = clean_batch_id(form.fields.get("batch_id"))
@@ -290,11 +294,12 @@ def _asked(state: State, owner: OwnerId, claim: Claim, form: Form, default_proce
 
 async def _announce(request: Request, state: State, owner: OwnerId, claim: Claim) -> Task:
     announcement = await _read_announcement(request, state.settings.receive_timeout_seconds)
+    check_processor(request.scope, announcement.processor)
     processor = state.registry.get(announcement.processor)
     options = processor.parse_options(announcement.options)
     if announcement.filename is None and processor.needs_file:
         raise invalid("filename", f"missing; {processor.name} works on a file")
-    limit_bytes = int(state.settings.max_upload_bytes)
+    limit_bytes = most_upload_bytes(request.scope, state)
     if announcement.size_bytes is not None and announcement.size_bytes > limit_bytes:
         raise too_large(limit_bytes)
     has_file = announcement.filename is not None
@@ -421,8 +426,9 @@ async def cancel_task(state: State, task: Task) -> None:
     operation_id="retry_task",
     responses=together(CHANGED, problems(NearlyFull)),
 )
-async def retry(state: StateDep, task: TaskDep, root: RootPathDep) -> dict[str, Any]:
+async def retry(request: Request, state: StateDep, task: TaskDep, root: RootPathDep) -> dict[str, Any]:
     """The same task, the next attempt. 409 where it has not failed, or where its file never arrived."""
+    check_processor(request.scope, task.processor)
     if task.status.is_terminal and task.filename is not None and task.input_name is None:
         raise Conflict("The file of this task never arrived whole, so there is nothing to run. Submit it again.")
     state.limits.check_head_room()

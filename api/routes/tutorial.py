@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import JSONResponse, StreamingResponse
 
-from headway.api.access.identity import names_of
+from headway.api.access.identity import check_processor, names_of
 from headway.api.dependencies import OwnerDep, RootPathDep, StateDep
 from headway.api.openapi import TEXT, answer, body, problems, reference, server_sent, together
 from headway.api.root_path import rooted_answer
@@ -41,6 +42,7 @@ async def process_file(
     async def make(claim: Claim) -> Task:
         if request.headers.get("content-type", "").startswith("multipart/form-data"):
             return await submit_form(request, state, owner, claim, default_processor="checksum")
+        check_processor(request.scope, "rehearsal")
         rehearsal = state.registry.get("rehearsal")
         options = rehearsal.parse_options({"steps": 10, "step_seconds": 2}).model_dump(mode="json")
         task = draft(rehearsal.name, owner=owner, status=Status.QUEUED, options=options, task_id=claim.task_id)
@@ -118,6 +120,10 @@ async def sse_updates(
     request: Request, state: StateDep, _: OwnerDep, seconds: Annotated[int | None, Query(ge=1, le=86_400)] = None
 ) -> Any:
     """`Connection established`, then `{"count", "timestamp"}` each second, until the seconds are over."""
+
+    until = request.scope["headway.identity"].expires_at
+    if until is not None:  # it ends with what let it in
+        seconds = min(seconds or 86_400, max(1, int(until - time.time())))
 
     @asynccontextmanager
     async def clock() -> AsyncIterator[_Clock]:

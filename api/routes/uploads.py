@@ -9,12 +9,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from headway.api.access.identity import check_processor, most_upload_bytes
 from headway.api.dependencies import StateDep, TaskDep
 from headway.api.lifespan import State
 from headway.api.openapi import BINARY, asked, body, parameters, problems, together
 from headway.api.routes.tasks import ONE_TASK, represent
 from headway.api.uploads.capacity_check import reserved
-from headway.api.uploads.multipart_upload import body_of, check_length, declared_length, invalid
+from headway.api.uploads.multipart_upload import body_of, check_length, declared_length, invalid, too_large
 from headway.api.uploads.receiving import Guard, abort_unless_queued, not_the_announced, queue, receive
 from headway.api.uploads.tus import Checksum
 from headway.api.uploads.upload_digests import declared_sha256
@@ -60,13 +61,16 @@ router = APIRouter(tags=["uploads"])
 )
 async def put_upload(request: Request, state: StateDep, task: TaskDep) -> dict[str, Any]:
     """The bytes received show on the task's stream while they arrive; at the end the task is `queued`."""
+    check_processor(request.scope, task.processor)
     if task.status is not Status.UPLOADING:
         raise Conflict(f"The task is {task.status}: its file has arrived or is no longer wanted.")
     if task.upload_expires_at is not None:
         raise Conflict(f"The file of this task comes in pieces, by tus: send them to /uploads/{task.task_id}.")
-    limit_bytes = int(state.settings.max_upload_bytes)
+    limit_bytes = most_upload_bytes(request.scope, state)
     declared = request.headers.get("content-length", "")
     if task.size_bytes is not None:
+        if task.size_bytes > limit_bytes:
+            raise too_large(limit_bytes)
         limit_bytes = task.size_bytes
         if declared.isdigit():
             _check_size(task.size_bytes, int(declared))

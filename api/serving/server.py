@@ -42,7 +42,7 @@ BACKLOG: Final = 4096
 
 def check_exposure(settings: Settings, host: str) -> None:
     """Open mode is for this machine alone. Raises SettingsError where it would listen beyond loopback."""
-    if settings.api_keys or settings.insecure:
+    if not settings.is_open or settings.insecure:
         return
     try:
         loopback = ipaddress.ip_address(host).is_loopback

@@ -7,6 +7,7 @@ one.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,12 @@ OwnerId = NewType("OwnerId", str)
 
 #: The owner of every task in open mode, where no keys are set.
 ANYONE = OwnerId("anyone")
+
+
+def is_owner_name(name: str) -> bool:
+    """What may be one: it becomes part of keys of Redis, whose parts a colon divides."""
+    return re.fullmatch(r"[A-Za-z0-9_.@|+-]{1,64}", name) is not None
+
 
 #: A message or a log line longer than this is cut: with every character escaped it still fits an event.
 TEXT_CHARACTERS: Final = 500

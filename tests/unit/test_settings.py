@@ -12,12 +12,34 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from pydantic import SecretStr
 
 from headway.shared.errors import SettingsError
 from headway.shared.settings import DAY_SECONDS, GIB, Settings, load_settings
 
 SECRET: Final = "a-secret-that-nobody-may-read"
+
+
+def public(key: Any) -> str:
+    pem: bytes = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return pem.decode()
+
+
+def body(pem: str) -> str:
+    return "".join(pem.splitlines()[1:-1])
+
+
+_ED: Final = ed25519.Ed25519PrivateKey.generate()
+_RSA: Final = rsa.generate_private_key(65537, 2048)
+PRIVATE: Final = _ED.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+CERTIFICATE: Final = public(_ED).replace("PUBLIC KEY", "CERTIFICATE")
+WEAK: Final = public(rsa.generate_private_key(65537, 1024))
+STRANGE: Final = public(ec.generate_private_key(ec.SECP256K1()))
+#: Either would be a secret that everybody knows, or that nobody should.
+WITHOUT_LINES: Final = body(public(_RSA))
+PRIVATE_WITHOUT_LINES: Final = body(PRIVATE)
 
 
 class Case(NamedTuple):
@@ -67,6 +89,26 @@ CASES: Final[dict[str, Case]] = {
             '{"alice": "' + SECRET + ' with spaces"}',
         ),
     ),
+    "jwt_key": Case(
+        None,
+        SECRET + "-and-some-more",
+        SecretStr(SECRET + "-and-some-more"),
+        (
+            *(
+                "short",
+                "x" * 31,
+                "http://login.example.com/keys",
+                "https://",
+                f"https://me:{SECRET}@login.example.com/",
+            ),
+            *("http://127.0.0.1.example.com/keys", "http://[::2]/keys", "https://login.example.com/keys#1"),
+            *('{"keys": []}', "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ", "-----BEGIN PUBLIC KEY-----"),
+            *(PRIVATE, PRIVATE.replace("\n", "\\n"), CERTIFICATE, WEAK, WITHOUT_LINES, PRIVATE_WITHOUT_LINES, STRANGE),
+        ),
+    ),
+    "jwt_issuer": Case("", "https://login.example.com/", "https://login.example.com/", ("x" * 1001,)),
+    "jwt_audience": Case("", "headway", "headway", ("x" * 1001,)),
+    "jwt_owner_claim": Case("sub", "https://example.com/user", "https://example.com/user", ("a b", "ö")),
     "insecure": Case(False, "1", True, ("maybe",)),
     "root_path": Case(
         "",
@@ -144,6 +186,7 @@ def test_the_default_is_the_contracts(name: str) -> None:
 
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_a_good_value_is_taken_from_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADWAY_JWT_AUDIENCE", "headway")  # without which no key of tokens is taken
     monkeypatch.setenv(variable(name), CASES[name].good)
     assert getattr(load_settings(), name) == CASES[name].parsed
 
@@ -158,6 +201,7 @@ def test_an_empty_variable_means_the_default(name: str, monkeypatch: pytest.Monk
 def test_the_example_in_a_complaint_is_itself_a_good_value(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     [example, *_] = Settings.model_fields[name].examples or [""]
     assert example
+    monkeypatch.setenv("HEADWAY_JWT_AUDIENCE", "headway")
     monkeypatch.setenv(variable(name), example)
     load_settings()
 
@@ -213,6 +257,27 @@ def test_a_bad_value_in_a_dotenv_file_is_told_as_one_in_the_environment(tmp_path
 def test_an_override_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADWAY_HISTORY_LENGTH", "7")
     assert load_settings(history_length=9).history_length == 9
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("s" * 32, "ö" * 16, "https://login.example.com/keys?tenant=1", "HTTPS://login.example.com/keys"),
+        *("http://127.0.0.1:9000/keys", "http://localhost/keys", "http://[::1]:9000/keys"),
+        *(public(_ED), public(_RSA), public(ec.generate_private_key(ec.SECP384R1()))),
+        public(_ED).replace("\n", "\\n"),
+    ],
+)
+def test_a_key_of_tokens_is_a_secret_a_public_key_or_an_address_and_needs_an_audience(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = complaint_about("jwt_key", key, monkeypatch)
+    assert told.startswith("HEADWAY_JWT_AUDIENCE: must be set with HEADWAY_JWT_KEY")
+    assert "\n" not in told
+    settings = load_settings(jwt_audience="headway")
+    assert settings.jwt_key is not None
+    assert not settings.is_open
+    assert settings.jwt_key.get_secret_value() not in repr(settings)
 
 
 def test_settings_cannot_be_changed_once_read() -> None:
