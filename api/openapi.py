@@ -185,7 +185,7 @@ _ELSEWHERE: Final = (PROBLEMS[errors.Forbidden], PROBLEMS[errors.ForeignHost])
 _STOPPING: Final = PROBLEMS[errors.Stopping]
 
 _SECURITY: Final = {
-    "key": {"type": "http", "scheme": "bearer", "description": "A key of `HEADWAY_API_KEYS`"},
+    "key": {"type": "http", "scheme": "bearer", "description": "A key of `HEADWAY_API_KEYS`, or a token of your login"},
     "session": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "The cookie of `POST /session`"},
     "taskToken": {
         "type": "http",

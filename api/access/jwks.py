@@ -70,13 +70,13 @@ class Jwks:
         await self._client.aclose()
 
     async def of(self, kid: str | None) -> VerifyingKey | None:
-        if (key := self._known(kid)) is not None:
+        if (key := self.known(kid)) is not None:
             return key
         if self._fetching is not None or self._may_fetch():
             await self._fetch_once()
-        return self._known(kid)
+        return self.known(kid)
 
-    def _known(self, kid: str | None) -> VerifyingKey | None:
+    def known(self, kid: str | None) -> VerifyingKey | None:
         return self._only if kid is None else self._keys.get(kid)
 
     def _may_fetch(self) -> bool:

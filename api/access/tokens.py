@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import re
 import time
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ log = get_logger(__name__)
 TOKEN_CHARACTERS: Final = 8192
 #: By which the clock of who signs may be ahead of ours: a token that was made this moment is good. Its end is exact.
 AHEAD_SECONDS: Final = 5.0
+#: Good tokens that are remembered, by a digest, so that each is verified once: that costs more than most requests.
+REMEMBERED: Final = 4096
 #: What a token may say that it is (RFC 8725, section 3.11): one that is made for something else is no access token.
 TYPES: Final = frozenset({"", "jwt", "at+jwt", "application/jwt", "application/at+jwt"})
 
@@ -51,6 +54,9 @@ class Keys(Protocol):
     async def of(self, kid: str | None) -> VerifyingKey | None:
         """The key that a token with this `kid` is signed with; None where there is none."""
 
+    def known(self, kid: str | None) -> VerifyingKey | None:
+        """The same, without asking anybody."""
+
 
 class OneKey:
     """A secret or a public key: whatever `kid` a token has, it is the one."""
@@ -59,6 +65,9 @@ class OneKey:
         self._key = key
 
     async def of(self, kid: str | None) -> VerifyingKey | None:
+        return self._key
+
+    def known(self, kid: str | None) -> VerifyingKey | None:
         return self._key
 
 
@@ -97,23 +106,42 @@ class Claimed:
     expires_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    claimed: Claimed
+    kid: str | None
+    key: VerifyingKey
+
+
 class Tokens:
     def __init__(self, keys: Keys, *, audience: str, issuer: str, owner_claim: str) -> None:
         self._keys = keys
         self._audience = audience
         self._issuer = issuer
         self._owner_claim = owner_claim
+        self._verified: dict[bytes, _Verified] = {}
 
     async def read(self, token: str) -> Claimed | None:
         """None for whatever is not good; why is in the log, without the token."""
+        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        known = self._verified.get(digest)
+        if known is not None:
+            # It is good until its end, or until its key is taken away.
+            if known.claimed.expires_at > time.time() and self._keys.known(known.kid) is known.key:
+                return known.claimed
+            self._verified.pop(digest, None)
         try:
-            return await self._read(token)
+            known = await self._read(token)
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as why:
             reason = type(why).__name__ if isinstance(why, jwt.PyJWTError) else str(why)
             counted_line(log.info, "token refused", reason=reason)
             return None
+        self._verified[digest] = known
+        while len(self._verified) > REMEMBERED:
+            del self._verified[next(iter(self._verified))]
+        return known.claimed
 
-    async def _read(self, token: str) -> Claimed:
+    async def _read(self, token: str) -> _Verified:
         if len(token) > TOKEN_CHARACTERS or (parts := _PARTS.fullmatch(token)) is None:
             raise ValueError("it is no JWT in three parts")
         if not all(_is_canonical(part) for part in parts.groups()):
@@ -147,7 +175,7 @@ class Tokens:
         if not isinstance(owner, str) or not is_owner_name(owner):
             raise ValueError(f"it names no owner ({self._owner_claim})")
         grant = grant_of(claims["headway"]) if "headway" in claims else WHOLE
-        return Claimed(OwnerId(owner), grant, float(expires_at))
+        return _Verified(Claimed(OwnerId(owner), grant, float(expires_at)), header.get("kid"), key)
 
 
 def _is_canonical(part: str) -> bool:

@@ -9,6 +9,7 @@ import json
 import random
 import time
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any, Final
 
 import jwt
@@ -318,14 +319,56 @@ def test_what_is_no_set_of_keys_is_refused_whole(body: bytes) -> None:
         keys_of(body)
 
 
-async def test_a_key_with_one_algorithm_reads_that_alone() -> None:
-    class One:
-        async def of(self, kid: str | None) -> VerifyingKey | None:
-            return keys_of(key_set(jwk(RSA, kid="k", alg="RS512"))).get(kid)
+class Few:
+    """Keys of a set, which a test may take away."""
 
-    assert await reader(One()).read(jwt.encode(claims(), RSA, "RS512", headers={"kid": "k"})) is not None
-    assert await reader(One()).read(jwt.encode(claims(), RSA, "RS256", headers={"kid": "k"})) is None
-    assert await reader(One()).read(jwt.encode(claims(), RSA, "RS512", headers={"kid": "another"})) is None
+    def __init__(self, *keys: dict[str, Any]) -> None:
+        self.keys = keys_of(key_set(*keys))
+        self.asked = 0
+
+    async def of(self, kid: str | None) -> VerifyingKey | None:
+        self.asked += 1
+        return self.known(kid)
+
+    def known(self, kid: str | None) -> VerifyingKey | None:
+        return self.keys.get(kid)
+
+
+async def test_a_good_token_is_verified_once_and_is_good_until_its_end_or_its_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    few = Few(jwk(RSA, kid="k"), jwk(ED, kid="other"))
+    tokens = reader(few)
+    long, short = (jwt.encode(claims(exp=time.time() + s), RSA, "RS256", headers={"kid": "k"}) for s in (600, 60))
+    for token in (long, short):
+        assert await tokens.read(token) is not None
+        assert await tokens.read(token) is not None
+    assert few.asked == 2
+    then = time.time() + 61
+    with monkeypatch.context() as later:
+        later.setattr("headway.api.access.tokens.time", SimpleNamespace(time=lambda: then))
+        assert await tokens.read(short) is None
+    assert await tokens.read(long) is not None
+    del few.keys["k"]
+    assert await tokens.read(long) is None
+    held = repr(vars(tokens))
+    assert long not in held
+
+
+async def test_no_more_good_tokens_are_remembered_than_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headway.api.access.tokens.REMEMBERED", 3)
+    tokens = reader()
+    for number in range(10):
+        assert await tokens.read(signed(sub=f"owner-{number}")) is not None
+        assert await tokens.read(signed(sub=f"owner-{number}", aud="another")) is None
+    assert len(vars(tokens)["_verified"]) == 3
+
+
+async def test_a_key_with_one_algorithm_reads_that_alone() -> None:
+    one = Few(jwk(RSA, kid="k", alg="RS512"))
+    assert await reader(one).read(jwt.encode(claims(), RSA, "RS512", headers={"kid": "k"})) is not None
+    assert await reader(one).read(jwt.encode(claims(), RSA, "RS256", headers={"kid": "k"})) is None
+    assert await reader(one).read(jwt.encode(claims(), RSA, "RS512", headers={"kid": "another"})) is None
 
 
 def test_every_route_says_what_a_narrowed_token_needs_for_it() -> None:
