@@ -31,6 +31,7 @@ from headway.api.routes import (
     metrics,
     notes,
     processors,
+    producers,
     resumable,
     session,
     tasks,
@@ -180,12 +181,14 @@ def create_app(settings: Settings) -> FastAPI:
         batches,
         notes,
         files,
+        producers,
         processors,
         session,
         health,
         metrics,
     ):
         app.include_router(module.router)
+    app.include_router(producers.results)
     for module in (tutorial, description):
         app.include_router(module.router)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from headway.shared.errors import HeadwayError, NoPolicy, NotAllowed, NotWithTok
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY, RedisError
 from headway.shared.tasks.models import ANYONE, OwnerId, TaskId
+from headway.shared.tasks.progress import ACTIVE_TTL_SECONDS
 
 log = get_logger(__name__)
 
@@ -43,6 +45,8 @@ PROBES: Final = frozenset({"/healthz", "/readyz"})
 UPLOAD_BYTES: Final = 64 * 1024
 
 _TASK: Final = re.compile(r"/(?:tasks|task-progress)/([^/]+)(?:/.*)?")
+#: What a producer reports by, on its task.
+_PRODUCERS: Final = re.compile(r"/tasks/([^/]+)/(?:progress|complete|fail|results/[^/]+)")
 #: Streams of what Redis holds, which are held open while it is away.
 _WAITING: Final = re.compile(r"/(?:events|(?:tasks|batches)/[^/]+/events|task-progress/[^/]+)")
 
@@ -54,11 +58,15 @@ class Identity:
     owner: OwnerId
     task_id: TaskId | None = None
     session_id: str | None = None
+    #: The token is a producer's: it reports on the task, and reads nothing.
+    produces: bool = False
     #: When the token or the session is over, in seconds of Unix time.
     expires_at: float | None = None
     #: Redis was away, so nobody could say whether the session has ended; only what waits for Redis is let in.
     unasked: bool = False
 
+
+_PRODUCERS_ALONE: Final = "A producer token reports on its task and does nothing else. Send a key."
 
 OPEN: Final = Identity(ANYONE)
 
@@ -68,6 +76,7 @@ class Policy(StrEnum):
 
     PUBLIC = "public"  #: everybody
     READER = "reader"  #: a key, a session, or the token of the task
+    PRODUCER = "producer"  #: a key, a session, or the producer token of the task
     OWNER = "owner"  #: a key or a session
 
 
@@ -135,6 +144,19 @@ def token_of(state: State, owner: OwnerId, task_id: TaskId) -> str | None:
         return None
     expires_at = int(time.time()) + state.settings.token_seconds
     return state.keyring.sign("task", owner, expires_at, task=task_id)
+
+
+def with_producer_token(answer: Response, state: State, owner: OwnerId) -> Response:
+    """The same with what an outside producer reports by, as long as a task is kept; any other answer as it is. In open
+    mode it is a word that nobody looks at, so that a producer need not know."""
+    body = json.loads(bytes(answer.body))
+    if "progress" not in body["links"]:
+        return answer
+    task_id, token = TaskId(body["task_id"]), secrets.token_urlsafe()
+    if not state.keyring.is_empty:
+        token = state.keyring.sign("producer", owner, int(time.time()) + ACTIVE_TTL_SECONDS, task=task_id)
+    kept = {name: value for name, value in answer.headers.items() if not name.startswith("content-")}
+    return JSONResponse(body | {"producer_token": token}, answer.status_code, kept)
 
 
 def with_token(answer: Response, state: State, owner: OwnerId) -> Response:
@@ -215,9 +237,9 @@ class Gate:
 
     def _check(self, identity: Identity, path: str, method: str) -> None:
         if identity.task_id is not None:
-            found = _TASK.fullmatch(path)
-            if found is None or method not in ("GET", "HEAD"):
-                raise NotWithToken
+            found = (_PRODUCERS if identity.produces else _TASK).fullmatch(path)
+            if found is None or (method in ("GET", "HEAD")) is identity.produces:
+                raise NotWithToken(_PRODUCERS_ALONE if identity.produces else None)
             if found[1] != identity.task_id:
                 raise UnknownTask
         for stated in self._closed:
@@ -256,6 +278,8 @@ class Gate:
             return Identity(owner)
         if (claims := self._keyring.read("task", credential)) is not None:
             return Identity(OwnerId(claims["sub"]), task_id=TaskId(claims["task"]), expires_at=float(claims["exp"]))
+        if (claims := self._keyring.read("producer", credential)) is not None:
+            return Identity(OwnerId(claims["sub"]), task_id=TaskId(claims["task"]), produces=True)
         return None
 
 
