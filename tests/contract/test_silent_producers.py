@@ -35,9 +35,7 @@ async def its_lease_is_over(any_redis: RedisClient, task: Task) -> None:
     await any_redis.zadd(keys.PRODUCERS, {task.task_id: 1})
 
 
-async def test_a_silent_one_is_lost_and_one_that_was_heard_is_not(
-    any_redis: RedisClient, any_settings: Settings
-) -> None:
+async def test_a_silent_one_is_lost_and_a_heard_one_is_not(any_redis: RedisClient, any_settings: Settings) -> None:
     publisher, reader, clock = Publisher(any_redis, any_settings), Reader(any_redis), Clock()
     silent, heard = produced(), produced()
     for task in (silent, heard):
