@@ -35,6 +35,7 @@ from headway.api.routes import (
     metrics,
     notes,
     processors,
+    producers,
     resumable,
     session,
     tasks,
@@ -226,12 +227,14 @@ def create_app(settings: Settings, *, identify: Identify | None = None) -> Appli
         batches,
         notes,
         files,
+        producers,
         processors,
         session,
         health,
         metrics,
     ):
         app.include_router(module.router)
+    app.include_router(producers.results)
     for module in (tutorial, description):
         app.include_router(module.router)
 

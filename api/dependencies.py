@@ -80,6 +80,18 @@ async def get_reader(identity: IdentityDep) -> OwnerId:
 ReaderDep = Annotated[OwnerId, Depends(get_reader)]
 
 
+@states(Policy.PRODUCER)
+async def get_producing(identity: IdentityDep) -> OwnerId:
+    """As `get_owner`, for a route by which a producer reports on its task: its token is enough there."""
+    assert identity is not None
+    if identity.task_id is not None and not identity.produces:
+        raise NotWithToken
+    return identity.owner
+
+
+ProducingDep = Annotated[OwnerId, Depends(get_producing)]
+
+
 def get_task_id(task_id: str) -> TaskId:
     """What cannot be an id is as unknown as one that is not known, and never becomes part of a key."""
     if not re.fullmatch(r"[0-9a-f]{32}", task_id):
@@ -106,6 +118,14 @@ async def get_read_task(state: StateDep, task_id: TaskIdDep, owner: ReaderDep) -
 
 
 ReadTaskDep = Annotated[Task, Depends(get_read_task)]
+
+
+async def get_produced_task(state: StateDep, task_id: TaskIdDep, owner: ProducingDep) -> Task:
+    """Whatever runs it: that a worker does is said by api/producing/producers.py."""
+    return await state.reader.task(task_id, owner)
+
+
+ProducedTaskDep = Annotated[Task, Depends(get_produced_task)]
 
 
 async def get_last_event_id(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -24,6 +24,7 @@ from headway.api.access.sessions import Sessions
 from headway.api.access.tokens import Tokens
 from headway.api.access.tokens_of_settings import tokens_of
 from headway.api.downloads.file_digests import FileDigests
+from headway.api.producing.producers import Producers
 from headway.api.serving.api_metrics import ApiMetrics
 from headway.api.serving.descriptors import raise_open_files
 from headway.api.serving.shutdown import Shutdown
@@ -33,6 +34,7 @@ from headway.api.streams.relay import Relay
 from headway.api.uploads.doubtful_uploads import Doubtful
 from headway.api.uploads.idempotency import Idempotency
 from headway.api.uploads.upload_digests import UploadDigests
+from headway.shared.cancellation import cancel
 from headway.shared.files.place import open_storage
 from headway.shared.files.storage import Storage
 from headway.shared.logging import get_logger
@@ -42,6 +44,7 @@ from headway.shared.tasks.idempotency import Answers
 from headway.shared.tasks.progress import Publisher
 from headway.shared.tasks.reader import Reader
 from headway.shared.tasks.registry import Registry, say_what_was_found
+from headway.shared.tasks.silent_producers import SilentProducers
 from headway.shared.tracing import Tracing
 
 log = get_logger(__name__)
@@ -58,6 +61,7 @@ class State:
     patient_publisher: Publisher
     reader: Reader
     relay: Relay
+    producers: Producers
     stop: Shutdown
     storage: Storage
     storage_check: StorageCheck
@@ -98,6 +102,8 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing, registry
             head_room = await stack.enter_async_context(HeadRoom(redis, settings))
             sessions = await stack.enter_async_context(Sessions(redis))
             tokens = await stack.enter_async_context(tokens_of(settings))
+            publisher = Publisher(redis, settings, tracing=tracing, most_words=head_room.most_words)
+            await stack.enter_async_context(_in_background(SilentProducers(redis, publisher).run()))
             stack.enter_context(before_stopping(relay.drain))
             stop = Shutdown()
             stack.enter_context(before_stopping(stop.begin))
@@ -106,10 +112,11 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing, registry
                     # The keyring has what is needed of them.
                     settings=settings.model_copy(update={"api_keys": {}, "jwt_key": None}),
                     redis=redis,
-                    publisher=Publisher(redis, settings, tracing=tracing, most_words=head_room.most_words),
+                    publisher=publisher,
                     patient_publisher=Publisher(redis, settings, patient=True, tracing=tracing),
                     reader=reader,
                     relay=relay,
+                    producers=Producers(publisher, reader),
                     stop=stop,
                     storage=storage,
                     storage_check=storage_check,
@@ -129,6 +136,15 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing, registry
             }
 
     return lifespan
+
+
+@asynccontextmanager
+async def _in_background(service: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    running = asyncio.create_task(service, name="silent producers")
+    try:
+        yield
+    finally:
+        await cancel(running)
 
 
 @contextmanager

@@ -192,11 +192,17 @@ _SECURITY: Final = {
         "scheme": "bearer",
         "description": "`token` of the answer to `POST /tasks`: reads that one task",
     },
+    "producerToken": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "`producer_token` of the answer to `POST /tasks`: reports on that one task",
+    },
 }
 _GOOD_FOR: Final[dict[Policy, tuple[str, ...]]] = {
     Policy.PUBLIC: (),
     Policy.OWNER: ("key", "session"),
     Policy.READER: ("key", "session", "taskToken"),
+    Policy.PRODUCER: ("key", "session", "producerToken"),
 }
 
 
@@ -212,7 +218,7 @@ def _by_policy(policy: Policy, method: str, has_body: bool) -> Iterator[Kind]:
         yield PROBLEMS[errors.RedisAway]
         yield PROBLEMS[errors.NoDescriptors]
         yield REDIS_REFUSED
-    if policy is Policy.READER:
+    if policy in (Policy.READER, Policy.PRODUCER):
         yield PROBLEMS[errors.UnknownTask]
     if has_body:
         yield PROBLEMS[errors.TooSlow]

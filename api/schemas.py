@@ -35,6 +35,9 @@ class Links(TypedDict):
     retry: NotRequired[Annotated[str, Field(description="Where the task can be run again")]]
     input: NotRequired[Annotated[str, Field(description="The file as it was uploaded, once it is whole")]]
     upload: NotRequired[Annotated[str, Field(description="Where the file of an announced task is sent")]]
+    progress: NotRequired[Annotated[str, Field(description="Where the outside producer of a task reports")]]
+    complete: NotRequired[Annotated[str, Field(description="Where it says that it is done")]]
+    fail: NotRequired[Annotated[str, Field(description="Where it says that it has failed")]]
 
 
 Links.__doc__ = "Paths that lead somewhere in the task's present state."
@@ -79,6 +82,13 @@ class SubmittedTask(Task):
         str,
         Field(
             description="Reads this one task, as a bearer token. Absent in open mode",
+            json_schema_extra=_without_default,
+        ),
+    ] = ""
+    producer_token: Annotated[
+        str,
+        Field(
+            description="Of a task that an outside producer runs: reports on it, as a bearer token",
             json_schema_extra=_without_default,
         ),
     ] = ""
@@ -280,6 +290,14 @@ class Unreadiness(BaseModel):
 
     status: Literal["unready"]
     checks: Checks
+
+
+class Reported(BaseModel):
+    """What a producer is to know after a report. `cancelled`: the work is to stop, and the report did not count."""
+
+    status: Status
+    cancelled: bool
+    version: int
 
 
 class StartedTask(BaseModel):

@@ -32,8 +32,8 @@ from typing import Any
 
 from blake3 import blake3
 
+from headway.shared.tasks.meter import Meter
 from headway.shared.tasks.processors import Job, Options, processor
-from headway.worker.meter import Meter
 from headway.worker.processors.checksum import BUFFER_BYTES
 from headway.worker.sandbox import Sandbox
 

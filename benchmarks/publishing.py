@@ -56,7 +56,7 @@ COLUMNS = (
     *("events a second", "commands in Redis"),
 )
 WAYS = ("PUBLISH", "MULTI", "Headway")
-#: What a worker writes for a count (worker/meter.py).
+#: What a worker writes for a count (shared/tasks/meter.py).
 FIELDS = {
     "progress": 42.5, "step": 2, "total_steps": 3, "message": "Profiling columns", "done": 44564480,
     "total": 104857600, "unit": "bytes", "rate": 73400320.0, "eta_seconds": 0.8,

@@ -152,6 +152,30 @@ def submit(
         finish(ended, url=url, as_json=as_json)
 
 
+@app.command(context_settings={"allow_interspersed_args": False})
+def run(
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="What is to be run.")],
+    title: Annotated[str | None, typer.Option(help="What the task is called.")] = None,
+    total: Annotated[int | None, typer.Option(min=1, help="How much there is to do; lines, if nothing else.")] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="What in a line is the percentage, or done and total."),
+    ] = None,
+    grace_seconds: Annotated[
+        float, typer.Option(min=0, max=3600, help="From SIGTERM to SIGKILL, when the task is cancelled.")
+    ] = 10.0,
+    url: Url = HERE,
+) -> None:
+    """Run any command as a task: its output is the log and the progress, its exit code the end."""
+    with exits():
+        from headway.cli.run import run as run_command
+
+        code = run_command(
+            command, url=url, key=_key(), title=title, total=total, pattern=pattern, grace_seconds=grace_seconds
+        )
+        raise typer.Exit(code)
+
+
 @app.command()
 def watch(
     ids: Annotated[

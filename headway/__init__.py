@@ -6,6 +6,12 @@ interface alone, and imports nothing else of ours. The platform itself is `headw
     for event in client.watch(client.submit("trips.csv", "csv-profile")["task_id"]):
         print(event.progress, event.message)
 
+`report` shows the progress of work that no worker of Headway's runs (client/reporting.py):
+
+    with report("nightly-report", total=len(rows)) as job:
+        for row in job.track(rows):
+            ...
+
 What is asked of the platform is said once, in client/calls.py; how a stream is followed across its breaks, in
 client/following.py. The two clients are thin shells around them. Everything that goes wrong is a ClientError.
 """
@@ -19,6 +25,7 @@ from headway.client.errors import ClientError, Damaged, Declined, Unreachable, W
 
 if TYPE_CHECKING:
     from headway.client.aio import AsyncClient
+    from headway.client.reporting import Cancelled, report
     from headway.client.sync import Client
     from headway.client.wire import Batch, BatchCancelled, Event, ResultFile, Task
 
@@ -26,6 +33,7 @@ __all__ = [
     "AsyncClient",
     "Batch",
     "BatchCancelled",
+    "Cancelled",
     "Client",
     "ClientError",
     "Damaged",
@@ -35,9 +43,10 @@ __all__ = [
     "Task",
     "Unreachable",
     "WrongUse",
+    "report",
 ]
 
-_HOMES = {"AsyncClient": "aio", "Client": "sync"} | dict.fromkeys(
+_HOMES = {"AsyncClient": "aio", "Client": "sync", "Cancelled": "reporting", "report": "reporting"} | dict.fromkeys(
     ("Batch", "BatchCancelled", "Event", "ResultFile", "Task"), "wire"
 )
 

@@ -228,10 +228,13 @@ class Refused(HeadwayError):
     """The progress script refused a write.
 
     `reason`: `unknown` (Redis has no such task), `stale` (the attempt number is an older one: another worker has the
-    task), `status` (the task is in a state that does not allow the write, for example it has ended), `exists`.
+    task), `status` (the task is in a state that does not allow the write, for example it has ended), `exists`, `moved`
+    (somebody has written since the writer has read), `alive` (the producer has been heard within its lease).
     """
 
-    def __init__(self, reason: Literal["unknown", "stale", "status", "exists"], status: str | None = None) -> None:
+    def __init__(
+        self, reason: Literal["unknown", "stale", "status", "exists", "moved", "alive"], status: str | None = None
+    ) -> None:
         super().__init__(f"refused: {reason}" + (f" ({status})" if status else ""))
         self.reason = reason
         self.status = status

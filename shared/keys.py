@@ -29,6 +29,9 @@ SINCE = "headway:since"
 COUNTS = "headway:counts"
 #: Sorted set: tasks that were deleted and whose files may still be there, by the time of it in seconds.
 DELETED = "headway:deleted"
+#: Sorted set: tasks that outside producers run, by the moment in ms of Redis' time at which one has been silent for too
+#: long (shared/tasks/silent_producers.py).
+PRODUCERS = "headway:producers"
 #: Hash: `replid` of the server and `number` of the epoch (shared/redis/epoch.py).
 EPOCH = "headway:era"
 #: What SCAN finds the tasks by, among others; those others are no hashes.
@@ -93,6 +96,7 @@ FILLED_IN = (
         "EPOCH",
     ),
     "DELETED",
+    "PRODUCERS",
 )
 
 #: What follows a batch's name in BATCH_TASKS, and what stands for it in a key where the name itself ends so: `;` is in

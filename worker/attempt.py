@@ -15,7 +15,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote
 
 from headway.shared.cancellation import heed_cancellation
 from headway.shared.errors import HeadwayError, ProcessorFailure, QuotaFull, UnknownFile
@@ -24,13 +23,22 @@ from headway.shared.files.storage import Storage
 from headway.shared.files.trees import Measured
 from headway.shared.logging import get_logger
 from headway.shared.settings import Settings
-from headway.shared.tasks.models import Checkpoint, ErrorType, Result, ResultFile, Status, TaskId, rfc3339, utc_now
+from headway.shared.tasks.meter import Meter
+from headway.shared.tasks.models import (
+    Checkpoint,
+    ErrorType,
+    Result,
+    ResultFile,
+    Status,
+    file_url,
+    rfc3339,
+    utc_now,
+)
 from headway.shared.tasks.processors import Processor
 from headway.shared.tasks.progress import Claim, Publisher
 from headway.shared.tasks.reader import Reader
 from headway.shared.tasks.registry import Registry
 from headway.shared.tracing import OFF, Tracing
-from headway.worker.meter import Meter
 from headway.worker.sandbox import Child, Sandbox
 from headway.worker.updates import Updates
 from headway.worker.usage import over_disk
@@ -245,7 +253,3 @@ class Attempt:
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     error = group.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error
-
-
-def file_url(task_id: TaskId, name: str) -> str:
-    return f"/tasks/{task_id}/files/{quote(name, safe='')}"

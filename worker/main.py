@@ -28,6 +28,7 @@ from headway.shared.tasks.progress import Publisher
 from headway.shared.tasks.queue import PROCESS_FILE, stopped_by
 from headway.shared.tasks.reader import Reader
 from headway.shared.tasks.registry import load_registry, say_what_was_found
+from headway.shared.tasks.silent_producers import SilentProducers
 from headway.shared.tracing import tracing_of
 from headway.worker.arq_worker import LeasedWorker
 from headway.worker.box.descendants import adopt
@@ -122,6 +123,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 group.create_task(subscription.run(), name="subscription"),
                 group.create_task(worker.main(), name="arq"),
                 group.create_task(sweeper.run(), name="sweeper"),
+                group.create_task(SilentProducers(redis, publisher).run(), name="silent producers"),
                 group.create_task(_say_trouble(redis), name="trouble"),
                 group.create_task(notice.run(), name="walls"),
             ]

@@ -24,9 +24,9 @@ from headway.shared.files.storage import check_result_name
 from headway.shared.json_text import text_of
 from headway.shared.tasks.models import TEXT_CHARACTERS, rfc3339, utc_now
 from headway.shared.tasks.processors import Processor
+from headway.tqdm_hook import hooked
 from headway.worker.frames import CHECKPOINT_BYTES, MOST_OUTPUTS, MOST_UNITS, UNIT_CHARACTERS, check_content_type
 from headway.worker.plain import Plain, number, text, words_of
-from headway.worker.tqdm_hook import hooked
 
 SAMPLE_SECONDS: Final = 0.05
 #: Each is a write to Redis, and what is done again after a loss is this much less.

@@ -6,6 +6,7 @@ partial files and of the task folders, and the next round goes on where it ended
 
     an upload that never began, or was cut off and not taken up    `failed`, `bad_input`
     a task that waits or runs without a job and without a worker   back on the queue, in one step with the check
+    an outside producer's task whose lease is lost                 a new one (shared/tasks/silent_producers.py)
     one that nothing was written of since a failover               told again (shared/redis/epoch.py)
     files that nobody needs any more                               removed (worker/orphaned_files.py)
     tasks that expired                                             taken off the lists and the feed of their owner
@@ -173,7 +174,8 @@ class Sweeper:
         tasks = await look(self._redis, await self._some_tasks())
         self._learn_owners(tasks)
         active = [task for task in tasks if task.status in (Status.QUEUED, Status.PROCESSING)]
-        await self._job("put back lost tasks", self._put_back(active))
+        await self._job("put back lost tasks", self._put_back([one for one in active if one.lease_seconds is None]))
+        await self._job("leases of producers", self._renew_lost_leases(active))
         await self._job("tell again", self._tell_again(tasks))
         await self._job("settle quotas", self._let_go_of_expired())
         await self._job("uploads and partial files", self._look_at_partials(tasks))
@@ -258,6 +260,15 @@ class Sweeper:
         for task, put_back in zip(tasks, answers, strict=True):
             if put_back:
                 log.warning("task put back on the queue", task_id=task.task_id, status=task.status)
+
+    async def _renew_lost_leases(self, tasks: Iterable[ScannedTask]) -> None:
+        """An outside producer's task that is in no list of leases, because Redis has lost it, would never end."""
+        seconds, _ = await self._redis.time()
+        leases: dict[str, float] = {
+            task.task_id: int((seconds + task.lease_seconds) * 1000) for task in tasks if task.lease_seconds is not None
+        }
+        if leases:
+            await self._redis.zadd(keys.PRODUCERS, leases, nx=True)
 
     async def _tell_again(self, tasks: Iterable[ScannedTask]) -> None:
         """Who watches may have seen what Redis has lost, and learns of it by the next event, for which nobody may see

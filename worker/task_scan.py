@@ -27,6 +27,8 @@ _FIELDS = [
     TRACEPARENT,
     "era",
     "input_name",
+    "producer",
+    "produced",
 ]
 
 
@@ -48,12 +50,17 @@ class ScannedTask:
     #: That of the last write of it (shared/redis/epoch.py).
     epoch: int = 0
     input_name: str | None = None
+    #: How long its outside producer may be silent; None where a worker runs it. And the files that it has sent.
+    lease_seconds: float | None = None
+    produced: frozenset[str] = frozenset()
 
     def names(self, entry: str) -> bool:
         """Whether something in its folder is a file of its own: its input, or results that it has or may still get."""
         if entry == f"result-{self.attempt}":
             return self.status in (Status.PROCESSING, Status.COMPLETED)
-        return entry == self.input_name or not re.fullmatch(r"input-[0-9a-f]+|result-[0-9]+", entry)
+        if entry in self.produced or entry == self.input_name:
+            return True
+        return not re.fullmatch(r"input-[0-9a-f]+|result-[0-9]+", entry)
 
 
 def task_ids(names: Iterable[bytes]) -> Iterator[TaskId]:
@@ -80,23 +87,26 @@ async def look(redis: RedisClient, task_ids: Collection[TaskId]) -> list[Scanned
         try:
             if values[0] is not None:
                 seen.append(_read(task_id, values, ttl_ms))
-        except (ValueError, TypeError, AttributeError, RecursionError):
+        except (LookupError, ValueError, TypeError, AttributeError, RecursionError):
             _say_unreadable(task_id)
     return seen
 
 
 def _read(task_id: TaskId, values: list[bytes | None], ttl_ms: int) -> ScannedTask:
-    """Raises ValueError, TypeError, AttributeError, RecursionError for what progress.lua never wrote."""
-    status, version, attempt, owner, size_bytes, created_at, expires_at, message, traceparent, epoch, input_name = (
+    """Raises LookupError, ValueError, TypeError, AttributeError, RecursionError for what progress.lua never wrote."""
+    status, version, attempt, owner, size_bytes, created_at, expires_at, message, traceparent, *rest = (
         json.loads(value or "null") for value in values
     )
+    epoch, input_name, producer, produced = rest
     for number, most in ((version, 2**53), (attempt, MOST_ATTEMPTS), (epoch or 0, 2**53), (size_bytes or 0, 2**53)):
         if type(number) is not int or not 0 <= number <= most:
             raise ValueError("no number of ours")
     at = datetime.fromisoformat(created_at)
     expires = datetime.fromisoformat(expires_at) if expires_at else None
     state = (Status(status), version, attempt, OwnerId(owner.strip()), size_bytes, at, ttl_ms, expires, message)
-    return ScannedTask(task_id, *state, traceparent, epoch or 0, input_name)
+    lease_seconds = float(producer["lease_seconds"]) if producer else None
+    stored = frozenset(file["stored"] for file in (produced or {}).values())
+    return ScannedTask(task_id, *state, traceparent, epoch or 0, input_name, lease_seconds, stored)
 
 
 @lru_cache(maxsize=1000)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from headway.shared.errors import HeadwayError, NoPolicy, NotAllowed, NotWithTok
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY, RedisError
 from headway.shared.tasks.models import ANYONE, OwnerId, TaskId
+from headway.shared.tasks.progress import ACTIVE_TTL_SECONDS
 
 log = get_logger(__name__)
 
@@ -54,6 +56,8 @@ _OVERRIDDEN: Final = re.compile(r"/uploads/[^/]+")
 #: Whatever is about one task.
 _ONE_TASK: Final = re.compile(r"/(?:tasks|task-progress|uploads)/([^/]+)(?:/.*)?")
 _TASK: Final = re.compile(r"/(?:tasks|task-progress)/([^/]+)(?:/.*)?")
+#: What a producer reports by, on its task.
+_PRODUCERS: Final = re.compile(r"/tasks/([^/]+)/(?:progress|complete|fail|results/[^/]+)")
 #: Streams of what Redis holds, which are held open while it is away.
 _WAITING: Final = re.compile(r"/(?:events|(?:tasks|batches)/[^/]+/events|task-progress/[^/]+)")
 
@@ -65,6 +69,8 @@ class Identity:
     owner: OwnerId
     task_id: TaskId | None = None
     session_id: str | None = None
+    #: The token is a producer's: it reports on the task, and reads nothing.
+    produces: bool = False
     #: When the token or the session is over, in seconds of Unix time.
     expires_at: float | None = None
     #: Redis was away, so nobody could say whether the session has ended; only what waits for Redis is let in.
@@ -72,6 +78,8 @@ class Identity:
     #: What of the owner's they may use.
     grant: Grant = WHOLE
 
+
+_PRODUCERS_ALONE: Final = "A producer token reports on its task and does nothing else. Send a key."
 
 OPEN: Final = Identity(ANYONE)
 
@@ -81,6 +89,7 @@ class Policy(StrEnum):
 
     PUBLIC = "public"  #: everybody
     READER = "reader"  #: a key, a session, or the token of the task
+    PRODUCER = "producer"  #: a key, a session, or the producer token of the task
     OWNER = "owner"  #: a key or a session
 
 
@@ -151,6 +160,23 @@ async def token_of(state: State, scope: Scope, task_id: TaskId) -> str | None:
     await state.secret.ready_for(identity.owner)
     expires_at = int(time.time()) + state.settings.token_seconds
     return state.keyring.sign("task", identity.owner, expires_at, task=task_id)
+
+
+async def with_producer_token(answer: Response, state: State, scope: Scope) -> Response:
+    """The same with what an outside producer reports by, as long as a task is kept; any other answer as it is. In open
+    mode it is a word that nobody looks at, so that a producer need not know. AWAY."""
+    body = json.loads(bytes(answer.body))
+    if "progress" not in body["links"]:
+        return answer
+    task_id, token = TaskId(body["task_id"]), secrets.token_urlsafe()
+    if not state.keyring.is_open:
+        identity: Identity = scope["headway.identity"]
+        await state.secret.ready_for(identity.owner)
+        expires_at = int(time.time()) + ACTIVE_TTL_SECONDS
+        most = identity.grant.max_upload_bytes  # of a result, too, by whoever holds the token
+        token = state.keyring.sign("producer", identity.owner, expires_at, task=task_id, most=most)
+    kept = {name: value for name, value in answer.headers.items() if not name.startswith("content-")}
+    return JSONResponse(body | {"producer_token": token}, answer.status_code, kept)
 
 
 async def with_token(answer: Response, state: State, scope: Scope) -> Response:
@@ -279,9 +305,9 @@ class Gate:
 
     def _check(self, identity: Identity, path: str, method: str) -> None:
         if identity.task_id is not None:
-            found = _TASK.fullmatch(path)
-            if found is None or method not in ("GET", "HEAD"):
-                raise NotWithToken
+            found = (_PRODUCERS if identity.produces else _TASK).fullmatch(path)
+            if found is None or (method in ("GET", "HEAD")) is identity.produces:
+                raise NotWithToken(_PRODUCERS_ALONE if identity.produces else None)
             if found[1] != identity.task_id:
                 raise UnknownTask
         for stated in self._closed:
@@ -328,6 +354,9 @@ class Gate:
         await state.secret.look_for(credential)
         if (claims := self._keyring.read("task", credential)) is not None:
             return Identity(OwnerId(claims["sub"]), task_id=TaskId(claims["task"]), expires_at=float(claims["exp"]))
+        if (claims := self._keyring.read("producer", credential)) is not None:
+            grant = Grant(max_upload_bytes=claims["most"])
+            return Identity(OwnerId(claims["sub"]), task_id=TaskId(claims["task"]), produces=True, grant=grant)
         if state.tokens is not None and (claimed := await state.tokens.read(credential)) is not None:
             return Identity(claimed.owner, expires_at=claimed.expires_at, grant=claimed.grant)
         return None

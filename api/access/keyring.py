@@ -25,7 +25,7 @@ from pydantic import SecretStr
 from headway.shared.tasks.models import OwnerId
 
 #: What a signature is good for; one is never taken for the other.
-Audience = Literal["task", "session"]
+Audience = Literal["task", "session", "producer"]
 
 ALGORITHM: Final = "HS256"
 #: Longer than any of ours; nothing longer is looked at, and no browser keeps a longer cookie.

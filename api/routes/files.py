@@ -106,7 +106,10 @@ async def result_file(state: StateDep, task: ReadTaskDep, name: str, transfer: T
     file = next((file for file in task.result.files if file.name == name), None) if task.result else None
     if file is None:
         raise UnknownFile
-    content = await state.storage.result(task.task_id, task.attempt, name)
+    if (produced := task.produced.get(name)) is not None:
+        content = await state.storage.input(task.task_id, produced.stored)
+    else:
+        content = await state.storage.result(task.task_id, task.attempt, name)
     show = transfer_of(state, task, name) if transfer else None
     return attachment(state, content, name=name, content_type=file.content_type, sha256=file.sha256, show=show)
 

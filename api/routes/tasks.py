@@ -11,13 +11,15 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 from starlette.responses import JSONResponse
 from structlog.contextvars import bind_contextvars
 
-from headway.api.access.identity import check_processor, most_upload_bytes, with_token
+from headway.api.access.identity import check_processor, most_upload_bytes, with_producer_token, with_token
 from headway.api.dependencies import OwnerDep, ReadTaskDep, RootPathDep, StateDep, TaskDep, TaskIdDep
 from headway.api.lifespan import State
 from headway.api.openapi import JSON, answer, body, header, problems, reference, together
+from headway.api.producing.reports import MOST_PHASES, Name, Unit, Units, Weight
 from headway.api.root_path import rooted, rooted_answer
 from headway.api.schemas import Submission, SubmittedTask, TaskList
 from headway.api.schemas import Task as TaskSchema
@@ -58,7 +60,8 @@ from headway.shared.files.disk import STORAGE_FAULTS, told_by_the_system
 from headway.shared.files.storage import StoredFile, Upload
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY
-from headway.shared.tasks.models import FieldError, OwnerId, Status, Task, TaskId, new_task_id, utc_now
+from headway.shared.settings import DAY_SECONDS
+from headway.shared.tasks.models import FieldError, OwnerId, Producer, Status, Task, TaskId, new_task_id, utc_now
 
 log = get_logger(__name__)
 
@@ -101,6 +104,35 @@ ONE_TASK: Final = answer("The task", TaskSchema)
 CHANGED: Final = together({202: ONE_TASK}, problems(UnknownTask, Conflict))
 
 
+class ProducerTask(BaseModel):
+    """The JSON form of `POST /tasks` for work that no worker of ours runs: `producer` names what does."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    producer: Annotated[Name, Field(description="Stands in the task's `processor`")]
+    title: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    total: Units | None = None
+    unit: Unit | None = None
+    phases: Annotated[
+        Annotated[list[Name], Field(max_length=MOST_PHASES)]
+        | Annotated[dict[Name, Weight], Field(max_length=MOST_PHASES)]
+        | None,
+        Field(description="Their names in order, or each with its weight"),
+    ] = None
+    lease_seconds: Annotated[
+        float,
+        Field(ge=0.5, le=DAY_SECONDS, allow_inf_nan=False, description="Silent for longer, the producer is lost"),
+    ] = 30.0
+    batch_id: str | None = None
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return self.phases if isinstance(self.phases, dict) else dict.fromkeys(self.phases or (), 1.0)
+
+
+ANNOUNCED: Final = {"anyOf": [reference(Announcement, "validation"), reference(ProducerTask, "validation")]}
+
+
 class TaskPage(BaseModel):
     tasks: list[dict[str, Any]]
     next_cursor: str | None
@@ -112,7 +144,10 @@ def represent(task: Task, root: str = "") -> dict[str, Any]:
     links = {"self": here, "events": f"{here}/events"}
     if not task.status.is_terminal:
         links["cancel"] = f"{here}/cancel"
-    if task.status in (Status.FAILED, Status.CANCELLED) and (task.filename is None or task.input_name is not None):
+    if task.producer is not None:
+        if task.status is Status.PROCESSING:
+            links |= {name: f"{here}/{name}" for name in ("progress", "complete", "fail")}
+    elif task.status in (Status.FAILED, Status.CANCELLED) and (task.filename is None or task.input_name is not None):
         links["retry"] = f"{here}/retry"
     if task.input_name is not None:
         links["input"] = f"{here}/input"
@@ -175,24 +210,26 @@ def draft(
 @router.post(
     "/tasks",
     status_code=202,
-    summary="Submit a file, or announce one",
+    summary="Submit a file, or announce one, or the work of an outside producer",
     operation_id="submit_task",
     responses=together(
         {
-            201: answer("Announced: send the file to links.upload", SubmittedTask, SUBMITTED_HEADERS),
+            201: answer(
+                "Announced: send the file to links.upload; or `processing`, by an outside producer",
+                *(SubmittedTask, SUBMITTED_HEADERS),
+            ),
             202: answer("Queued", SubmittedTask, SUBMITTED_HEADERS),
         },
         FORM_PROBLEMS,
     ),
-    openapi_extra=body(
-        {"multipart/form-data": reference(Submission, "validation"), JSON: reference(Announcement, "validation")}
-    ),
+    openapi_extra=body({"multipart/form-data": reference(Submission, "validation"), JSON: ANNOUNCED}),
 )
 async def submit(
     request: Request, state: StateDep, owner: OwnerDep, root: RootPathDep, _: IdempotencyKey = None
 ) -> Any:
     """Multipart: the file with its processor; answers 202 when it is stored and queued. JSON: announces a file, whose
-    stream can be watched before its first byte is sent; answers 201."""
+    stream can be watched before its first byte is sent; answers 201. With `producer` the task is `processing` at once,
+    and whoever holds its `producer_token` reports on it."""
     media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
 
     async def make(claim: Claim) -> Task:
@@ -203,11 +240,11 @@ async def submit(
         raise UnsupportedType
 
     def show(task: Task) -> JSONResponse:
-        status_code = 201 if task.status is Status.UPLOADING else 202
+        status_code = 201 if task.status is Status.UPLOADING or task.producer is not None else 202
         return JSONResponse(represent(task), status_code, {"Location": f"/tasks/{task.task_id}"})
 
-    made = await state.idempotency.once(request, owner, make, show)
-    return await with_token(rooted_answer(made, root), state, request.scope)
+    made = rooted_answer(await state.idempotency.once(request, owner, make, show), root)
+    return await with_producer_token(await with_token(made, state, request.scope), state, request.scope)
 
 
 async def submit_form(
@@ -294,6 +331,9 @@ def _asked(
 
 async def _announce(request: Request, state: State, owner: OwnerId, claim: Claim) -> Task:
     announcement = await _read_announcement(request, state.settings.receive_timeout_seconds)
+    if isinstance(announcement, ProducerTask):
+        check_processor(request.scope, announcement.producer)
+        return await _begin(announcement, state, owner, claim)
     check_processor(request.scope, announcement.processor)
     processor = state.registry.get(announcement.processor)
     options = processor.parse_options(announcement.options)
@@ -322,21 +362,63 @@ async def _announce(request: Request, state: State, owner: OwnerId, claim: Claim
     return task
 
 
-async def _read_announcement(request: Request, patience_seconds: float) -> Announcement:
+async def _begin(asked: ProducerTask, state: State, owner: OwnerId, claim: Claim) -> Task:
+    """A task that an outside producer runs: `processing` from its first moment on."""
+    weights = asked.weights
+    options = asked.model_dump(exclude={"producer", "batch_id"}, exclude_none=True)
+    task = draft(
+        asked.producer,
+        owner=owner,
+        status=Status.PROCESSING,
+        options=options,
+        task_id=claim.task_id,
+        batch_id=clean_batch_id(asked.batch_id),
+    )
+    task = task.model_copy(
+        update={
+            "message": asked.title or "Started",
+            "started_at": task.created_at,
+            "total": asked.total,
+            "unit": asked.unit,
+            "total_steps": len(weights),
+            "producer": Producer(lease_seconds=asked.lease_seconds, phases=weights),
+        }
+    )
+    await claim.settle(task)
+    await state.limits.check_tasks(owner)
+    await state.publisher.create(task)
+    return task
+
+
+async def _read_announcement(request: Request, patience_seconds: float) -> Announcement | ProducerTask:
     body = bytearray()
     async for chunk in body_of(request, patience_seconds=patience_seconds):
         body += chunk
         if len(body) > JSON_BODY_BYTES:
             raise InvalidRequest(f"The JSON body is longer than {JSON_BODY_BYTES} bytes.")
+    form = ProducerTask if _names_a_producer(body) else Announcement
     try:
-        return Announcement.model_validate_json(bytes(body))
+        return form.model_validate_json(bytes(body))
     except ValidationError as error:
-        fields = [
-            FieldError(field=".".join(map(str, e["loc"])) or "body", message=e["msg"])
-            for e in error.errors(include_url=False, include_input=False, include_context=False)
-        ]
-        detail = "; ".join(f"{found.field}: {found.message}" for found in fields[:5])
-        raise InvalidRequest(detail, fields) from None
+        raise field_errors(error) from None
+
+
+def _names_a_producer(body: bytearray) -> bool:
+    try:
+        found = from_json(bytes(body))
+    except ValueError:
+        return False
+    return isinstance(found, dict) and "producer" in found
+
+
+def field_errors(error: ValidationError) -> InvalidRequest:
+    """What is wrong in a body, field by field."""
+    fields = [
+        FieldError(field=".".join(map(str, e["loc"])) or "body", message=e["msg"])
+        for e in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+    detail = "; ".join(f"{found.field}: {found.message}" for found in fields[:5])
+    return InvalidRequest(detail, fields)
 
 
 @router.get(
@@ -428,6 +510,8 @@ async def cancel_task(state: State, task: Task) -> None:
 )
 async def retry(request: Request, state: StateDep, task: TaskDep, root: RootPathDep) -> dict[str, Any]:
     """The same task, the next attempt. 409 where it has not failed, or where its file never arrived."""
+    if task.producer is not None:
+        raise Conflict("An outside producer runs this task, so no worker can. Begin a new one.")
     check_processor(request.scope, task.processor)
     if task.status.is_terminal and task.filename is not None and task.input_name is None:
         raise Conflict("The file of this task never arrived whole, so there is nothing to run. Submit it again.")

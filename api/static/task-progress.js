@@ -127,7 +127,7 @@ export class TaskProgress extends Element {
     const { name, percent, bar, fill, now } = this.#parts;
     const shown = Math.floor(task.progress);
     this.setAttribute("status", task.status);
-    name.textContent = task.filename || task.processor || "Task";
+    name.textContent = task.filename || task.options?.title || task.processor || "Task";
     percent.textContent = `${shown} %`;
     fill.style.width = `${task.progress}%`;
     now.textContent = task.error ? task.error.message : units.phase(task);

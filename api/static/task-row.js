@@ -29,11 +29,11 @@ export class TaskRow {
   /** @param {Task} task @param {import("./uploads.js").Sending | undefined} sending */
   draw(task, sending) {
     const ended = hasEnded(task);
-    const name = task.filename || task.processor;
+    const name = task.filename || task.options?.title || task.processor;
     this.root.dataset.status = task.status;
     setText(this.link, name);
     const size = task.filename && typeof task.size_bytes === "number" ? units.bytes(task.size_bytes) : "";
-    setText(this.about, [task.filename ? task.processor : "", size, units.moment(task.created_at)].filter(Boolean).join(" · "));
+    setText(this.about, [name === task.processor ? "" : task.processor, size, units.moment(task.created_at)].filter(Boolean).join(" · "));
     setText(this.status, STATUS[task.status] ?? task.status);
     this.meter.draw(task.progress, task.message || STATUS[task.status]);
     const stopped = sending?.problem && task.status === "uploading" ? `The upload stopped: ${sending.problem.message}` : "";

@@ -76,13 +76,13 @@ export class TaskView {
   /** @param {Task} task @param {Upload} upload */
   draw(task, upload) {
     const ended = hasEnded(task);
-    const name = task.filename || task.processor;
+    const name = task.filename || task.options?.title || task.processor;
     this.live.hidden = false;
     this.root.dataset.status = task.status;
     setText(this.title, name);
     setText(this.status, STATUS[task.status] ?? task.status);
     const size = typeof task.size_bytes === "number" && task.filename ? units.bytes(task.size_bytes) : "";
-    setText(this.about, [task.filename ? task.processor : "", size, `started ${units.moment(task.created_at)}`].filter(Boolean).join(" · "));
+    setText(this.about, [name === task.processor ? "" : task.processor, size, `started ${units.moment(task.created_at)}`].filter(Boolean).join(" · "));
     this.drawBar(task);
     // At the end the badge and the error say it.
     setText(this.message, ended && ["Done", STATUS[task.status], task.error?.message].includes(task.message) ? "" : task.message);

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, NewType
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
@@ -127,6 +128,28 @@ class Checkpoint(BaseModel):
     progress: float
 
 
+class Producer(BaseModel):
+    """What is known of the outside producer that runs a task. Phases as a processor's: name to weight."""
+
+    lease_seconds: float
+    phases: dict[str, float] = Field(default_factory=dict)
+    #: The phase it is in; what those before it have taken of the whole, 0 to 1, and what this one takes.
+    phase: str | None = None
+    spent: float = 0.0
+    share: float = 1.0
+    #: Of the newest reports that had one, oldest first: one that is sent again counts once.
+    seqs: list[int] = Field(default_factory=list)
+
+
+class ProducedFile(BaseModel):
+    """A result that an outside producer has sent. `stored` is its name in the storage, where it is as an input is."""
+
+    stored: str
+    size_bytes: int
+    content_type: str
+    sha256: str
+
+
 class Task(BaseModel):
     """A task as everybody sees it, without the links, which the API adds.
 
@@ -172,6 +195,9 @@ class Task(BaseModel):
     upload_expires_at: Time | None = Field(default=None, exclude=True)
     upload_metadata: str | None = Field(default=None, exclude=True)
     checkpoint: Checkpoint | None = Field(default=None, exclude=True)
+    #: None where a worker runs it. And what it has sent, by name.
+    producer: Producer | None = Field(default=None, exclude=True)
+    produced: dict[str, ProducedFile] = Field(default_factory=dict, exclude=True)
     #: The version of the terminal event; transfers may follow it.
     ended_version: int | None = Field(default=None, exclude=True)
     #: The span of its last attempt, or that of its queueing; None where nobody traces.
@@ -184,6 +210,11 @@ class Task(BaseModel):
         if (whole := values.pop("whole_result", None)) is not None:
             values["result"] = whole
         return cls.model_validate(values)
+
+
+def file_url(task_id: TaskId, name: str) -> str:
+    """Where a result's file is downloaded."""
+    return f"/tasks/{task_id}/files/{quote(name, safe='')}"
 
 
 BatchId = NewType("BatchId", str)

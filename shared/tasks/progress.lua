@@ -16,10 +16,13 @@
 --      control, message: a channel and what is published there, empty for nothing
 --      created_ms: creation time, empty for an existing task; task_id
 --      step: `ends` if this is the terminal event, `deletes` if the task is no more after it, else empty
+--      as_of: the version that the writer has read, where nobody may have written since; else empty
+--      lease_ms: of a task that an outside producer runs: how long it may be silent from now on; `over`: refused unless it
+--      has been silent for too long; empty: the write is no sign of life
 --      most_bytes, most_tasks, most_words: bytes that the owner may hold, tasks that it may have unfinished, bytes of words that
 --      it may hold in Redis, where this write is refused for more; else empty
 --      from ARG.fields on: field, JSON text, field, JSON text, …
--- Returns {'ok', version} or {reason, status}; reason: unknown, exists, stale, status, quota (with the bytes held), many (with
+-- Returns {'ok', version} or {reason, status}; reason: unknown, exists, stale, status, moved (as_of), alive (lease_ms), quota (with the bytes held), many (with
 -- the unfinished tasks), words (with the bytes held).
 -- Words in capitals that are no argument are filled in by shared/tasks/progress.py: LIVE_FIELDS; LIVE_STATE, the event of them,
 -- joined from `given` and `values`; and the keys of shared/keys.py.
@@ -27,7 +30,7 @@ local state, stream, live = KEY.state, KEY.events, KEY.live
 local name, data, task_id = ARG.event, ARG.data, ARG.task_id
 local ends, deletes = ARG.step == 'ends', ARG.step == 'deletes'
 local values = redis.call('HMGET', state, 'version', 'status', 'attempt', 'progress', 'write', 'ended_version', 'era',
-  'claim', 'owner', 'batch_id', LIVE_FIELDS)
+  'claim', 'owner', 'batch_id', 'producer', LIVE_FIELDS)
 local version, status, attempt, progress, write = values[1], values[2], values[3], values[4], values[5]
 local given, fields = {}, {'write', ARG.write_id}
 for i = ARG.fields, #ARGV, 2 do given[ARGV[i]] = ARGV[i + 1] end
@@ -48,6 +51,7 @@ else
   if ARG.claim ~= '' and ARG.claim ~= values[8] then return {'stale', status} end
   -- status is a JSON text, so it wears quotes; the list does not
   if not string.find(ARG.allowed, ',' .. string.sub(status, 2, -2) .. ',', 1, true) then return {'status', status} end
+  if ARG.as_of ~= '' and ARG.as_of ~= version then return {'moved', status} end
 end
 
 local function is_end(one) return one == '"completed"' or one == '"failed"' or one == '"cancelled"' end
@@ -73,6 +77,16 @@ local function next_number(last, floor, key)
 end
 
 local is_new = not version
+-- An outside producer's task is in a sorted set, by the moment at which it has been silent for too long.
+local produced = given.producer or values[11]
+produced = produced and produced ~= 'null'
+local heard_ms
+if produced then
+  local time = redis.call('TIME')
+  heard_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+  local silent_ms = tonumber(redis.call('ZSCORE', 'PRODUCERS', task_id) or nil)
+  if ARG.lease_ms == 'over' and silent_ms and silent_ms > heard_ms then return {'alive', status} end
+end
 local new_version = next_number(version, begins_epoch and not is_new and least or 1, stream)
 local owner_version = redis.call('GET', owned('OWNER_VERSION'))
 local number = next_number(owner_version, least, owned('OWNER_EVENTS'))
@@ -85,7 +99,7 @@ end
 
 -- The bytes of an owner: a task holds its input, announced or there, and its result. They move with its status only.
 local total, held, bytes
-if given.status or deletes then
+if given.status or given.result_bytes or deletes then
   local kept = redis.call('HMGET', state, 'size_bytes', 'input_name', 'result_bytes')
   local function of(field, i) return given[field] or kept[i] or 'null' end
   bytes = deletes and 0 or tonumber(of('result_bytes', 3)) or 0
@@ -118,7 +132,8 @@ end
 -- event. Never below zero: a task may be older than the counting.
 local counts = {}
 if given.status and given.status ~= status then
-  local processor = ',' .. (given.processor or redis.call('HGET', state, 'processor') or 'null')
+  -- Outside producers are counted as one: their names are anybody's, and each would be a count for ever.
+  local processor = ',' .. (produced and '"producer"' or given.processor or redis.call('HGET', state, 'processor') or 'null')
   local to, from = given.status .. processor, (status or '') .. processor
   local counted = redis.call('HMGET', 'COUNTS', to, from)
   counts = {to, whole((tonumber(counted[1]) or 0) + 1)}
@@ -263,6 +278,14 @@ if words and words ~= words_held then
   redis.call('HSET', owned('OWNER_WORDS'), 'total', whole(words_total + words - words_held), task_id, whole(words))
   if words == 0 then redis.call('HDEL', owned('OWNER_WORDS'), task_id) end
   redis.call('PEXPIRE', owned('OWNER_WORDS'), ARG.owner_lives_ms)
+end
+if produced then
+  if ends or deletes then
+    redis.call('ZREM', 'PRODUCERS', task_id)
+  elseif ARG.lease_ms ~= '' then
+    redis.call('ZADD', 'PRODUCERS', whole(heard_ms + ARG.lease_ms), task_id)
+    redis.call('PEXPIRE', 'PRODUCERS', ARG.owner_lives_ms)
+  end
 end
 if counts[1] then
   redis.call('HSET', 'COUNTS', unpack(counts))

@@ -10,6 +10,7 @@ The hash's values are JSON texts, so that the script builds an event by joining 
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -79,7 +80,7 @@ _KEYS: Final = ("state", "events", "live", "queue", "job")
 _ARGUMENTS: Final = (
     *("allowed", "attempt", "write_id", "event", "data", "history_length", "lives_ms", "owner_lives_ms"),
     *("queue", "job_id", "payload", "score", "control", "message", "created_ms", "task_id", "step"),
-    *("most_bytes", "claim", "most_tasks", "most_words", "fields"),
+    *("most_bytes", "claim", "most_tasks", "most_words", "as_of", "lease_ms", "fields"),
 )
 
 
@@ -93,7 +94,7 @@ def _lua() -> str:
     # One expression, so that Lua makes one string of it; a table of its parts took a tenth of what an event costs.
     state = "..','..".join(
         f"'\"{name}\":'..(given.{name} or values[{place}] or 'null')"
-        for place, name in enumerate(LIVE_FIELDS, start=11)
+        for place, name in enumerate(LIVE_FIELDS, start=12)
     )
     lua = lua.replace("LIVE_STATE", f"'{{'..{state}..'}}'")
     for pattern in keys.FILLED_IN:
@@ -130,6 +131,7 @@ class Publisher:
         self._script = redis.register_script(_lua())
         self._keep_checkpoint = redis.register_script(self._CHECKPOINT)
         self._let_go = redis.register_script(self._LET_GO)
+        self._hear = redis.register_script(self._HEARD)
         self._settings = settings
         self._ttl_seconds = settings.task_ttl_seconds
         self._active_ttl_seconds = max(settings.task_ttl_seconds, ACTIVE_TTL_SECONDS)
@@ -150,6 +152,8 @@ class Publisher:
             "declared_sha256": task.declared_sha256,
         }
         del fields["version"]
+        if task.producer is not None:
+            fields["producer"] = task.producer.model_dump()
         write: dict[str, Any] = {
             "created_ms": task.created_at.timestamp() * 1000,
             "within_quota": True,
@@ -159,6 +163,8 @@ class Publisher:
         if task.status is Status.QUEUED:
             return await self._queue(task, task.attempt, fields, allowed=(), **write)
         fields |= self._traced()
+        if task.producer is not None:
+            write["lease_seconds"] = task.producer.lease_seconds
         return await self._write(task.task_id, fields, allowed=(), **write)
 
     async def change(
@@ -270,6 +276,25 @@ class Publisher:
         keep = partial(self._calls.call, self._keep_checkpoint, [keys.state(task_id)], args)
         if not await patiently(keep, self._patient):
             raise Refused("stale")
+
+    #: A sign of life that says nothing else is no event either.
+    _HEARD: Final = """
+    local known = redis.call('HMGET', KEYS[1], 'attempt', 'status', 'version')
+    if known[1] ~= ARGV[1] or known[2] ~= '"processing"' then return {0, known[2]} end
+    local time = redis.call('TIME')
+    redis.call('ZADD', KEYS[2], string.format('%d', time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[2]), ARGV[3])
+    redis.call('PEXPIRE', KEYS[2], ARGV[4])
+    return {1, known[3]}
+    """
+
+    async def heard(self, task: Task, *, lease_seconds: float) -> int:
+        """The producer of a task lives, and has nothing to say. Returns the version. Raises Refused."""
+        args: list[Any] = [task.attempt, int(lease_seconds * 1000), task.task_id, self._active_ttl_seconds * 1000]
+        here = [keys.state(task.task_id), keys.PRODUCERS]
+        alive, told = await patiently(partial(self._calls.call, self._hear, here, args), self._patient)
+        if not alive:
+            raise Refused("status", json.loads(told) if told else None)
+        return int(told)
 
     @staticmethod
     def _start_of(task: Task, checkpoint: Checkpoint | None) -> dict[str, Any]:
@@ -473,6 +498,8 @@ class Publisher:
         ended = {**fields, "status": status, "rate": None, "finished_at": now, "updated_at": now}
         if not keep_checkpoint:
             ended["checkpoint"] = None
+        if status is not Status.COMPLETED:  # what an outside producer has sent goes with it
+            ended |= {"result_bytes": 0, "produced": {}}
         return await self._write(task_id, ended, ttl_seconds=self._ttl_seconds, ended=True, **write)
 
     async def _write(
@@ -494,7 +521,12 @@ class Publisher:
         within_quota: bool = False,
         one_more: bool = False,
         within_words: bool = False,
+        as_of: int | None = None,
+        lease_seconds: float | None = None,
+        lease_over: bool = False,
+        write_id: str | None = None,
     ) -> int:
+        """`write_id`: what makes two writes the same one, where the caller may send it again."""
         ttl_seconds = self._active_ttl_seconds if ttl_seconds is None else ttl_seconds
         job = ticket.job_id if ticket else dequeue
         queue_action = "add" if ticket else "remove" if dequeue else ""
@@ -511,7 +543,7 @@ class Publisher:
             "allowed": f",{','.join(allowed)}," if allowed else "",
             "attempt": "" if attempt is None else attempt,
             "claim": text_of(claim) if claim else "",
-            "write_id": secrets.token_hex(8),
+            "write_id": write_id or secrets.token_hex(8),
             "event": name,
             "data": "" if data is None else text_of(data),
             "history_length": self._settings.history_length,
@@ -529,6 +561,8 @@ class Publisher:
             "most_bytes": int(quota_bytes) if quota_bytes else "",
             "most_tasks": (one_more and self._settings.max_unfinished_tasks) or "",
             "most_words": (within_words and self._most_words()) or "",
+            "as_of": "" if as_of is None else as_of,
+            "lease_ms": "over" if lease_over else "" if lease_seconds is None else int(lease_seconds * 1000),
         }
         write = partial(
             self._calls.call,

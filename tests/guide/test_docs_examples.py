@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from headway.worker.sandbox import Sandbox
@@ -120,18 +121,30 @@ async def test_the_attempt_after_a_lost_one_goes_on_from_the_checkpoint(reader: 
 
 
 def test_the_readmes_processor_is_the_pages_and_its_client_that_of_the_clients() -> None:
-    client, _mounted = blocks(CLIENTS, "python")
+    client, *_ = blocks(CLIENTS, "python")
     assert blocks(README, "python") == [client, MODULES["lines"]]
 
 
 def test_the_client_of_the_documents_runs_as_it_is_written(platform: Platform, tmp_path: Path) -> None:
-    client, _mounted = blocks(CLIENTS, "python")
+    client, *_ = blocks(CLIENTS, "python")
     (tmp_path / "trips.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     code = client.replace("http://127.0.0.1:8000", platform.url)
     said = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
     )
     assert said.stdout.splitlines()[-1] == "100 Done"
+
+
+def test_the_reported_block_of_the_documents_runs_as_it_is_written(platform: Platform) -> None:
+    _, block = blocks(CLIENTS, "python")
+    code = f"rows = [1, 2, 3]\nhandle = print\n{block}\nprint(job.task_id)"
+    env = os.environ | {"HEADWAY_URL": platform.url}
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120, check=True
+    ).stdout.split()
+    assert said[:3] == ["1", "2", "3"]
+    task = httpx.get(f"{platform.url}/tasks/{said[3]}").json()
+    assert (task["status"], task["done"], task["result"]["summary"]) == ("completed", 3, {"rows": 3})
 
 
 def test_the_commands_run_as_they_are_written(tmp_path: Path) -> None:

@@ -213,6 +213,21 @@ def test_every_answer_of_a_walk_over_all_routes_is_as_described(walked: tuple[Pl
     ask("POST", "/tasks", 413, json={"processor": "checksum", "filename": "x", "size_bytes": 1 << 52})
     ask("POST", "/tasks", 415, content=b"x", headers={"Content-Type": "text/plain"})
 
+    produced = ask("POST", "/tasks", 201, json={"producer": "cron", "total": 3}).json()["links"]
+    ask("POST", "/tasks", 422, json={"producer": "cron", "total": -3})
+    ask("PATCH", produced["progress"], 200, json=[{"attempt": 1, "seq": 1, "done": 1, "log": ["a"]}, {"attempt": 1}])
+    ask("PATCH", produced["progress"], 422, json={"attempt": 1, "done": -1})
+    ask("PATCH", produced["progress"], 413, content=b"x" * 70_000)
+    ask("PUT", f"{produced['self']}/results/a.txt", 200, content=b"abc")
+    ask("PUT", f"{produced['self']}/results/.a", 422, content=b"abc")
+    ask("POST", produced["complete"], 422, json={"attempt": 0})
+    ask("POST", produced["complete"], 200, json={"attempt": 1, "summary": {"a": 1}})
+    ask("PATCH", produced["progress"], 409, json={"attempt": 1, "done": 1})
+    ask("GET", f"{produced['self']}/files/a.txt", 200)
+    produced = ask("POST", "/tasks", 201, json={"producer": "cron"}).json()["links"]
+    ask("POST", produced["fail"], 200, json={"attempt": 1, "error": {"message": "no"}})
+    ask("POST", produced["fail"], 409, json={"attempt": 1, "error": {"message": "no"}})
+
     described_as = {"filename": "c", "processor": "checksum"}
     metadata = ",".join(f"{name} {base64.b64encode(value.encode()).decode()}" for name, value in described_as.items())
     ask("OPTIONS", "/uploads", 204)

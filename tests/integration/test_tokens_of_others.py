@@ -219,6 +219,7 @@ class TestNarrowing:
             tus(url, headers),
             httpx.post(f"{url}/tasks", headers=headers, **form),
             httpx.post(f"{url}/process-file", headers=headers, files=form["files"]),
+            httpx.post(f"{url}/tasks", headers=headers, json={"producer": "nightly"}),
             httpx.put(f"{url}{announced['links']['upload']}", content=b"12345", headers=headers),
             httpx.patch(f"{url}{begun.headers['location']}", content=b"12345", headers=headers | TUS | piece),
             httpx.post(f"{url}/tasks/{failing['task_id']}/retry", headers=narrowed(processors=["checksum"])),
@@ -232,10 +233,13 @@ class TestNarrowing:
         begun = tus(url, alice)
         piece = {"Content-Type": "application/offset+octet-stream", "Upload-Offset": "0"}
         form: dict[str, Any] = {"data": {"processor": "checksum"}, "files": {"file": ("a.txt", b"12345")}}
+        produced = httpx.post(f"{url}/tasks", headers=headers, json={"producer": "nightly"}).json()
+        producer = bearer(produced["producer_token"])
         answers = [
             announce(url, headers),
             tus(url, headers),
             httpx.post(f"{url}/tasks", headers=headers, **form),
+            httpx.put(f"{url}/tasks/{produced['task_id']}/results/a", content=b"12345", headers=producer),
             httpx.put(f"{url}{announced['links']['upload']}", content=b"12345", headers=headers),
             httpx.patch(f"{url}{begun.headers['location']}", content=b"12345", headers=headers | TUS | piece),
         ]

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headway.shared.json_text import text_of
+from headway.shared.tasks.meter import MOST_PROGRESS, Meter
 from headway.shared.tasks.processors import Options, Processor
-from headway.worker.meter import MOST_PROGRESS, Meter
 from headway.worker.reporter import Reporter
 
 COUNTS = st.integers(min_value=-(10**6), max_value=10**12)

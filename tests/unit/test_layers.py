@@ -18,11 +18,11 @@ TREES: Final = {path: ast.parse((ROOT / path).read_text(encoding="utf-8")) for p
 
 #: Imports point down only: cli, then api and worker side by side, then shared. The Python client stands alone.
 MAY_IMPORT: Final = {
-    "headway/client": {"client"},
+    "headway/client": {"client", "tqdm_hook"},
     "headway": {"client", "needs", "api", "shared"},
     "shared": {"shared", "needs"},
     "api": {"api", "shared"},
-    "worker": {"worker", "shared"},
+    "worker": {"worker", "shared", "tqdm_hook"},
     "cli": {"cli", "api", "worker", "shared", "client", "needs", "__init__"},
 }
 

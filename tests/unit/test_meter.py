@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from headway.worker.meter import MOST_PROGRESS, Meter
+from headway.shared.tasks.meter import MOST_PROGRESS, Meter
 
 
 def a_count(progress: float, *, step: int = 1, done: int = 0, **changes: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from headway.worker.tqdm_hook import hooked
+from headway.tqdm_hook import hooked
 from tests.unit.test_reporter import Heard
 
 tqdm_module: Any = pytest.importorskip("tqdm", reason="tqdm is not installed")

@@ -1,0 +1,1 @@
+"""Tasks that outside producers run: what they report, and how it becomes the task's state."""

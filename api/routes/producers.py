@@ -1,0 +1,222 @@
+"""What an outside producer says of its task: reports, results, the end. `POST /tasks` makes the task
+(api/routes/tasks.py)."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Annotated, Any, Final, TypeVar
+
+from fastapi import APIRouter, Request
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from headway.api.access.identity import most_upload_bytes
+from headway.api.dependencies import ProducedTaskDep, ProducingDep, RootPathDep, StateDep, TaskIdDep
+from headway.api.lifespan import State
+from headway.api.openapi import BINARY, JSON, answer, body, problems, reference, together
+from headway.api.producing.reports import MOST_REPORTS, Attempt, Report
+from headway.api.routes.tasks import ONE_TASK, field_errors, represent
+from headway.api.schemas import Reported
+from headway.api.serving.small_body import SmallBody
+from headway.api.uploads.capacity_check import check_capacity
+from headway.api.uploads.multipart_upload import (
+    body_of,
+    check_length,
+    clean_content_type,
+    declared_length,
+    invalid,
+    store_raw,
+)
+from headway.shared.errors import (
+    BadInput,
+    Conflict,
+    InvalidRequest,
+    NearlyFull,
+    QuotaFull,
+    StorageAway,
+    StorageFull,
+    TooLarge,
+    UnknownTask,
+)
+from headway.shared.files.disk import STORAGE_FAULTS
+from headway.shared.files.storage import check_result_name
+from headway.shared.json_text import text_of
+from headway.shared.tasks.models import OwnerId, ProducedFile, Status, TaskId
+
+#: The bodies of these are small; that of a result is not.
+router = APIRouter(tags=["producers"], route_class=SmallBody)
+results = APIRouter(tags=["producers"])
+
+M = TypeVar("M", bound=BaseModel)
+_REPORT: Final = TypeAdapter(Report)
+_REPORTS: Final = TypeAdapter(Annotated[list[Report], Field(min_length=1, max_length=MOST_REPORTS)])
+
+
+def _json(summary: dict[str, Any]) -> dict[str, Any]:
+    try:
+        text_of(summary)
+    except (ValueError, RecursionError):
+        raise ValueError("must be JSON: no NaN, no Infinity") from None
+    return summary
+
+
+class Completion(BaseModel):
+    """The work is done. `summary` is shown as the task's result."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    attempt: Attempt
+    summary: Annotated[dict[str, Any], AfterValidator(_json)] = Field(default_factory=dict)
+
+
+class ReportedError(BaseModel):
+    """What went wrong. `retryable`: the same work may well succeed another time."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    message: Annotated[str, Field(min_length=1, description="Cut to 500 characters")]
+    retryable: Annotated[bool, Field(strict=True)] = False
+
+
+class Failure(BaseModel):
+    """The work has failed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    attempt: Attempt
+    error: ReportedError
+
+
+ENDED: Final = together({200: ONE_TASK}, problems(UnknownTask, Conflict, InvalidRequest, TooLarge))
+
+
+def _read(adapter: TypeAdapter[Any], text: bytes) -> Any:
+    try:
+        return adapter.validate_json(text)
+    except ValidationError as error:
+        raise field_errors(error) from None
+
+
+@router.patch(
+    "/tasks/{task_id}/progress",
+    summary="Report on a task that an outside producer runs",
+    operation_id="report_progress",
+    responses=together(
+        {200: answer("What the producer is to know", Reported)},
+        problems(UnknownTask, Conflict, InvalidRequest, TooLarge, NearlyFull),
+    ),
+    openapi_extra=body(
+        {
+            JSON: {
+                "anyOf": [
+                    reference(Report, "validation"),
+                    {
+                        "type": "array",
+                        "items": reference(Report, "validation"),
+                        "minItems": 1,
+                        "maxItems": MOST_REPORTS,
+                    },
+                ]
+            }
+        }
+    ),
+)
+async def report(request: Request, state: StateDep, task_id: TaskIdDep, owner: ProducingDep) -> dict[str, Any]:
+    """One report, or a list of up to 100, which count together or not at all. Each is a sign of life. `cancelled`:
+    somebody has cancelled the task, and the work is to stop."""
+    text = await request.body()
+    try:
+        reports: list[Report] = _read(_REPORTS, text) if text.lstrip()[:1] == b"[" else [_read(_REPORT, text)]
+    except InvalidRequest:
+        await state.reader.task(task_id, owner)  # another's is unknown, whatever is said of it
+        raise
+    status, version = await state.producers.report(task_id, owner, reports)
+    return {"status": status, "cancelled": status is Status.CANCELLED, "version": version}
+
+
+@router.post(
+    "/tasks/{task_id}/complete",
+    summary="The outside producer is done",
+    operation_id="complete_task",
+    responses=ENDED,
+)
+async def complete(state: StateDep, task: ProducedTaskDep, completion: Completion, root: RootPathDep) -> dict[str, Any]:
+    """`completed`, with the summary and the result files that were sent. Once; after the end 409."""
+    await state.producers.complete(task.task_id, task.owner, completion.attempt, completion.summary)
+    return represent(await state.reader.task(task.task_id), root)
+
+
+@router.post(
+    "/tasks/{task_id}/fail",
+    summary="The outside producer has failed",
+    operation_id="fail_task",
+    responses=ENDED,
+)
+async def fail(state: StateDep, task: ProducedTaskDep, failure: Failure, root: RootPathDep) -> dict[str, Any]:
+    """`failed`, `processor_error`; what was sent of results is removed. Once; after the end 409."""
+    error = failure.error
+    await state.producers.fail(task.task_id, task.owner, failure.attempt, error.message, retryable=error.retryable)
+    return represent(await state.reader.task(task.task_id), root)
+
+
+@results.put(
+    "/tasks/{task_id}/results/{name}",
+    summary="Send a result file of a task that an outside producer runs",
+    operation_id="put_result",
+    responses=together(
+        {200: ONE_TASK},
+        problems(UnknownTask, Conflict, TooLarge, InvalidRequest, StorageFull, QuotaFull, StorageAway),
+    ),
+    openapi_extra=body({"application/octet-stream": BINARY}),
+)
+async def put_result(
+    request: Request, state: StateDep, task: ProducedTaskDep, name: str, root: RootPathDep
+) -> dict[str, Any]:
+    """The raw body, whole or absent; again under the same name, it takes the place of the one before. It can be
+    downloaded once the task has completed. It counts to the owner's quota."""
+    task_id, owner = task.task_id, task.owner
+    try:
+        check_result_name(name)
+    except BadInput as error:
+        raise invalid("name", str(error)) from None
+    await state.producers.running(task_id, owner)
+    limit_bytes = most_upload_bytes(request.scope, state)
+    check_length(request, limit_bytes)
+    await check_capacity(state, owner, declared_length(request))
+    if quota_bytes := int(state.settings.owner_quota_bytes):
+        limit_bytes = min(limit_bytes, max(0, quota_bytes - await state.reader.stored_bytes(owner)))
+    before = await _store(request, state, task_id, owner, name, limit_bytes)
+    if before is not None:
+        with suppress(*STORAGE_FAULTS):  # the sweeper finds it
+            await state.storage.remove_entry(task_id, before)
+    return represent(await state.reader.task(task_id, owner), root)
+
+
+async def _store(
+    request: Request, state: State, task_id: TaskId, owner: OwnerId, name: str, limit_bytes: int
+) -> str | None:
+    """Returns what the file of that name was stored as before. Nothing is left where it raises, but where nobody says
+    whether the task has the file now: then it is left to the sweeper."""
+    upload = state.storage.upload(task_id)
+    try:
+        content = body_of(request, patience_seconds=state.settings.receive_timeout_seconds)
+        try:
+            await store_raw(content, upload, limit_bytes=limit_bytes, count=state.metrics.tally.uploaded)
+        except TooLarge:
+            if limit_bytes < most_upload_bytes(request.scope, state):
+                quota_bytes = int(state.settings.owner_quota_bytes)
+                raise QuotaFull.of(quota_bytes - limit_bytes, quota_bytes) from None
+            raise
+        stored = await upload.commit()
+    except BaseException:
+        await asyncio.shield(upload.abort())
+        raise
+    content_type = clean_content_type(request.headers.get("content-type")) or "application/octet-stream"
+    file = ProducedFile(
+        stored=stored.name, size_bytes=stored.size_bytes, content_type=content_type, sha256=stored.sha256
+    )
+    try:
+        return await state.producers.keep(task_id, owner, name, file)
+    except (Conflict, QuotaFull, UnknownTask):
+        await asyncio.shield(upload.abort())
+        raise
