@@ -241,6 +241,8 @@ class Memory:
         self._proc = Path(f"/proc/{pid}")
         if not self._proc.is_dir():
             pytest.skip("only Linux tells the peak of a process's memory")
+        if not os.access(self._proc / "clear_refs", os.W_OK):
+            pytest.skip("our processes hide in /proc, so that only root may reset what is told of their memory")
 
     def begin(self) -> int:
         (self._proc / "clear_refs").write_text("5")

@@ -70,7 +70,7 @@ def test_every_line_of_a_whole_life_is_json_and_names_its_task(life: Platform) -
     assert {line.get("text", line["event"]) for line in talked} >= {"on stdout", "on stderr", "of a library"}
     # What names no task is about the process.
     assert {line["event"] for line in worker if "task_id" not in line} <= {
-        *("sandbox ready", "worker ready", "worker stopping", "worker stopped")
+        *("sandbox ready", "wall missing", "worker ready", "worker stopping", "worker stopped")
     }
     requests = [line for line in api if line["event"] == "request"]
     assert {line["path"] for line in requests if "task_id" not in line} <= {"/healthz"}
