@@ -23,6 +23,7 @@ import shutil
 import tempfile
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager, nullcontext
@@ -62,6 +63,19 @@ LINE_CHARACTERS: Final = 500
 MOST_UNITS: Final = 2**53
 CHECKPOINT_BYTES: Final = 64 * 1024
 Level = Literal["info", "warning", "error"]
+
+
+#: Those of this process that have begun.
+_begun: Final[weakref.WeakSet[report]] = weakref.WeakSet()
+
+
+def _in_a_fork() -> None:
+    """The thread is the parent's, and so is the task; the lock may have been held by it."""
+    for job in _begun:
+        job._lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_in_a_fork)
 
 
 class Cancelled(Exception):
@@ -256,6 +270,7 @@ class report:
         if self._sender is not None:
             raise RuntimeError("a report is entered once; make another one")
         self._sender = _Sender(self)
+        _begun.add(self)
         self._sender.start()
         self._sender.begun.wait(BEGIN_SECONDS)
         return self

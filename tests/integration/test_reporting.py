@@ -144,7 +144,10 @@ def test_a_killed_producer_has_lost_its_task_and_a_fork_of_it_ends_nothing(repor
         import os, sys, time
         from headway import report
         with report("killed", lease_seconds=1, url=sys.argv[1]) as job:
-            if os.fork() == 0:
+            with job._lock:  # as the thread has it now and then
+                child = os.fork()
+            if child == 0:
+                job.log("of the fork")
                 sys.exit(1)
             os.wait()
             print(job.task_id, flush=True)
