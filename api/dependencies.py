@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Scope
 
-from headway.api.access.identity import Identity, Policy, names_of, states
+from headway.api.access.identity import Identity, Policy, check_processor, names_of, states
 from headway.api.lifespan import State
 from headway.api.streams.listeners import Listener
 from headway.api.streams.sse import EventStreamResponse, choose_encoder
@@ -120,9 +120,11 @@ async def get_read_task(state: StateDep, task_id: TaskIdDep, owner: ReaderDep) -
 ReadTaskDep = Annotated[Task, Depends(get_read_task)]
 
 
-async def get_produced_task(state: StateDep, task_id: TaskIdDep, owner: ProducingDep) -> Task:
-    """Whatever runs it: that a worker does is said by api/producing/producers.py."""
-    return await state.reader.task(task_id, owner)
+async def get_produced_task(request: Request, state: StateDep, task_id: TaskIdDep, owner: ProducingDep) -> Task:
+    """Whatever runs it: that a worker does is said by api/producing/producers.py. Raises NotWithToken."""
+    task = await state.reader.task(task_id, owner)
+    check_processor(request.scope, task.processor)
+    return task
 
 
 ProducedTaskDep = Annotated[Task, Depends(get_produced_task)]

@@ -104,6 +104,8 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing, registry
             tokens = await stack.enter_async_context(tokens_of(settings))
             publisher = Publisher(redis, settings, tracing=tracing, most_words=head_room.most_words)
             await stack.enter_async_context(_in_background(SilentProducers(redis, publisher).run()))
+            secret = InstallationSecret(redis, keyring)
+            await secret.look_ahead()
             stack.enter_context(before_stopping(relay.drain))
             stop = Shutdown()
             stack.enter_context(before_stopping(stop.begin))
@@ -126,7 +128,7 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing, registry
                     registry=registry,
                     idempotency=Idempotency(Answers(redis), reader),
                     keyring=keyring,
-                    secret=InstallationSecret(redis, keyring),
+                    secret=secret,
                     tokens=tokens,
                     sessions=sessions,
                     limits=Limits(settings, redis, head_room),

@@ -40,12 +40,16 @@ described.install()
 SLOW_FIRST = ("security", "resilience", "browser", "integration", "guide", "contract")
 #: Most of these start processes of their own, and together take three quarters of the time of all. A run of everything
 #: takes each test in SAMPLED_ONE_IN of them, others by each seed; with --every all of them, as every night's does.
-SAMPLED = ("security/", "resilience/", "browser/", "integration/test_plugins.py", "contract/test_processors_poison.py")
-SAMPLED_ONE_IN = 4
+SAMPLED = (
+    *("security/", "resilience/", "browser/", "contract/test_processors_poison.py", "integration/test_plugins.py"),
+    *("integration/stream_clients/", "integration/generated_clients/", "integration/test_fuzzed_requests.py"),
+    *("integration/test_path_prefix.py", "integration/test_mounted.py"),
+)
+SAMPLED_ONE_IN = 6
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--every", action="store_true", help="run all of the slow tests, not a quarter chosen by the seed")
+    parser.addoption("--every", action="store_true", help="run all of the slow tests, not a sixth chosen by the seed")
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

@@ -102,6 +102,7 @@ class Sweeper:
         self._clock = clock
         # A body that is still within its time-out must not be taken for one that was cut off.
         self._idle_seconds = max(UPLOAD_IDLE_SECONDS, settings.receive_timeout_seconds + SLACK_SECONDS)
+        self._known = frozenset((ANYONE, *settings.api_keys))
         self._owners: dict[OwnerId, int] = dict.fromkeys((ANYONE, *settings.api_keys), 0)  # and where SSCAN goes on
         #: The indexes that expired tasks are taken off, and where each scan goes on.
         self._indexes = {(owner, index): 0 for owner in self._owners for index in INDEXES}
@@ -219,10 +220,16 @@ class Sweeper:
 
     def _learn_owners(self, tasks: Iterable[ScannedTask]) -> None:
         for task in tasks:
-            if len(self._owners) < OWNERS:
-                self._owners.setdefault(task.owner, 0)
+            if task.owner not in self._owners and len(self._owners) >= OWNERS:  # those learnt first make room
+                oldest = next((owner for owner in self._owners if owner not in self._known), None)
+                if oldest is None:
+                    return
+                del self._owners[oldest]
                 for index in INDEXES:
-                    self._indexes.setdefault((task.owner, index), 0)
+                    del self._indexes[oldest, index]
+            self._owners.setdefault(task.owner, 0)
+            for index in INDEXES:
+                self._indexes.setdefault((task.owner, index), 0)
 
     async def _let_go_of_expired(self) -> None:
         """A page of each index of each owner a round."""

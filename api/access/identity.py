@@ -322,6 +322,10 @@ class Gate:
         kind, _, credential = headers.get("authorization", "").partition(" ")
         known = await self._bearer(state, credential.strip()) if kind.lower() == "bearer" else None
         if known is None and self._app_says is not None:
+            if scope["method"] not in SAFE_METHODS and not is_own_origin(headers, scope["scheme"]):
+                # A page of another site asks. What its browser sends by itself, the app's cookie, does not count.
+                kept = [pair for pair in scope["headers"] if pair[0] != b"cookie"]
+                return await _by_word_of(self._app_says, {**scope, "headers": kept, "session": {}})
             return await _by_word_of(self._app_says, scope)
         if kind.lower() == "bearer":
             return known

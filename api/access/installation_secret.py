@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import secrets
 import time
+from contextlib import suppress
 from typing import Final
 
 from headway.api.access.keyring import Keyring
 from headway.shared import keys
-from headway.shared.redis.client import RedisClient
+from headway.shared.redis.client import AWAY, RedisClient
 from headway.shared.tasks.models import OwnerId
 
 #: Longer than a task token and a session can live.
@@ -48,6 +49,15 @@ class InstallationSecret:
             return
         if self._keyring.house_secret is not None and time.monotonic() - self._looked_at < LOOK_SECONDS:
             return
+        await self._look()
+
+    async def look_ahead(self) -> None:
+        """At the start, so that what is known needs no Redis later."""
+        if not self._keyring.derives_house_secret and not self._keyring.is_open:
+            with suppress(*AWAY):
+                await self._look()
+
+    async def _look(self) -> None:
         kept = await self._redis.get(keys.SIGNING)
         self._looked_at = time.monotonic()
         if kept is not None:

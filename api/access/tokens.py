@@ -23,7 +23,7 @@ from headway.api.access.grant import WHOLE, Grant, grant_of, is_time
 from headway.api.serving.counted_log import counted_line
 from headway.shared.logging import get_logger
 from headway.shared.settings import JWKS_URL, RSA_BITS, Settings
-from headway.shared.tasks.models import OwnerId, is_owner_name
+from headway.shared.tasks.models import ANYONE, OwnerId, is_owner_name
 
 log = get_logger(__name__)
 
@@ -172,7 +172,7 @@ class Tokens:
         if not is_time(expires_at) or expires_at <= time.time():
             raise ValueError("its time is over, or is none (exp)")
         owner = claims.get(self._owner_claim)
-        if not isinstance(owner, str) or not is_owner_name(owner):
+        if not isinstance(owner, str) or not is_owner_name(owner) or owner == ANYONE:
             raise ValueError(f"it names no owner ({self._owner_claim})")
         grant = grant_of(claims["headway"]) if "headway" in claims else WHOLE
         return _Verified(Claimed(OwnerId(owner), grant, float(expires_at)), header.get("kid"), key)

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import APIRouter, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from headway.api.access.identity import most_upload_bytes
+from headway.api.access.identity import check_processor, most_upload_bytes
 from headway.api.dependencies import ProducedTaskDep, ProducingDep, RootPathDep, StateDep, TaskIdDep
 from headway.api.lifespan import State
 from headway.api.openapi import BINARY, JSON, answer, body, problems, reference, together
@@ -33,6 +35,7 @@ from headway.shared.errors import (
     InvalidRequest,
     NearlyFull,
     QuotaFull,
+    Refused,
     StorageAway,
     StorageFull,
     TooLarge,
@@ -41,7 +44,8 @@ from headway.shared.errors import (
 from headway.shared.files.disk import STORAGE_FAULTS
 from headway.shared.files.storage import check_result_name
 from headway.shared.json_text import text_of
-from headway.shared.tasks.models import OwnerId, ProducedFile, Status, TaskId
+from headway.shared.redis.client import AWAY
+from headway.shared.tasks.models import ProducedFile, Status, Task
 
 #: The bodies of these are small; that of a result is not.
 router = APIRouter(tags=["producers"], route_class=SmallBody)
@@ -130,6 +134,8 @@ async def report(request: Request, state: StateDep, task_id: TaskIdDep, owner: P
     except InvalidRequest:
         await state.reader.task(task_id, owner)  # another's is unknown, whatever is said of it
         raise
+    if request.scope["headway.identity"].grant.processors is not None:
+        check_processor(request.scope, (await state.reader.task(task_id, owner)).processor)
     status, version = await state.producers.report(task_id, owner, reports)
     return {"status": status, "cancelled": status is Status.CANCELLED, "version": version}
 
@@ -179,29 +185,42 @@ async def put_result(
         check_result_name(name)
     except BadInput as error:
         raise invalid("name", str(error)) from None
-    await state.producers.running(task_id, owner)
+    task = await state.producers.running(task_id, owner)
     limit_bytes = most_upload_bytes(request.scope, state)
     check_length(request, limit_bytes)
     await check_capacity(state, owner, declared_length(request))
     if quota_bytes := int(state.settings.owner_quota_bytes):
         limit_bytes = min(limit_bytes, max(0, quota_bytes - await state.reader.stored_bytes(owner)))
-    before = await _store(request, state, task_id, owner, name, limit_bytes)
+    before = await _store(request, state, task, name, limit_bytes)
     if before is not None:
         with suppress(*STORAGE_FAULTS):  # the sweeper finds it
             await state.storage.remove_entry(task_id, before)
     return represent(await state.reader.task(task_id, owner), root)
 
 
-async def _store(
-    request: Request, state: State, task_id: TaskId, owner: OwnerId, name: str, limit_bytes: int
-) -> str | None:
+async def _heard(content: AsyncIterator[bytes], state: State, task: Task) -> AsyncIterator[bytes]:
+    """What comes is a sign of life: a large result may take longer than the lease."""
+    assert task.producer is not None
+    said_at, lease_seconds = float("-inf"), task.producer.lease_seconds
+    async for piece in content:
+        if time.monotonic() - said_at >= lease_seconds / 3:
+            said_at = time.monotonic()
+            with suppress(Refused, *AWAY):  # where the task has ended, it is said when the file is there
+                await state.publisher.heard(task, lease_seconds=lease_seconds)
+        yield piece
+
+
+async def _store(request: Request, state: State, task: Task, name: str, limit_bytes: int) -> str | None:
     """Returns what the file of that name was stored as before. Nothing is left where it raises, but where nobody says
     whether the task has the file now: then it is left to the sweeper."""
+    task_id, owner = task.task_id, task.owner
     upload = state.storage.upload(task_id)
     try:
         content = body_of(request, patience_seconds=state.settings.receive_timeout_seconds)
         try:
-            await store_raw(content, upload, limit_bytes=limit_bytes, count=state.metrics.tally.uploaded)
+            await store_raw(
+                _heard(content, state, task), upload, limit_bytes=limit_bytes, count=state.metrics.tally.uploaded
+            )
         except TooLarge:
             if limit_bytes < most_upload_bytes(request.scope, state):
                 quota_bytes = int(state.settings.owner_quota_bytes)

@@ -105,6 +105,9 @@ async def sign_in(
     if len(signed) > SIGNED_CHARACTERS:
         raise InvalidRequest("The token's claim `headway` is longer than a cookie can be. Name fewer processors.")
     _cookie(request, response, signed, seconds)
+    if request.scope.get("root_path"):
+        # One of the time before there was a prefix. Of two, none counts (api/access/identity.py).
+        response.set_cookie(COOKIE, "", max_age=0, path="/", httponly=True, samesite="strict")
     response.headers["Cache-Control"] = "no-store"
     counted_line(log.info, "signed in", owner=owner, address=address)
     return _told(owner, expires_at)

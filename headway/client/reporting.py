@@ -311,10 +311,11 @@ class report:
         taken: list[dict[str, Any]] = []
         with self._lock:
             size = 0
-            while self._pending and len(taken) < REPORTS and size < REPORT_BYTES:
-                said = self._pending.popleft()
-                size += len(json.dumps(said))
-                taken.append(said)
+            while self._pending and len(taken) < REPORTS:
+                size += len(json.dumps(self._pending[0]))
+                if taken and size > REPORT_BYTES:
+                    break
+                taken.append(self._pending.popleft())
             if self._dropped and taken:
                 word = f"{self._dropped} lines were dropped: the platform was away"
                 taken.insert(0, {"log": [{"message": word, "level": "warning"}]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -164,6 +165,19 @@ def test_a_killed_producer_has_lost_its_task_and_a_fork_of_it_ends_nothing(repor
             os.kill(process.pid, signal.SIGKILL)
             last = list(frames)[-1]
     assert (last.data["error"]["type"], time.monotonic() - killed_at < 3.5) == ("worker_lost", True)
+
+
+def test_what_waits_is_sent_in_requests_that_the_platform_takes() -> None:
+    job = report("x", url="http://127.0.0.1:9")
+    for _ in range(12):
+        job.log("\N{CJK UNIFIED IDEOGRAPH-4E00}" * 500)
+    job.checkpoint("c" * 32_000)
+    taken = []
+    while some := job._take():
+        assert len(json.dumps(some)) < 64 * 1024
+        taken += some
+    assert len([one for one in taken if "log" in one]) == 12
+    assert [len(one["checkpoint"]) for one in taken if "checkpoint" in one] == [32_000]
 
 
 def test_wrong_use_is_said_and_a_wrong_report_stops_nothing(

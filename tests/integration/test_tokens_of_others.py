@@ -227,6 +227,19 @@ class TestNarrowing:
         assert [answer.status_code for answer in answers] == [403] * len(answers)
         assert httpx.post(f"{url}/tasks/{failing['task_id']}/retry", headers=headers).status_code == 202
 
+    def test_who_may_run_only_some_reports_for_no_other_producer(self, by_secret: Platform) -> None:
+        url, narrow = by_secret.url, narrowed(processors=["checksum"])
+        billing = httpx.post(f"{url}/tasks", headers=bearer(token_of()), json={"producer": "billing"}).json()
+        here = f"{url}/tasks/{billing['task_id']}"
+        answers = [
+            httpx.patch(f"{here}/progress", headers=narrow, json={"attempt": 1, "done": 1}),
+            httpx.put(f"{here}/results/a", headers=narrow, content=b"forged"),
+            httpx.post(f"{here}/fail", headers=narrow, json={"attempt": 1, "error": {"message": "x"}}),
+            httpx.post(f"{here}/complete", headers=narrow, json={"attempt": 1, "summary": {}}),
+        ]
+        assert [answer.status_code for answer in answers] == [403] * len(answers)
+        assert httpx.get(here, headers=narrow).json()["status"] == "processing"
+
     def test_a_file_over_the_tokens_own_limit_is_413_however_it_comes(self, by_secret: Platform) -> None:
         url, alice, headers = by_secret.url, bearer(token_of()), narrowed(max_upload_bytes=4)
         announced = announce(url, alice).json()

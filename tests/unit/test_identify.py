@@ -64,6 +64,22 @@ async def test_each_sees_their_own_and_none_is_401(settings: Settings) -> None:
         assert_problem(await client.get("/metrics", headers=user("reader")), 403)
 
 
+async def by_cookie(request: Request) -> Owner | None:
+    return Owner(name) if (name := request.cookies.get("user")) else None
+
+
+async def test_the_apps_cookie_does_nothing_for_a_page_of_another_site(settings: Settings) -> None:
+    """Not where CORS lets that page read either: it is the browser that sends the cookie, and not the page."""
+    blog = settings.model_copy(update={"cors_origins": ["https://blog.example.com"]})
+    cookie = {"Cookie": "user=alice"}
+    async with served(create_app(blog, identify=by_cookie)) as client:
+        for headers, status in (
+            ({"Origin": "https://blog.example.com"}, 401),
+            ({"Sec-Fetch-Site": "same-origin"}, 202),
+        ):
+            assert (await client.post("/tasks", json=REHEARSAL, headers=cookie | headers)).status_code == status
+
+
 async def test_a_mistake_of_the_app_is_500_and_lets_nobody_in(settings: Settings) -> None:
     async with served(create_app(settings, identify=by_header)) as client:
         for name in ("wrong", "broken", "gone"):

@@ -288,3 +288,20 @@ async def test_without_redis_the_round_is_put_off_at_once(bench: Bench, monkeypa
     with pytest.raises(RedisAway):
         await bench.sweep()
     assert len(asked) == 1
+
+
+async def test_owners_that_were_learnt_first_make_room_for_others(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An owner is whoever a token names, so there is no end of them; each one's expired tasks are let go of in turn."""
+    monkeypatch.setattr("headway.worker.sweeper.OWNERS", 3)
+    for number in range(10):
+        await bench.created(owner=OwnerId(f"owner-{number}"))
+    await bench.sweep()
+    first = set(bench.sweeper._owners)
+    assert len(first) == 3
+    assert ANYONE in first
+    for _ in range(20):
+        await bench.sweep(after=120)
+    assert {owner for owner, _ in bench.sweeper._indexes} == set(bench.sweeper._owners)
+    assert len(bench.sweeper._owners) == 3
