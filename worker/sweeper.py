@@ -103,6 +103,7 @@ class Sweeper:
         # A body that is still within its time-out must not be taken for one that was cut off.
         self._idle_seconds = max(UPLOAD_IDLE_SECONDS, settings.receive_timeout_seconds + SLACK_SECONDS)
         self._known = frozenset((ANYONE, *settings.api_keys))
+        self._learnt_last = OwnerId("")
         self._owners: dict[OwnerId, int] = dict.fromkeys((ANYONE, *settings.api_keys), 0)  # and where SSCAN goes on
         #: The indexes that expired tasks are taken off, and where each scan goes on.
         self._indexes = {(owner, index): 0 for owner in self._owners for index in INDEXES}
@@ -219,17 +220,18 @@ class Sweeper:
         return found
 
     def _learn_owners(self, tasks: Iterable[ScannedTask]) -> None:
-        for task in tasks:
-            if task.owner not in self._owners and len(self._owners) >= OWNERS:  # those learnt first make room
-                oldest = next((owner for owner in self._owners if owner not in self._known), None)
-                if oldest is None:
+        """Where there are more than OWNERS, they take turns by their names: those of earlier rounds make room."""
+        leaving = iter([owner for owner in self._owners if owner not in self._known])
+        others = {task.owner for task in tasks} - self._owners.keys()
+        for owner in sorted(others, key=lambda owner: (owner <= self._learnt_last, owner)):
+            if len(self._owners) >= OWNERS:
+                if (oldest := next(leaving, None)) is None:
                     return
                 del self._owners[oldest]
                 for index in INDEXES:
                     del self._indexes[oldest, index]
-            self._owners.setdefault(task.owner, 0)
-            for index in INDEXES:
-                self._indexes.setdefault((task.owner, index), 0)
+            self._owners[owner], self._learnt_last = 0, owner
+            self._indexes |= {(owner, index): 0 for index in INDEXES}
 
     async def _let_go_of_expired(self) -> None:
         """A page of each index of each owner a round."""

@@ -14,7 +14,7 @@ from typing import Final
 
 from headway.api.access.keyring import Keyring
 from headway.shared import keys
-from headway.shared.redis.client import AWAY, RedisClient
+from headway.shared.redis.client import AWAY, RedisClient, RedisError
 from headway.shared.tasks.models import OwnerId
 
 #: Longer than a task token and a session can live.
@@ -52,9 +52,10 @@ class InstallationSecret:
         await self._look()
 
     async def look_ahead(self) -> None:
-        """At the start, so that what is known needs no Redis later."""
-        if not self._keyring.derives_house_secret and not self._keyring.is_open:
-            with suppress(*AWAY):
+        """At the start, so that what is known needs no Redis later. Raises nothing: what is wrong is said when it is
+        needed."""
+        if self._keyring.signs_for_others and not self._keyring.derives_house_secret:
+            with suppress(*AWAY, RedisError):
                 await self._look()
 
     async def _look(self) -> None:

@@ -50,6 +50,7 @@ class Keyring:
         with ThreadPoolExecutor() as pool:
             self._secrets = dict(pool.map(_secret_of, api_keys.items()))
         self.is_open = not api_keys and not others
+        self.signs_for_others = others
         #: Whether the installation's secret follows from the settings, so that it is the same everywhere.
         self.derives_house_secret = secret is not None
         #: By `kid`, the newest last.

@@ -301,7 +301,7 @@ if deletes then
   redis.call('ZREM', owned('OWNER_CHANGED'), task_id)
   redis.call('ZREM', owned('OWNER_TASKS'), task_id)
 else
-  -- By its state alone: who has seen this number has seen the state, whatever was said of the task since.
+  -- By any event, a log or a note too: a state that is shown under this number has their versions (owner_feed.py).
   redis.call('ZADD', owned('OWNER_CHANGED'), number, task_id)
   if ARG.created_ms ~= '' then redis.call('ZADD', owned('OWNER_TASKS'), ARG.created_ms, task_id) end
 end

@@ -114,6 +114,7 @@ BAD: Final[dict[str, Any]] = {
     "an owner that is a list": lambda: by_hand({"alg": "HS256"}, claims(sub=["alice"])),
     "an owner that is null": lambda: by_hand({"alg": "HS256"}, claims() | {"sub": None}),
     "an empty owner": lambda: signed(sub=""),
+    "the owner of open mode": lambda: signed(sub="anyone"),
     "an owner with a colon": lambda: signed(sub="alice:tasks"),
     "an owner with a line end": lambda: signed(sub="alice\n"),
     "an owner with a space": lambda: signed(sub="al ice"),
