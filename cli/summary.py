@@ -15,7 +15,7 @@ import typer
 
 from headway.cli.bar import counted, duration, size
 from headway.cli.exits import complain, printable
-from headway.client.calls import with_scheme
+from headway.client.calls import Address
 
 if TYPE_CHECKING:
     from headway import Batch, Task
@@ -28,7 +28,7 @@ TABLE_ROWS: Final = 40
 def print_end(task: Task, url: str, *, brief: bool = False) -> None:
     """The result to stdout, or with `brief`, for one of several, its first line; a failure's reason
     to stderr."""
-    for line in list(end_lines(task, with_scheme(url.rstrip("/"))))[: 1 if brief else None]:
+    for line in list(end_lines(task, url))[: 1 if brief else None]:
         typer.echo(printable(line))
     if error := task.get("error"):
         again = f" It may work again: headway retry {task['task_id']}" if error.get("retryable") else ""
@@ -44,10 +44,10 @@ def end_lines(task: Task, url: str) -> Iterator[str]:
     took = _took(task)
     what = task.get("filename") or task.get("processor") or ""
     yield "  ".join(part for part in (task["status"], what, took, f"task {task['task_id']}") if part)
-    result = task.get("result") or {}
+    address, result = Address(url, None), task.get("result") or {}
     yield from summary_lines(result.get("summary") or {})
     for file in result.get("files") or ():
-        yield f"  {file['name']}  {size(file['size_bytes'])}  {url}{file['url']}"
+        yield f"  {file['name']}  {size(file['size_bytes'])}  {address.at(file['url'])}"
 
 
 def summary_lines(summary: dict[str, Any]) -> Iterator[str]:

@@ -50,7 +50,7 @@ class Plan:
     def address(self) -> str:
         """The page, as this machine's browser reaches it."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}{self.settings.root_path}"
 
 
 #: What `--demo` does once the platform is ready. It returns when there is nothing left but to go on serving.

@@ -90,6 +90,10 @@ def test_the_end_names_the_file_the_time_it_took_and_what_it_made() -> None:
     assert list(end_lines(task, "http://h")) == [
         "completed  a.csv  in 2.5 s  task 6f1c", "  a.zst  10 B  http://h/tasks/6f1c/files/a.zst",
     ]  # fmt: skip
+    # A platform that knows its prefix says it in its links, and one that does not leaves it out.
+    prefixed: Task = task | {"result": {"summary": {}, "files": [file | {"url": "/headway/tasks/6f1c/files/a.zst"}]}}
+    for one in (task, prefixed):
+        assert list(end_lines(one, "http://h/headway/"))[-1] == "  a.zst  10 B  http://h/headway/tasks/6f1c/files/a.zst"
 
 
 def test_a_problem_is_its_detail_and_its_fields() -> None:
