@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Iterator
 
 import pytest
 from redis.exceptions import ResponseError
@@ -19,6 +20,13 @@ from headway.shared.tasks.reader import Reader
 from tests.contract.test_progress_channel import a_task
 from tests.processes import RedisServer
 from tests.waiting import wait_until
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One that nobody else uses: the shared platform's connections would count too."""
+    with RedisServer(tmp_path_factory.mktemp("redis"), appendfsync="no") as server:
+        yield server
 
 
 async def running(publisher: Publisher, reader: Reader, count: int) -> list[TaskId]:

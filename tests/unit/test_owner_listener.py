@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -31,6 +31,7 @@ from headway.shared.tasks.models import ANYONE, Event, FeedEvent, OwnerId, Statu
 from headway.shared.tasks.owner_feed import Scope, decode_feed_message
 from headway.shared.tasks.progress import Publisher
 from headway.shared.tasks.reader import Reader
+from tests.processes import RedisServer
 from tests.unit.test_relay import read
 from tests.waiting import wait_until
 
@@ -82,6 +83,13 @@ class Stage:
         await self.redis.config_resetstat()
         calls = {name.removeprefix("cmdstat_"): about["calls"] for name, about in stats.items()}
         return Counter({name: count for name, count in calls.items() if name not in NOT_COUNTED})
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One that nobody else uses: the shared platform's own commands would count too."""
+    with RedisServer(tmp_path_factory.mktemp("redis"), appendfsync="no") as server:
+        yield server
 
 
 @pytest.fixture
