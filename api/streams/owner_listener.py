@@ -29,7 +29,7 @@ class OwnerListener(Listener):
 
     __slots__ = (
         *("_again", "_alive", "_awaited", "_behind", "_caught_up", "_ended_before", "_look", "_missed_from"),
-        *("_owner", "_reader", "_scope", "_told_pages", "_unchecked"),
+        *("_owner", "_reader", "_scope", "_told_lost", "_told_pages", "_unchecked"),
     )
     kind = "feed"
 
@@ -55,6 +55,8 @@ class OwnerListener(Listener):
         self._again = False
         #: Tasks that were shown and have not ended, which must be told if Redis loses them.
         self._alive: dict[TaskId, FeedEvent] = {}
+        #: Tasks that were told as lost by this listener, until the sweeper's word of the same comes over the feed.
+        self._told_lost: set[TaskId] = set()
         self._awaited = set(scope.task_ids or ())
         #: Of those named, the ones that had ended before anything was told; None: nobody has asked yet.
         self._ended_before: frozenset[TaskId] | None = None if self._awaited else frozenset()
@@ -167,6 +169,7 @@ class OwnerListener(Listener):
             last = self._alive.get(task_id)
             lost = lost_event(task_id, last.task_version + 1 if last else 1, last)
             self._show(FeedEvent(self.version or 0, "", lost.data, task_id, lost.version, ""), items)
+            self._told_lost.add(task_id)
         return items
 
     def _hand_over(self, event: Event, items: list[Item]) -> None:
@@ -180,6 +183,10 @@ class OwnerListener(Listener):
             items.append((event, None))
 
     def _show(self, event: FeedEvent, items: list[Item]) -> None:
+        if event.task_id in self._told_lost:
+            self._told_lost.discard(event.task_id)
+            if event.is_terminal or event.name == DELETED:  # Publisher.let_go: the end is told once
+                return
         items.append((event, None))
         if event.is_terminal or event.name == DELETED:
             self._alive.pop(event.task_id, None)

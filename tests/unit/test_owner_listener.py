@@ -299,6 +299,20 @@ async def test_a_doubt_finds_tasks_that_redis_lost(stage: Stage) -> None:
     assert kept.task_id in listeners[0]._alive  # type: ignore[attr-defined]
 
 
+async def test_a_task_that_redis_lost_ends_once_whoever_found_it_first(stage: Stage) -> None:
+    [lost] = await stage.tasks(1)
+    listener = await stage.listen()
+    await told(listener)
+    await stage.redis.delete(keys.state(lost.task_id))
+    stage.relay._on_subscribed(CHANNEL)
+    assert [event.is_terminal for event in await told(listener)] == [True]
+    await stage.publisher.let_go(ANYONE, [lost.task_id])
+    await stage.arrived(2)
+    [kept] = await stage.tasks(1)
+    await stage.arrived(3)
+    assert [event.task_id for event in await told(listener)] == [kept.task_id]
+
+
 async def test_a_doubt_while_pages_are_read_is_read_again(stage: Stage, small_pages: None) -> None:
     tasks = await stage.tasks(6)
     listener = await stage.listen()
