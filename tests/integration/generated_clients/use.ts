@@ -20,7 +20,7 @@ const submitted = await client.POST("/tasks", {
   body: { processor: "checksum", options: "{}", file: "one two three" },
   bodySerializer: (body) => {
     const form = new FormData();
-    form.set("processor", body.processor);
+    if ("processor" in body) form.set("processor", body.processor); // a producer has none
     if ("file" in body && body.file) form.set("file", new Blob([body.file]), "a.txt");
     return form;
   },
