@@ -7,6 +7,7 @@ that were shown and have not ended.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from headway.api.streams.owner_reader import OwnerReader
 from headway.api.streams.sse import Comment
 from headway.shared import keys
 from headway.shared.tasks.lost import lost_event
-from headway.shared.tasks.models import DELETED, Event, FeedEvent, OwnerId, TaskId
+from headway.shared.tasks.models import DELETED, ErrorType, Event, FeedEvent, OwnerId, TaskId
 from headway.shared.tasks.owner_feed import FirstLook, Page, Scope
 
 
@@ -185,7 +186,7 @@ class OwnerListener(Listener):
     def _show(self, event: FeedEvent, items: list[Item]) -> None:
         if event.task_id in self._told_lost:
             self._told_lost.discard(event.task_id)
-            if event.is_terminal or event.name == DELETED:  # Publisher.let_go: the end is told once
+            if _is_lost(event):  # Publisher.let_go has found it too; any other end is of a task that came back
                 return
         items.append((event, None))
         if event.is_terminal or event.name == DELETED:
@@ -201,3 +202,7 @@ class OwnerListener(Listener):
 
     def ask_version(self, pipe: Any) -> None:
         pipe.get(keys.OWNER_VERSION % self._owner)
+
+
+def _is_lost(event: FeedEvent) -> bool:
+    return event.is_terminal and (json.loads(event.data)["error"] or {}).get("type") == ErrorType.LOST

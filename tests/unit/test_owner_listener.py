@@ -313,6 +313,22 @@ async def test_a_task_that_redis_lost_ends_once_whoever_found_it_first(stage: St
     assert [event.task_id for event in await told(listener)] == [kept.task_id]
 
 
+async def test_a_lost_task_that_comes_back_is_told_with_its_true_end(stage: Stage) -> None:
+    """As from a backup of Redis: what was told as lost must not hide what is true."""
+    [task] = await stage.tasks(1)
+    listener = await stage.listen()
+    await told(listener)
+    kept = await stage.redis.dump(keys.state(task.task_id))
+    await stage.redis.delete(keys.state(task.task_id))
+    stage.relay._on_subscribed(CHANNEL)
+    assert [event.is_terminal for event in await told(listener)] == [True]
+    await stage.redis.restore(keys.state(task.task_id), 0, kept)
+    await stage.publisher.cancel(task)
+    await stage.arrived(2)
+    [end] = await told(listener)
+    assert json.loads(end.data)["status"] == "cancelled"
+
+
 async def test_a_doubt_while_pages_are_read_is_read_again(stage: Stage, small_pages: None) -> None:
     tasks = await stage.tasks(6)
     listener = await stage.listen()
