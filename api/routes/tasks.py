@@ -147,6 +147,8 @@ def represent(task: Task, root: str = "") -> dict[str, Any]:
     if task.producer is not None:
         if task.status is Status.PROCESSING:
             links |= {name: f"{here}/{name}" for name in ("progress", "complete", "fail")}
+        if task.status in (Status.PROCESSING, Status.FAILED):
+            links["attempts"] = f"{here}/attempts"
     elif task.status in (Status.FAILED, Status.CANCELLED) and (task.filename is None or task.input_name is not None):
         links["retry"] = f"{here}/retry"
     if task.input_name is not None:
@@ -511,7 +513,9 @@ async def cancel_task(state: State, task: Task) -> None:
 async def retry(request: Request, state: StateDep, task: TaskDep, root: RootPathDep) -> dict[str, Any]:
     """The same task, the next attempt. 409 where it has not failed, or where its file never arrived."""
     if task.producer is not None:
-        raise Conflict("An outside producer runs this task, so no worker can. Begin a new one.")
+        raise Conflict(
+            "An outside producer runs this task, so no worker can. The producer begins it again: POST …/attempts."
+        )
     check_processor(request.scope, task.processor)
     if task.status.is_terminal and task.filename is not None and task.input_name is None:
         raise Conflict("The file of this task never arrived whole, so there is nothing to run. Submit it again.")
