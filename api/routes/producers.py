@@ -15,14 +15,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from starlette.responses import JSONResponse
 
 from headway.api.access.identity import check_processor, most_upload_bytes, with_producer_token
+from headway.api.answers import ONE_TASK
 from headway.api.dependencies import OwnerDep, ProducedTaskDep, ProducingDep, RootPathDep, StateDep, TaskIdDep
 from headway.api.lifespan import State
 from headway.api.openapi import BINARY, JSON, answer, body, problems, reference, together
 from headway.api.problems import answer_to
 from headway.api.producing.reports import MOST_REPORTS, MOST_REPORTS_OF_MANY, Attempt, NamedReport, Report
-from headway.api.routes.tasks import ONE_TASK, field_errors, represent
+from headway.api.representation import represent
 from headway.api.schemas import Reported, ReportedTasks, TakenOver
 from headway.api.serving.small_body import SmallBody
+from headway.api.submission import field_errors
 from headway.api.uploads.capacity_check import check_capacity
 from headway.api.uploads.multipart_upload import (
     body_of,
