@@ -20,8 +20,9 @@ MOST_UNITS: Final = 2**53
 UNIT_CHARACTERS: Final = 100
 NAME_CHARACTERS: Final = 100
 MOST_PHASES: Final = 50
-#: Of one request, and lines of one report.
+#: Of one request: about one task, and about many. And lines of one report.
 MOST_REPORTS: Final = 100
+MOST_REPORTS_OF_MANY: Final = 1000
 MOST_LINES: Final = 100
 #: As of a processor's checkpoint.
 CHECKPOINT_BYTES: Final = 64 * 1024
@@ -100,7 +101,13 @@ class Report(BaseModel):
 
     @property
     def changes_the_state(self) -> bool:
-        return bool(self.model_fields_set - {"attempt", "log"})
+        return bool(self.model_fields_set - {"attempt", "log", "task_id"})
+
+
+class NamedReport(Report):
+    """A report among those of many tasks."""
+
+    task_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
 class UnknownPhase(Exception):

@@ -246,7 +246,7 @@ class Publisher:
             if took_over:
                 message = f"The worker was lost, {message.lower()} as attempt {attempt}"
             token = secrets.token_hex(8)
-            fields = self._start_of(task, task.checkpoint) | {
+            fields = self.start_of(task, task.checkpoint) | {
                 "status": Status.PROCESSING,
                 "attempt": attempt,
                 "claim": token,
@@ -297,7 +297,7 @@ class Publisher:
         return int(told)
 
     @staticmethod
-    def _start_of(task: Task, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    def start_of(task: Task, checkpoint: Checkpoint | None) -> dict[str, Any]:
         fields = _fresh_attempt(task)
         if checkpoint is not None:
             fields["progress"] = checkpoint.progress
@@ -305,7 +305,7 @@ class Publisher:
 
     async def give_back(self, claim: Claim, message: str, checkpoint: Checkpoint | None = None) -> int:
         """`processing` → `queued` as the next attempt, for a worker that is told to stop. The arq job stays."""
-        fields = self._start_of(claim.task, checkpoint) | {
+        fields = self.start_of(claim.task, checkpoint) | {
             "checkpoint": checkpoint.model_dump() if checkpoint else None,
             "status": Status.QUEUED,
             "attempt": claim.attempt + 1,
@@ -366,7 +366,7 @@ class Publisher:
         that was `retryable`, which is not the work's own; else from the start. Raises Conflict, UnknownTask,
         TooMany."""
         attempt = task.attempt + 1
-        fields = self._start_of(task, task.checkpoint) | {
+        fields = self.start_of(task, task.checkpoint) | {
             "status": Status.QUEUED,
             "attempt": attempt,
             "losses": 0,
