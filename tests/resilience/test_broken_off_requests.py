@@ -8,8 +8,6 @@ that is not there has left nothing. The sweeper itself is broken off in the same
 from __future__ import annotations
 
 import json
-import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from datetime import timedelta
@@ -31,7 +29,7 @@ from headway.shared.settings import DAY_SECONDS, Settings
 from headway.shared.tasks.models import ANYONE, Result, ResultFile, Status, TaskId, rfc3339, utc_now
 from headway.worker.sweeper import UPLOAD_IDLE_SECONDS, Sweeper
 from tests.broken_off import WHEN, Break, When
-from tests.unit.sweeping import Bench
+from tests.unit.sweeping import Bench, aged
 
 TUS: Final = {"Tus-Resumable": "1.0.0"}
 PIECE: Final = TUS | {"Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
@@ -63,6 +61,8 @@ class Stage(Bench):
         super().__init__(redis, settings)
         self.client = client
         self.writes = LosesOne(state.redis)
+        #: Tasks whose files are older than any task is kept.
+        self.expired: set[TaskId] = set()
         for publisher in (state.publisher, state.patient_publisher):
             publisher._calls = self.writes
 
@@ -110,10 +110,9 @@ class Stage(Bench):
     async def make_old(self) -> None:
         for task_id, at in await self.redis.zrange(keys.DELETED, 0, -1, withscores=True):
             await self.redis.zadd(keys.DELETED, {task_id: at - 3600})
-        then = time.time() - self.settings.task_ttl_seconds - DAY_SECONDS
-        for folder in ("partial", "tasks"):
-            for path in sorted(self.settings.data_dir.glob(f"{folder}/**/*"), reverse=True):
-                os.utime(path, (then, then))
+        for path in sorted(self.settings.data_dir.glob("*/**/*"), reverse=True):
+            is_expired = bool(self.expired & {*path.parts})
+            aged(path, 2 * DAY_SECONDS + (self.settings.task_ttl_seconds if is_expired else 0))
 
     async def status(self, task_id: TaskId) -> Status | None:
         with suppress(UnknownTask):
@@ -239,6 +238,7 @@ async def _fallen_between(stage: Stage) -> dict[TaskId, Status | None]:
         await stage.publisher.cancel(await stage.reader.task(task_id))
     await stage.publisher.delete(await stage.reader.task(deleted))
     await stage.redis.delete(keys.state(expired), keys.events(expired))
+    stage.expired.add(expired)
     overdue, cut = await stage.begun(), await stage.begun()
     past = json.dumps(rfc3339(utc_now() - timedelta(hours=1)))
     await stage.redis.hset(keys.state(overdue), "upload_expires_at", past)  # type: ignore[misc]
