@@ -201,7 +201,8 @@ class QuotaFull(StorageFull):
 
 
 class WordsFull(QuotaFull):
-    """Your tasks' options, notes and summaries hold as much of Redis as they may. Delete tasks, then try again."""
+    """Your tasks' options, notes, log lines, summaries and checkpoints hold as much of Redis as they may. Delete tasks,
+    then try again."""
 
 
 class NearlyFull(HeadwayError):
