@@ -13,13 +13,15 @@ from fastapi import APIRouter, Request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from headway.api.access.identity import check_processor, most_upload_bytes
+from headway.api.answers import ONE_TASK
 from headway.api.dependencies import ProducedTaskDep, ProducingDep, RootPathDep, StateDep, TaskIdDep
 from headway.api.lifespan import State
 from headway.api.openapi import BINARY, JSON, answer, body, problems, reference, together
 from headway.api.producing.reports import MOST_REPORTS, Attempt, Report
-from headway.api.routes.tasks import ONE_TASK, field_errors, represent
+from headway.api.representation import represent
 from headway.api.schemas import Reported
 from headway.api.serving.small_body import SmallBody
+from headway.api.submission import field_errors
 from headway.api.uploads.capacity_check import check_capacity
 from headway.api.uploads.multipart_upload import (
     body_of,
