@@ -128,8 +128,8 @@ class Publisher:
     ) -> None:
         """`patient`: wait for a Redis that is away, for ever, instead of raising: for a worker, whose work goes on.
         `on_event` is told of each event that was written. `most_words` says how many bytes of Redis an owner's options,
-        notes, log lines, summaries and checkpoints may hold, where a new task, a note, a line or a checkpoint is refused
-        for more; 0: no limit."""
+        notes, log lines, summaries and checkpoints may hold, where a new task, a note, a line or a checkpoint is
+        refused for more; 0: no limit."""
         self._most_words = most_words
         self._patient = patient
         self._tracing = tracing

@@ -85,7 +85,7 @@ def test_log_lines_and_checkpoints_of_a_running_task_count_and_what_has_no_room_
 ) -> None:
     most = 12_000
     (tmp_path / "headway_test_talks.py").write_text(TALKS)
-    env = {"HEADWAY_API_KEYS": json.dumps(KEYS), "HEADWAY_OWNER_WORDS_BYTES": str(most)}
+    env: dict[str, Any] = {"HEADWAY_API_KEYS": json.dumps(KEYS), "HEADWAY_OWNER_WORDS_BYTES": str(most)}
     env |= {"HEADWAY_PROCESSORS": "headway_test_talks", "HEADWAY_APP_DIR": str(tmp_path)}
     own_platform.start_api(**env)
     own_platform.start_worker(**env)
