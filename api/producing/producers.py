@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
-from headway.api.producing.reports import Line, Report, UnknownPhase, applied, fresh, lines_of
+from headway.api.producing.reports import WAITS, Line, Report, UnknownPhase, applied, fresh, lines_of
 from headway.shared.errors import Conflict, HeadwayError, InvalidRequest, Refused
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.meter import Meter
@@ -62,7 +62,7 @@ class Producers:
                 return task.status, task.version
             _check(task, {report.attempt for report in reports})
             assert task.producer is not None
-            lease_seconds = task.producer.lease_seconds
+            lease_seconds = reports[-1].lease_seconds or task.producer.lease_seconds
             fence: dict[str, Any] = {"attempt": task.attempt, "allowed": (Status.PROCESSING,)}
             new = fresh(task, reports)
             count, others = _applied(task, new)  # before a line is told: a bad report changes nothing
@@ -75,12 +75,15 @@ class Producers:
                             task_id, "log", data, write_id=write_id, lease_seconds=lease_seconds, **fence
                         )
                     told = True
-                    if not any(report.changes_the_state for report in new):
+                    if task.started_at is not None and not any(report.changes_the_state for report in new):
                         return task.status, version
                     continue  # with the version that it has now
-                if not any(report.changes_the_state for report in new):
+                if task.started_at is not None and not any(report.changes_the_state for report in new):
                     return task.status, await self._publisher.heard(task, lease_seconds=lease_seconds)
                 fields = self._meter_of(task).read(count, time.monotonic()) | others
+                if task.started_at is None:  # it was waiting, and begins
+                    fields |= {"started_at": rfc3339(utc_now())}
+                    fields |= {"message": "Started"} if fields["message"] == WAITS else {}
                 version = await self._publisher.change(
                     task_id, fields, as_of=task.version, lease_seconds=lease_seconds, **fence
                 )

@@ -164,7 +164,7 @@ class Publisher:
             return await self._queue(task, task.attempt, fields, allowed=(), **write)
         fields |= self._traced()
         if task.producer is not None:
-            write["lease_seconds"] = task.producer.lease_seconds
+            write["lease_seconds"] = task.producer.waits_seconds or task.producer.lease_seconds
         return await self._write(task.task_id, fields, allowed=(), **write)
 
     async def change(
