@@ -191,6 +191,8 @@ class Task(BaseModel):
     losses: int = Field(default=0, exclude=True)
     input_name: str | None = Field(default=None, exclude=True)
     input_sha256: str | None = Field(default=None, exclude=True)
+    #: Where its results are; None where it has none, or an older worker kept them (headway.shared.files.storage).
+    results_name: str | None = Field(default=None, exclude=True)
     #: What whoever announced the file says its SHA-256 is, in hex.
     declared_sha256: str | None = Field(default=None, exclude=True)
     #: Of a resumable upload alone: when it is given up, and what its client said about it, word for word.

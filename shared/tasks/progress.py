@@ -313,8 +313,9 @@ class Publisher:
         }
         return await self.change(claim.task.task_id, fields, allowed=(Status.PROCESSING,), **claim.fence)
 
-    async def complete(self, task_id: TaskId, result: Result, **fence: Any) -> int:
-        """`processing` → `completed`. The files are in their place already. A large result is cut in the event only."""
+    async def complete(self, task_id: TaskId, result: Result, *, results_name: str | None = None, **fence: Any) -> int:
+        """`processing` → `completed`. The files are in their place already, `results_name`. A large result is cut
+        in the event only."""
         whole = result.model_dump(mode="json", exclude_defaults=False)
         live = whole
         fields: dict[str, Any] = {}
@@ -326,7 +327,7 @@ class Publisher:
                 if len(text_of(live)) > RESULT_EVENT_BYTES:
                     live["files"].pop()
                     break
-        fields |= {"progress": 100, "message": "Done", "eta_seconds": 0, "result": live}
+        fields |= {"progress": 100, "message": "Done", "eta_seconds": 0, "result": live, "results_name": results_name}
         fields["result_bytes"] = sum(file.size_bytes for file in result.files)
         return await self._end(task_id, Status.COMPLETED, fields, allowed=(Status.PROCESSING,), **fence)
 
