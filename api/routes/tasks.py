@@ -175,7 +175,9 @@ async def cancel(state: StateDep, task: TaskDep, root: RootPathDep) -> dict[str,
 async def retry(request: Request, state: StateDep, task: TaskDep, root: RootPathDep) -> dict[str, Any]:
     """The same task, the next attempt. 409 where it has not failed, or where its file never arrived."""
     if task.producer is not None:
-        raise Conflict("An outside producer runs this task, so no worker can. Begin a new one.")
+        raise Conflict(
+            "An outside producer runs this task, so no worker can. The producer begins it again: POST …/attempts."
+        )
     check_processor(request.scope, task.processor)
     if task.status.is_terminal and task.filename is not None and task.input_name is None:
         raise Conflict("The file of this task never arrived whole, so there is nothing to run. Submit it again.")
