@@ -45,7 +45,7 @@ class TrustedProxies:
             host = f"{host}:{port}" if port and not re.search(r":\d+$", host) else host
         standard = _standard(given.get(b"forwarded", ""))
         host = host or standard.get("host", "")
-        if _HOST.fullmatch(host):
+        if is_host(host):
             scope["headway.host"] = host.lower()
         if (scheme := standard.get("proto", "").lower()) in ("http", "https") and b"x-forwarded-proto" not in given:
             scope["scheme"] = scheme
@@ -55,6 +55,10 @@ def forwarded_host(scope: Scope) -> str | None:
     """Lower-case, with its port where it is not the scheme's own."""
     host: str | None = scope.get("headway.host")
     return host
+
+
+def is_host(text: str) -> bool:
+    return _HOST.fullmatch(text) is not None
 
 
 def _first(value: str) -> str:

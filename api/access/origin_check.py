@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from headway.api.access.forwarded import forwarded_host
+from headway.api.access.forwarded import forwarded_host, is_host
 from headway.api.problems import answer_to
 from headway.shared.errors import Forbidden, ForeignHost, HeadwayError, Stopping
 
@@ -109,12 +109,14 @@ def _without_own_port(host: str, scheme: str) -> str:
 
 def _other_host(headers: Headers, scope: Scope) -> str:
     """What is told of a page whose name is not ours; a browser may show it to who runs the proxy between."""
-    ours = " and ".join(f"{scope['scheme']}://{host}" for host in _hosts(headers, scope))
+    scheme, _, host = headers.get("origin", "").partition("://")
+    theirs = f"{scheme}://{host}" if scheme in ("http", "https") and is_host(host) else "no site"
+    ours = " and ".join(f"{scope['scheme']}://{host}" for host in _hosts(headers, scope) if is_host(host))
     return (
-        f"The page that asks is of {headers.get('origin')}, and the request came for {ours}. If both are this "
-        "platform, its proxy names another host or scheme than the browser did: let it pass `Host` on, or say it by "
+        f"The page that asks is of {theirs}, and the request came for {ours or 'no name'}. If both are this platform, "
+        "its proxy names another host or scheme than the browser did: let it pass `Host` on, or say it by "
         "X-Forwarded-Host and X-Forwarded-Proto from an address in FORWARDED_ALLOW_IPS (docs/proxies.md)."
-    )[:2000]
+    )
 
 
 def _within(location: bytes) -> bytes:
