@@ -12,7 +12,7 @@ from structlog.contextvars import bind_contextvars
 
 from headway.api.access.identity import check_processor, most_upload_bytes
 from headway.api.lifespan import State
-from headway.api.producing.reports import MOST_PHASES, Name, Unit, Units, Weight
+from headway.api.producing.reports import MOST_PHASES, WAITS, Name, Unit, Units, Weight
 from headway.api.uploads.capacity_check import check_capacity, reserved
 from headway.api.uploads.idempotency import Claim
 from headway.api.uploads.multipart_upload import (
@@ -76,6 +76,13 @@ class ProducerTask(BaseModel):
         float,
         Field(ge=0.5, le=DAY_SECONDS, allow_inf_nan=False, description="Silent for longer, the producer is lost"),
     ] = 30.0
+    waits_seconds: Annotated[
+        float | None,
+        Field(
+            ge=0.5, le=DAY_SECONDS, allow_inf_nan=False,
+            description="It waits elsewhere for its turn: its first report comes within this",
+        ),
+    ] = None  # fmt: skip
     batch_id: str | None = None
 
     @property
@@ -252,7 +259,7 @@ async def announce(request: Request, state: State, owner: OwnerId, claim: Claim)
 async def _begin(asked: ProducerTask, state: State, owner: OwnerId, claim: Claim) -> Task:
     """A task that an outside producer runs: `processing` from its first moment on."""
     weights = asked.weights
-    options = asked.model_dump(exclude={"producer", "batch_id"}, exclude_none=True)
+    options = asked.model_dump(exclude={"producer", "batch_id", "waits_seconds"}, exclude_none=True)
     task = draft(
         asked.producer,
         owner=owner,
@@ -263,12 +270,12 @@ async def _begin(asked: ProducerTask, state: State, owner: OwnerId, claim: Claim
     )
     task = task.model_copy(
         update={
-            "message": asked.title or "Started",
-            "started_at": task.created_at,
+            "message": asked.title or ("Started" if asked.waits_seconds is None else WAITS),
+            "started_at": task.created_at if asked.waits_seconds is None else None,
             "total": asked.total,
             "unit": asked.unit,
             "total_steps": len(weights),
-            "producer": Producer(lease_seconds=asked.lease_seconds, phases=weights),
+            "producer": Producer(lease_seconds=asked.lease_seconds, phases=weights, waits_seconds=asked.waits_seconds),
         }
     )
     await claim.settle(task)

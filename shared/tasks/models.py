@@ -132,6 +132,8 @@ class Producer(BaseModel):
     """What is known of the outside producer that runs a task. Phases as a processor's: name to weight."""
 
     lease_seconds: float
+    #: How long it may be until its first report; None: as any other.
+    waits_seconds: float | None = None
     phases: dict[str, float] = Field(default_factory=dict)
     #: The phase it is in; what those before it have taken of the whole, 0 to 1, and what this one takes.
     phase: str | None = None

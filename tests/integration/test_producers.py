@@ -451,3 +451,12 @@ def test_a_worker_notices_who_is_silent_and_puts_no_such_task_on_the_queue(
         assert lost["error"]["type"] == "worker_lost"
         assert httpx.get(f"{url}/tasks/{kept['task_id']}").json()["attempt"] == 1
         assert "put back" not in log.log
+
+
+def test_who_says_that_the_next_report_takes_longer_is_not_lost_meanwhile(keyed: Platform) -> None:
+    waits, long, short = (Producer(keyed, lease_seconds=0.5, **more) for more in ({"waits_seconds": 60}, {}, {}))
+    assert long.says({"lease_seconds": 60, "message": "Tried again in a minute"}).status_code == 200
+    wait_for("the one that said nothing is lost", lambda: short.now["status"] == "failed")
+    assert (waits.now["status"], long.now["status"]) == ("processing", "processing")
+    long.says({})
+    wait_for("it was for once", lambda: long.now["status"] == "failed")
