@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
@@ -19,6 +19,7 @@ from uvicorn.middleware.proxy_headers import _TrustedHosts
 
 from headway.shared.errors import SettingsError
 from headway.shared.settings import clean_root_path
+from headway.shared.tasks.representation import rooted
 
 HEADER: Final = b"x-forwarded-prefix"
 
@@ -84,19 +85,6 @@ class RootPath:
         if isinstance(peer, (tuple, list)) and peer:
             return peer[0] in self._proxies
         return client is not None and (client[0] in self._proxies or (bool(client[0]) and client[1] == 0))
-
-
-def rooted(task: dict[str, Any], root: str) -> dict[str, Any]:
-    """A task, or a live state of one, with its links and the addresses of its results under `root`."""
-    if not root:
-        return task
-    found = dict(task)
-    if links := found.get("links"):
-        found["links"] = {name: root + link for name, link in links.items()}
-    if result := found.get("result"):
-        files = [{**file, "url": root + file["url"]} for file in result["files"]]
-        found["result"] = {**result, "files": files}
-    return found
 
 
 def rooted_event(data: bytes, root: str) -> bytes:

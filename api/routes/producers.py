@@ -17,7 +17,7 @@ from headway.api.dependencies import ProducedTaskDep, ProducingDep, RootPathDep,
 from headway.api.lifespan import State
 from headway.api.openapi import BINARY, JSON, answer, body, problems, reference, together
 from headway.api.producing.reports import MOST_REPORTS, Attempt, Report
-from headway.api.routes.tasks import ONE_TASK, field_errors, represent
+from headway.api.routes.tasks import ONE_TASK, field_errors
 from headway.api.schemas import Reported
 from headway.api.serving.small_body import SmallBody
 from headway.api.uploads.capacity_check import check_capacity
@@ -46,6 +46,7 @@ from headway.shared.files.storage import check_result_name
 from headway.shared.json_text import text_of
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.models import ProducedFile, Status, Task
+from headway.shared.tasks.representation import represent
 
 #: The bodies of these are small; that of a result is not.
 router = APIRouter(tags=["producers"], route_class=SmallBody)

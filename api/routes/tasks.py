@@ -20,7 +20,7 @@ from headway.api.dependencies import OwnerDep, ReadTaskDep, RootPathDep, StateDe
 from headway.api.lifespan import State
 from headway.api.openapi import JSON, answer, body, header, problems, reference, together
 from headway.api.producing.reports import MOST_PHASES, Name, Unit, Units, Weight
-from headway.api.root_path import rooted, rooted_answer
+from headway.api.root_path import rooted_answer
 from headway.api.schemas import Submission, SubmittedTask, TaskList
 from headway.api.schemas import Task as TaskSchema
 from headway.api.uploads.capacity_check import check_capacity, reserved
@@ -42,6 +42,7 @@ from headway.api.uploads.multipart_upload import (
 )
 from headway.api.uploads.receiving import UPLOAD_SHARE, abort_unless_queued
 from headway.api.uploads.upload_digests import clean_sha256
+from headway.api.uploads.webhook_field import AskedWebhook, webhook_of
 from headway.shared.errors import (
     Conflict,
     InvalidRequest,
@@ -61,7 +62,19 @@ from headway.shared.files.storage import StoredFile, Upload
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY
 from headway.shared.settings import DAY_SECONDS
-from headway.shared.tasks.models import FieldError, OwnerId, Producer, Status, Task, TaskId, new_task_id, utc_now
+from headway.shared.tasks.models import (
+    FieldError,
+    OwnerId,
+    Producer,
+    Status,
+    Task,
+    TaskId,
+    Webhook,
+    new_task_id,
+    utc_now,
+)
+from headway.shared.tasks.representation import represent
+from headway.shared.webhooks.outbox import MOST_NOTICES, Outbox
 
 log = get_logger(__name__)
 
@@ -87,6 +100,7 @@ class Announcement(BaseModel):
     content_type: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     batch_id: str | None = None
+    webhook: AskedWebhook | None = None
     #: Of the file, in hex. A file that turns out to be another ends the task as `failed`.
     sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
 
@@ -124,6 +138,7 @@ class ProducerTask(BaseModel):
         Field(ge=0.5, le=DAY_SECONDS, allow_inf_nan=False, description="Silent for longer, the producer is lost"),
     ] = 30.0
     batch_id: str | None = None
+    webhook: AskedWebhook | None = None
 
     @property
     def weights(self) -> dict[str, float]:
@@ -138,24 +153,6 @@ class TaskPage(BaseModel):
     next_cursor: str | None
 
 
-def represent(task: Task, root: str = "") -> dict[str, Any]:
-    """A task as JSON, with the links that lead somewhere in its present state, under `root`."""
-    here = f"/tasks/{task.task_id}"
-    links = {"self": here, "events": f"{here}/events"}
-    if not task.status.is_terminal:
-        links["cancel"] = f"{here}/cancel"
-    if task.producer is not None:
-        if task.status is Status.PROCESSING:
-            links |= {name: f"{here}/{name}" for name in ("progress", "complete", "fail")}
-    elif task.status in (Status.FAILED, Status.CANCELLED) and (task.filename is None or task.input_name is not None):
-        links["retry"] = f"{here}/retry"
-    if task.input_name is not None:
-        links["input"] = f"{here}/input"
-    if task.status is Status.UPLOADING:
-        links["upload"] = f"{here}/upload" if task.upload_expires_at is None else f"/uploads/{task.task_id}"
-    return rooted(task.model_dump(mode="json") | {"links": links}, root)
-
-
 def draft(
     processor: str,
     *,
@@ -168,6 +165,7 @@ def draft(
     size_bytes: int | None = None,
     batch_id: str | None = None,
     stored: StoredFile | None = None,
+    webhook: Webhook | None = None,
 ) -> Task:
     """A new task, not yet known to Redis."""
     now = utc_now()
@@ -204,6 +202,7 @@ def draft(
         progress_base=UPLOAD_SHARE if uploading else 0.0,
         input_name=stored.name if stored else None,
         input_sha256=stored.sha256 if stored else None,
+        webhook=webhook,
     )
 
 
@@ -326,6 +325,7 @@ def _asked(
         content_type=form.content_type,
         batch_id=batch_id,
         stored=form.stored,
+        webhook=webhook_of(form.fields.get("webhook"), state.settings),
     )
 
 
@@ -353,6 +353,7 @@ async def _announce(request: Request, state: State, owner: OwnerId, claim: Claim
         content_type=clean_content_type(announcement.content_type),
         size_bytes=announcement.size_bytes,
         batch_id=clean_batch_id(announcement.batch_id),
+        webhook=webhook_of(announcement.webhook, state.settings),
     ).model_copy(update={"declared_sha256": clean_sha256(announcement.sha256)})
     await claim.settle(task)
     await state.limits.check_tasks(owner)
@@ -365,7 +366,7 @@ async def _announce(request: Request, state: State, owner: OwnerId, claim: Claim
 async def _begin(asked: ProducerTask, state: State, owner: OwnerId, claim: Claim) -> Task:
     """A task that an outside producer runs: `processing` from its first moment on."""
     weights = asked.weights
-    options = asked.model_dump(exclude={"producer", "batch_id"}, exclude_none=True)
+    options = asked.model_dump(exclude={"producer", "batch_id", "webhook"}, exclude_none=True)
     task = draft(
         asked.producer,
         owner=owner,
@@ -373,6 +374,7 @@ async def _begin(asked: ProducerTask, state: State, owner: OwnerId, claim: Claim
         options=options,
         task_id=claim.task_id,
         batch_id=clean_batch_id(asked.batch_id),
+        webhook=webhook_of(asked.webhook, state.settings),
     )
     task = task.model_copy(
         update={
@@ -516,6 +518,8 @@ async def retry(request: Request, state: StateDep, task: TaskDep, root: RootPath
     if task.status.is_terminal and task.filename is not None and task.input_name is None:
         raise Conflict("The file of this task never arrived whole, so there is nothing to run. Submit it again.")
     state.limits.check_head_room()
+    if await Outbox(state.redis).count(task.task_id) >= MOST_NOTICES:
+        raise Conflict(f"{MOST_NOTICES} ends of this task have been told to webhooks. Submit it anew.")
     await state.publisher.retry(task)
     return represent(await state.reader.task(task.task_id), root)
 
