@@ -32,8 +32,9 @@ DELETED = "headway:deleted"
 #: Sorted set: tasks that outside producers run, by the moment in ms of Redis' time at which one has been silent for too
 #: long (shared/tasks/silent_producers.py).
 PRODUCERS = "headway:producers"
-#: Sorted set: receivers of webhooks that something is to be sent to, `{owner}/{origin}.{URL}` in digests, by the moment
-#: in ms of Redis' time at which the next try of one is due, or the claim of a sender is over (shared/webhooks/outbox.py).
+#: Sorted set: receivers of webhooks that something is to be sent to, `{owner}/{origin}.{URL}` in digests, by the
+#: moment in ms of Redis' time at which the next try of one is due, or the claim of a sender is over
+#: (shared/webhooks/outbox.py).
 WEBHOOKS_DUE = "headway:webhooks"
 #: Sorted set: the notices for one receiver that are still to be sent, by the moment in ms of the next try.
 WEBHOOKS_TO = "headway:webhooks:to:%s"

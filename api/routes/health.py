@@ -14,12 +14,11 @@ from headway.api.openapi import answer
 from headway.api.schemas import Health, Readiness, Unreadiness
 from headway.shared import keys
 from headway.shared.redis.client import AWAY, durability, trouble_ahead, why_away
+from headway.shared.tasks.queue import SILENT_LEASES
 from headway.shared.version import VERSION
 
 router = APIRouter(tags=["health"])
 
-#: A worker says that it is alive three times a lease; one that missed this many leases is not counted.
-SILENT_LEASES = 3
 #: Running jobs are counted among this many of the queue's oldest, where they are unless far more run at once.
 LOOKED_AT = 512
 #: Of the disk of HEADWAY_DATA_DIR.

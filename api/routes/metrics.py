@@ -21,14 +21,13 @@ from redis.exceptions import RedisError
 from headway.api.dependencies import OwnerDep, StateDep
 from headway.api.lifespan import State
 from headway.api.openapi import TEXT, answer
-from headway.api.routes.health import SILENT_LEASES
 from headway.api.serving.counted_log import counted_line
 from headway.shared import keys
 from headway.shared.logging import get_logger
 from headway.shared.metric_registry import redis_up, together
 from headway.shared.redis.client import AWAY, why_away
 from headway.shared.tasks.models import ACTIVE, Status
-from headway.shared.tasks.queue import CLOCK_SKEW_MS
+from headway.shared.tasks.queue import CLOCK_SKEW_MS, SILENT_LEASES
 
 log = get_logger(__name__)
 

@@ -25,6 +25,9 @@ PROCESS_FILE = "process_file"
 
 CLOCK_SKEW_MS = 3_600_000
 
+#: A worker says that it is alive three times a lease. One that missed this many leases is not counted.
+SILENT_LEASES = 3
+
 #: Of the payload. Names may come without a new version where a worker that takes no notice of them does no harm. A
 #: worker leaves a job of a newer version than its own to those that know it.
 VERSION = 1

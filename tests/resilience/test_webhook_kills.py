@@ -18,6 +18,11 @@ ROUNDS = 4
 TASKS = 8
 
 
+def something_more_is_told(receiver: Receiver) -> None:
+    before = len(receiver.received)
+    wait_for("something more is told", lambda: len(receiver.received) > before)
+
+
 def test_every_end_is_told_under_one_id_whatever_is_killed(own_platform: Platform) -> None:
     own_platform._env |= {
         "HEADWAY_WEBHOOK_SECRET": SECRET,
@@ -40,8 +45,7 @@ def test_every_end_is_told_under_one_id_whatever_is_killed(own_platform: Platfor
                 if number % 3 == 0:
                     body = body | {"options": {"steps": 2, "step_seconds": 0.05, "fail_at": 1}}
                 tasks.append(httpx.post(f"{own_platform.url}/tasks", json=body, timeout=60).json()["task_id"])
-            before = len(receiver.received)
-            wait_for("something of it is told", lambda before=before: len(receiver.received) > before)
+            something_more_is_told(receiver)
             time.sleep(chance.uniform(0, 0.2))  # anywhere in the middle of the others
             own_platform.workers[-1].signal(signal.SIGKILL)
             own_platform.start_worker()

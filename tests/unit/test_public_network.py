@@ -75,7 +75,7 @@ async def test_a_name_that_changes_its_address_is_looked_up_once(
         lookups.append(host)
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(answers), port))]
 
-    monkeypatch.setattr(public_network.socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     monkeypatch.setattr(public_network, "is_public", lambda address: str(address) == "192.0.2.1")
     with pytest.raises((NotPublic, httpcore.ConnectError, httpcore.ConnectTimeout)):
         await PublicNetwork().connect_tcp("hooks.test", listening.getsockname()[1], timeout=0.1)
@@ -88,7 +88,7 @@ async def test_a_public_address_among_private_ones_is_the_only_one_that_is_tried
     def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, port)) for one in ("127.0.0.1", "192.0.2.1")]
 
-    monkeypatch.setattr(public_network.socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     monkeypatch.setattr(public_network, "is_public", lambda address: str(address) == "192.0.2.1")
     with pytest.raises((httpcore.ConnectError, httpcore.ConnectTimeout)):
         await PublicNetwork().connect_tcp("hooks.test", listening.getsockname()[1], timeout=0.1)
