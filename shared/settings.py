@@ -310,7 +310,7 @@ class Settings(BaseSettings):
     max_unfinished_tasks: int = Field(default=100_000, ge=0, le=100_000_000, examples=["100000"])
     max_notes_per_second: int = Field(default=20, ge=0, le=1_000_000, examples=["20"])
     owner_words_bytes: ByteSize | None = Field(default=None, ge=0, le=2**53, examples=["64MiB"])
-    max_requests_per_second: int = Field(default=0, ge=0, le=1_000_000, examples=["100"])
+    max_requests_per_second: int | None = Field(default=None, ge=0, le=1_000_000, examples=["100"])
     metrics_host: Annotated[str, AfterValidator(_host)] = Field(default="127.0.0.1", examples=["10.0.0.7"])
     metrics_port: int = Field(default=0, ge=0, le=65_535, examples=["9100"])
     webhook_secret: Annotated[

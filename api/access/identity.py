@@ -34,6 +34,7 @@ from headway.api.access.origin_check import SAFE_METHODS, is_own_origin
 from headway.api.lifespan import State
 from headway.api.problems import answer_to, is_refusal
 from headway.api.root_path import route_path
+from headway.api.serving.turns import Gone
 from headway.shared.errors import HeadwayError, NoPolicy, NotAllowed, NotWithToken, UnknownTask
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY, RedisError
@@ -257,6 +258,8 @@ class Gate:
                 state.limits.uploads.check(*names_of(scope))
         except (HeadwayError, RedisError) as error:
             refusal = answer_to(error, scope)
+        except Gone:
+            return  # no answer: nobody is there to read one
         if refusal is not None:
             await refusal(scope, receive, send)
         elif uploads:
@@ -277,9 +280,10 @@ class Gate:
         if connection is not None and identity is not None:
             connection.known()
         if identity is None:
-            await state.turns.wait("probes" if path in PROBES else address_of(scope))
+            name = "probes" if path in PROBES else address_of(scope)
+            await state.turns.wait(name, lambda: connection is None or not connection.has_left())
         if not open_to_all:
-            await state.limits.count_request(names_of(scope)[0])
+            await state.limits.count_request(names_of(scope)[0], changes=method not in SAFE_METHODS)
         if not is_public:
             if identity is None:
                 raise NotAllowed

@@ -143,7 +143,7 @@ CASES: Final[dict[str, Case]] = {
     "max_streams": Case(None, "5", 5, ("-1", "many")),
     "max_uploads": Case(None, "5", 5, ("-1", "many")),
     "max_unfinished_tasks": Case(100_000, "5", 5, ("-1", "many")),
-    "max_requests_per_second": Case(0, "50", 50, ("-1", "many")),
+    "max_requests_per_second": Case(None, "50", 50, ("-1", "many")),
     "metrics_host": Case("127.0.0.1", "0.0.0.0", "0.0.0.0", ("http://localhost", "a b", "*")),
     "metrics_port": Case(0, "9100", 9100, ("-1", "65536", "http")),
     "processor_paths": Case([], "/srv/models, /opt/data", [Path("/srv/models"), Path("/opt/data")], ("models",)),
