@@ -88,7 +88,13 @@ def test_the_routes_tried_here_are_all_there_are() -> None:
     assert len(ROUTES) > 30
     assert len(OWNED) > 15
     named = {name for _, path in ROUTES for name in re.findall(r"{(\w+)", path)}
-    assert named == {"task_id", "batch_id", "name", "filename", "webhook_id"}  # a new one has to be thought of in this file
+    assert named == {
+        "task_id",
+        "batch_id",
+        "name",
+        "filename",
+        "webhook_id",
+    }  # a new one has to be thought of in this file
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
