@@ -304,6 +304,7 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(default=15, ge=0.1, le=3600, examples=["15"])
     send_timeout_seconds: float = Field(default=20, ge=0.1, le=3600, examples=["20"])
     receive_timeout_seconds: float = Field(default=30, ge=0.1, le=3600, examples=["30"])
+    keep_alive_seconds: float = Field(default=130, ge=1, le=86_400, examples=["130"])
     token_seconds: int = Field(default=3600, ge=1, le=30 * DAY_SECONDS, examples=["3600"])
     max_streams: int | None = Field(default=None, ge=0, le=10_000_000, examples=["20000"])
     max_uploads: int | None = Field(default=None, ge=0, le=1_000_000, examples=["1000"])

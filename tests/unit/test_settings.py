@@ -136,6 +136,7 @@ CASES: Final[dict[str, Case]] = {
     "worker_concurrency": Case(os.cpu_count() or 1, "2", 2, ("0", "1.5", "all")),
     "heartbeat_seconds": Case(15.0, "0.2", 0.2, ("0", "nan", "often")),
     "send_timeout_seconds": Case(20.0, "5", 5.0, ("0", "-5", "late")),
+    "keep_alive_seconds": Case(130.0, "90", 90.0, ("0", "-5", "late", "100000")),
     "receive_timeout_seconds": Case(30.0, "5", 5.0, ("0", "-5", "late", "4000")),
     "token_seconds": Case(3600, "60", 60, ("0", "never")),
     "max_notes_per_second": Case(20, "5", 5, ("-1", "many")),
