@@ -44,14 +44,23 @@ WEBHOOKS_BUSY = "headway:webhooks:busy:%s"
 WEBHOOKS_OF = "headway:webhooks:of:%s"
 #: Hash: one notice, with the task as it was, and what was tried.
 WEBHOOK = "headway:webhook:%s"
+#: Sorted set: tasks whose file is another's, of which that one has ended, by the moment in ms of Redis' time at which
+#: they are to be looked at (worker/followers.py).
+FOLLOWERS = "headway:followers"
+#: Set: those that wait for the end of one task.
+FOLLOWERS_OF = "headway:followers:of:%s"
 #: Hash: `replid` of the server and `number` of the epoch (shared/redis/epoch.py).
 EPOCH = "headway:era"
 #: What SCAN finds the tasks by, among others; those others are no hashes.
 ANY_TASK = "headway:task:*"
 
 
+#: Hash: the task, a JSON text a field.
+STATE = "headway:task:%s"
+
+
 def state(task_id: TaskId) -> str:
-    """Hash: the task, a JSON text a field."""
+    """STATE of a task."""
     return f"headway:task:{task_id}"
 
 
@@ -109,6 +118,7 @@ FILLED_IN = (
     ),
     "DELETED",
     "PRODUCERS",
+    *("FOLLOWERS", "FOLLOWERS_OF", "STATE"),
     *("WEBHOOKS_DUE", "WEBHOOKS_TO", "WEBHOOKS_OF", "WEBHOOK"),
 )
 

@@ -69,7 +69,15 @@ UPLOADS: Final = 10_000
 
 #: Puts the job of a task on the queue, if the task still waits or runs and none of its jobs is there or leased.
 _PUT_BACK = """
-local known = redis.call('HMGET', KEYS[1], 'status', 'attempt')
+local known = redis.call('HMGET', KEYS[1], 'status', 'attempt', 'input_of', 'input_name')
+local source = string.match(known[3] or '', '"task_id":"(%x+)"')
+if source and (known[4] or 'null') == 'null' and known[1] == '"queued"' then -- it has no job while it waits for another
+  local status = redis.call('HGET', string.format('STATE', source), 'status')
+  if not status or status == '"completed"' or status == '"failed"' or status == '"cancelled"' then
+    redis.call('ZADD', 'FOLLOWERS', 'NX', 1, string.match(KEYS[1], '%x+$'))
+  end
+  return 0
+end
 if (known[1] ~= '"queued"' and known[1] ~= '"processing"') or known[2] ~= ARGV[1] then return 0 end
 for i = 9, #ARGV do
   if redis.call('ZSCORE', KEYS[2], ARGV[i]) or redis.call('EXISTS', ARGV[8] .. ARGV[i]) == 1 then return 0 end
@@ -78,7 +86,7 @@ redis.call('SET', KEYS[3], ARGV[3], 'PX', ARGV[5])
 redis.call('ZADD', KEYS[2], ARGV[4], ARGV[2])
 redis.call('PUBLISH', ARGV[6], ARGV[7])
 return 1
-"""
+""".replace("'STATE'", f"'{keys.STATE}'").replace("'FOLLOWERS'", f"'{keys.FOLLOWERS}'")
 
 
 class Sweeper:
