@@ -20,8 +20,6 @@ router = APIRouter(tags=["health"])
 
 #: A worker says that it is alive three times a lease; one that missed this many leases is not counted.
 SILENT_LEASES = 3
-#: Running jobs are counted among this many of the queue's oldest, where they are unless far more run at once.
-LOOKED_AT = 512
 #: Of the disk of HEADWAY_DATA_DIR.
 NEARLY_FULL = 0.95
 
@@ -98,15 +96,15 @@ async def _workers(state: State) -> dict[str, Any]:
             pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
             pipe.hgetall(keys.WALLS)
             pipe.zcard(keys.QUEUE)
-            pipe.zrange(keys.QUEUE, 0, LOOKED_AT - 1)
-            (seconds, microseconds), seen, told, jobs, oldest = await pipe.execute()
-        running = await state.redis.exists(*(keys.job_lease(job.decode()) for job in oldest)) if oldest else 0
+            pipe.zcard(keys.LINE_WAITING)
+            pipe.zcard(keys.LINE_RUNNING)
+            (seconds, microseconds), seen, told, arriving, waiting, running = await pipe.execute()
     except AWAY as error:
         return {"ok": False, "reason": why_away(error)}
     silent_ms = SILENT_LEASES * state.settings.lease_seconds * 1000
     now_ms = seconds * 1000 + microseconds / 1000
     alive = [name for name, at in seen if now_ms - at < silent_ms]
-    about = {"count": len(alive), "running": running, "queued": jobs - running, **_walls(alive, told)}
+    about = {"count": len(alive), "running": running, "queued": arriving + waiting, **_walls(alive, told)}
     if not alive:
         return {"ok": False, "reason": "no worker is running; start one with `headway worker`", **about}
     return {"ok": True, "reason": "running", **about}

@@ -40,6 +40,7 @@ from headway.api.uploads.multipart_upload import (
     read_form,
     too_large,
 )
+from headway.api.uploads.order import Order, clean_time
 from headway.api.uploads.receiving import UPLOAD_SHARE, abort_unless_queued
 from headway.api.uploads.upload_digests import clean_sha256
 from headway.shared.errors import (
@@ -61,7 +62,18 @@ from headway.shared.files.storage import StoredFile, Upload
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY
 from headway.shared.settings import DAY_SECONDS
-from headway.shared.tasks.models import FieldError, OwnerId, Producer, Status, Task, TaskId, new_task_id, utc_now
+from headway.shared.tasks.line import DEFAULT, HIGHEST, LOWEST
+from headway.shared.tasks.models import (
+    FieldError,
+    OwnerId,
+    Producer,
+    Status,
+    Task,
+    TaskId,
+    new_task_id,
+    utc_now,
+    waiting,
+)
 
 log = get_logger(__name__)
 
@@ -87,6 +99,12 @@ class Announcement(BaseModel):
     content_type: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     batch_id: str | None = None
+    priority: Annotated[
+        int, Field(ge=LOWEST, le=HIGHEST, strict=True, description="Among your own tasks the highest goes first")
+    ] = DEFAULT
+    not_before: Annotated[
+        str | None, Field(description="RFC 3339: the task waits until then", json_schema_extra={"format": "date-time"})
+    ] = None
     #: Of the file, in hex. A file that turns out to be another ends the task as `failed`.
     sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
 
@@ -133,6 +151,9 @@ class ProducerTask(BaseModel):
 ANNOUNCED: Final = {"anyOf": [reference(Announcement, "validation"), reference(ProducerTask, "validation")]}
 
 
+FIRST_COME: Final = Order()
+
+
 class TaskPage(BaseModel):
     tasks: list[dict[str, Any]]
     next_cursor: str | None
@@ -168,6 +189,7 @@ def draft(
     size_bytes: int | None = None,
     batch_id: str | None = None,
     stored: StoredFile | None = None,
+    order: Order = FIRST_COME,
 ) -> Task:
     """A new task, not yet known to Redis."""
     now = utc_now()
@@ -186,7 +208,9 @@ def draft(
         progress=0,
         step=0,
         total_steps=0,
-        message="Waiting for the file" if uploading else "Waiting for a worker",
+        priority=order.priority,
+        not_before=order.not_before,
+        message="Waiting for the file" if uploading else waiting(order.not_before),
         done=0,
         total=size_bytes if uploading else None,
         unit="bytes" if uploading else None,
@@ -305,6 +329,7 @@ def _asked(
     processor = state.registry.get(name)
     options = processor.parse_options(parse_options(form.fields.get("options")))
     batch_id = clean_batch_id(form.fields.get("batch_id"))
+    order = Order.of(form.fields)
     if form.stored is None and processor.needs_file:
         raise invalid("file", "missing; send the file as the form's part named 'file'")
     try:
@@ -326,6 +351,7 @@ def _asked(
         content_type=form.content_type,
         batch_id=batch_id,
         stored=form.stored,
+        order=order,
     )
 
 
@@ -353,6 +379,7 @@ async def _announce(request: Request, state: State, owner: OwnerId, claim: Claim
         content_type=clean_content_type(announcement.content_type),
         size_bytes=announcement.size_bytes,
         batch_id=clean_batch_id(announcement.batch_id),
+        order=Order(announcement.priority, clean_time(announcement.not_before)),
     ).model_copy(update={"declared_sha256": clean_sha256(announcement.sha256)})
     await claim.settle(task)
     await state.limits.check_tasks(owner)

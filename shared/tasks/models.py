@@ -48,6 +48,13 @@ def rfc3339(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def waiting(not_before: datetime | None) -> str:
+    """The message of a task that waits for its turn."""
+    if not_before is None or not_before <= utc_now():
+        return "Waiting for a worker"
+    return f"Waiting until {rfc3339(not_before)}"
+
+
 Time = Annotated[
     datetime,
     PlainSerializer(rfc3339, return_type=str),
@@ -164,6 +171,9 @@ class Task(BaseModel):
     content_type: str | None
     options: dict[str, Any]
     batch_id: str | None
+    #: Among its owner's own, the highest goes first.
+    priority: Annotated[int, Field(ge=0, le=9)] = 5
+    not_before: Time | None = None
     status: Status
     progress: float
     step: int
