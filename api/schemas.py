@@ -37,6 +37,7 @@ class Links(TypedDict):
     upload: NotRequired[Annotated[str, Field(description="Where the file of an announced task is sent")]]
     progress: NotRequired[Annotated[str, Field(description="Where the outside producer of a task reports")]]
     complete: NotRequired[Annotated[str, Field(description="Where it says that it is done")]]
+    attempts: NotRequired[Annotated[str, Field(description="Where it begins again, as the next attempt")]]
     fail: NotRequired[Annotated[str, Field(description="Where it says that it has failed")]]
 
 
@@ -299,21 +300,6 @@ class Unreadiness(BaseModel):
     checks: Checks
 
 
-class Reported(BaseModel):
-    """What a producer is to know after a report. `cancelled`: the work is to stop, and the report did not count."""
-
-    status: Status
-    cancelled: bool
-    version: int
-
-
-class StartedTask(BaseModel):
-    """The tutorial's answer: the id to watch, and a word."""
-
-    task_id: str
-    message: str
-
-
 class Problem(BaseModel):
     """An error (RFC 9457)."""
 
@@ -327,3 +313,44 @@ class Problem(BaseModel):
         list[FieldError],
         Field(description="Of a bad request: what is wrong where", json_schema_extra=_without_default),
     ] = []
+
+
+class Reported(BaseModel):
+    """What a producer is to know after a report. `cancelled`: the work is to stop, and the report did not count."""
+
+    status: Status
+    cancelled: bool
+    version: int
+
+
+class ReportedTask(TypedDict):
+    """The same of one task among many: what there is to know, or the problem that its report had."""
+
+    task_id: str
+    status: NotRequired[Status]
+    cancelled: NotRequired[bool]
+    version: NotRequired[int]
+    problem: NotRequired[Problem]
+
+
+class ReportedTasks(BaseModel):
+    """In the order in which the tasks were first named."""
+
+    tasks: list[ReportedTask]
+
+
+class TakenOver(Task):
+    """A task whose producer has begun again: `attempt` is its own from now on."""
+
+    restored: Annotated[Any, Field(description="The last checkpoint; null where there is none")]
+    producer_token: Annotated[
+        str,
+        Field(description="Reports on it, as the one before, which stays good", json_schema_extra=_without_default),
+    ] = ""
+
+
+class StartedTask(BaseModel):
+    """The tutorial's answer: the id to watch, and a word."""
+
+    task_id: str
+    message: str

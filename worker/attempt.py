@@ -19,7 +19,7 @@ from typing import Any, Final
 from headway.shared.cancellation import heed_cancellation
 from headway.shared.errors import HeadwayError, ProcessorFailure, QuotaFull, UnknownFile
 from headway.shared.files.disk import STORAGE_FAULTS, told_by_the_system
-from headway.shared.files.storage import Storage
+from headway.shared.files.storage import Storage, results_folder
 from headway.shared.files.trees import Measured
 from headway.shared.logging import get_logger
 from headway.shared.settings import Settings
@@ -213,13 +213,13 @@ class Attempt:
 
     async def _finish(self, done: dict[str, Any], scratch: Path, left_seconds: float) -> None:
         """`left_seconds`: of what one attempt may take. Raises TimeoutError."""
-        task_id, attempt, storage = self._task.task_id, self._claim.attempt, self._place.storage
-        # A result's place is its attempt's. Where Redis lost the claim, another worker's attempt has the same number.
+        task_id, storage, folder = self._task.task_id, self._place.storage, results_folder_of(self._claim)
+        # Results are moved for an attempt that still counts.
         await self._place.publisher.checkpoint(task_id, None, **self._claim.fence)
         self.has_results = True
         check_capacity = await self._room()  # a Redis that is away is waited for, and is not the processor's time
         async with asyncio.timeout(left_seconds):
-            kept = await storage.keep_results(task_id, attempt, scratch, done["outputs"], check_capacity)
+            kept = await storage.keep_results(task_id, folder, scratch, done["outputs"], check_capacity)
         files = [
             ResultFile(
                 name=file.name,
@@ -231,8 +231,8 @@ class Attempt:
             for file in kept
         ]
         result = Result(summary=done["summary"], files=files)
-        await self._place.publisher.complete(task_id, result, **self._claim.fence)
-        log.info("attempt completed", task_id=task_id, attempt=attempt)
+        await self._place.publisher.complete(task_id, result, results_name=folder, **self._claim.fence)
+        log.info("attempt completed", task_id=task_id, attempt=self._claim.attempt)
 
     async def _room(self) -> Callable[[int], None]:
         """What is asked with the size of the results before they are read: whether one attempt may have so much on the
@@ -248,6 +248,10 @@ class Attempt:
                 raise QuotaFull.of(held_bytes, quota_bytes)
 
         return check
+
+
+def results_folder_of(claim: Claim) -> str:
+    return results_folder(claim.attempt, claim.token)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -158,6 +158,8 @@ NEEDS: Final[dict[tuple[str, str], Action | str]] = {
     ("POST", "/process-file"): Action.CREATE,
     ("PUT", "/tasks/{task_id}/upload"): Action.CREATE,
     ("PATCH", "/tasks/{task_id}/progress"): Action.CREATE,
+    ("PATCH", "/tasks/progress"): Action.CREATE,
+    ("POST", "/tasks/{task_id}/attempts"): Action.CREATE,
     ("PUT", "/tasks/{task_id}/results/{name}"): Action.CREATE,
     ("POST", "/tasks/{task_id}/complete"): Action.CREATE,
     ("POST", "/tasks/{task_id}/fail"): Action.CREATE,

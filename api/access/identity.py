@@ -57,7 +57,7 @@ _OVERRIDDEN: Final = re.compile(r"/uploads/[^/]+")
 _ONE_TASK: Final = re.compile(r"/(?:tasks|task-progress|uploads)/([^/]+)(?:/.*)?")
 _TASK: Final = re.compile(r"/(?:tasks|task-progress)/([^/]+)(?:/.*)?")
 #: What a producer reports by, on its task.
-_PRODUCERS: Final = re.compile(r"/tasks/([^/]+)/(?:progress|complete|fail|results/[^/]+)")
+_PRODUCERS: Final = re.compile(r"/tasks/([^/]+)/(?:progress|attempts|complete|fail|results/[^/]+)")
 #: Streams of what Redis holds, which are held open while it is away.
 _WAITING: Final = re.compile(r"/(?:events|(?:tasks|batches)/[^/]+/events|task-progress/[^/]+)")
 

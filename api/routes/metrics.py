@@ -21,13 +21,14 @@ from redis.exceptions import RedisError
 from headway.api.dependencies import OwnerDep, StateDep
 from headway.api.lifespan import State
 from headway.api.openapi import TEXT, answer
-from headway.api.routes.health import SILENT_LEASES
 from headway.api.serving.counted_log import counted_line
 from headway.shared import keys
 from headway.shared.logging import get_logger
 from headway.shared.metric_registry import redis_up, together
 from headway.shared.redis.client import AWAY, why_away
+from headway.shared.tasks.line import line_counts
 from headway.shared.tasks.models import ACTIVE, Status
+from headway.shared.tasks.queue import SILENT_LEASES
 
 log = get_logger(__name__)
 
@@ -73,23 +74,20 @@ class _Seen:
 
 
 async def _look(state: State) -> _Seen:
+    seconds, microseconds = await state.redis.time()
+    now_us = seconds * 1_000_000 + microseconds
     async with state.redis.pipeline(transaction=False) as pipe:
-        pipe.time()
         pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
-        pipe.zcard(keys.QUEUE)
-        pipe.zcard(keys.LINE_WAITING)
-        pipe.zcard(keys.LINE_RUNNING)
+        line_counts(pipe, now_us // 1000)
         pipe.zcard(keys.LINE_LATER)
         pipe.zrange(keys.LINE_WAITING, 0, 0, withscores=True)
         pipe.hgetall(keys.COUNTS)
-        (seconds, microseconds), workers, *jobs, oldest, counts = await pipe.execute()
-    arriving, waiting, running, later = jobs
-    now_us = seconds * 1_000_000 + microseconds
+        workers, arriving, waiting, lost, running, later, oldest, counts = await pipe.execute()
     silent_ms = SILENT_LEASES * state.settings.lease_seconds * 1000
     return _Seen(
         workers=sum(1 for _, at in workers if now_us / 1000 - at < silent_ms),
         leases=running,
-        waiting=arriving + waiting,
+        waiting=arriving + waiting + lost,
         later=later,
         oldest_seconds=max(0.0, now_us - oldest[0][1]) / 1_000_000 if oldest else 0.0,
         counts={_pair(name): int(count) for name, count in counts.items()},

@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from headway.api.access.grant import Action
 from headway.api.access.identity import check_action, check_processor, most_upload_bytes, token_of
+from headway.api.cancelling import cancel_task
 from headway.api.dependencies import OwnerDep, StateDep, TaskDep
 from headway.api.lifespan import State
 from headway.api.openapi import (
@@ -32,7 +33,7 @@ from headway.api.openapi import (
     wrong_method_answer,
 )
 from headway.api.problems import wrong_method
-from headway.api.routes.tasks import cancel_task, draft
+from headway.api.submission import draft
 from headway.api.uploads.capacity_check import check_capacity
 from headway.api.uploads.multipart_upload import (
     clean_batch_id,

@@ -14,12 +14,13 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import JSONResponse, StreamingResponse
 
 from headway.api.access.identity import check_processor, names_of
+from headway.api.answers import FORM_PROBLEMS, SUBMITTED_HEADERS, IdempotencyKey
 from headway.api.dependencies import OwnerDep, RootPathDep, StateDep
 from headway.api.openapi import TEXT, answer, body, problems, reference, server_sent, together
 from headway.api.root_path import rooted_answer
-from headway.api.routes.tasks import FORM_PROBLEMS, SUBMITTED_HEADERS, IdempotencyKey, draft, submit_form
 from headway.api.schemas import StartedTask, StartForm
 from headway.api.streams.sse import SSE, Comment, EventStreamResponse
+from headway.api.submission import draft, submit_form
 from headway.api.uploads.idempotency import Claim
 from headway.shared.errors import InvalidRequest, TooMany
 from headway.shared.tasks.models import Event, Status, Task, rfc3339, utc_now

@@ -33,6 +33,9 @@ class Order:
         return cls(int(priority), clean_time(fields.get("not_before") or None))
 
 
+FIRST_COME: Final = Order()
+
+
 def clean_time(text: str | None) -> datetime | None:
     """Raises InvalidRequest."""
     if text is None:

@@ -11,8 +11,9 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Final
+from typing import Any, Final
 
+from headway.shared import keys
 from headway.shared.redis.script_text import script_text
 
 #: Higher goes first, among an owner's own.
@@ -29,3 +30,12 @@ def _line() -> str:
 def script_with_line(lua: str, key_names: Sequence[str], arguments: Sequence[str]) -> str:
     """As script_text; `LINE` is the table of line.lua."""
     return script_text(re.sub(r"\bLINE\b", lambda _: _line(), lua), key_names, arguments)
+
+
+def line_counts(pipe: Any, now_ms: int) -> None:
+    """Asks a pipeline for four numbers: the jobs that are still on arq's queue, that wait, that had a worker which is
+    gone, and that workers have."""
+    pipe.zcard(keys.QUEUE)
+    pipe.zcard(keys.LINE_WAITING)
+    pipe.zcount(keys.LINE_RUNNING, "-inf", now_ms)
+    pipe.zcount(keys.LINE_RUNNING, f"({now_ms}", "+inf")

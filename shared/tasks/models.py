@@ -139,6 +139,8 @@ class Producer(BaseModel):
     """What is known of the outside producer that runs a task. Phases as a processor's: name to weight."""
 
     lease_seconds: float
+    #: How long it may be until its first report; None: as any other.
+    waits_seconds: float | None = None
     phases: dict[str, float] = Field(default_factory=dict)
     #: The phase it is in; what those before it have taken of the whole, 0 to 1, and what this one takes.
     phase: str | None = None
@@ -163,6 +165,8 @@ class Task(BaseModel):
     Sizes in bytes, durations in seconds, times RFC 3339 in UTC. `progress` is 0 to 100 and covers the whole of the
     work; `done` of `total` `unit`s is the count inside the phase `step` of `total_steps`.
     """
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
 
     task_id: TaskId
     processor: str
@@ -199,6 +203,8 @@ class Task(BaseModel):
     losses: int = Field(default=0, exclude=True)
     input_name: str | None = Field(default=None, exclude=True)
     input_sha256: str | None = Field(default=None, exclude=True)
+    #: Where its results are; None where it has none, or an older worker kept them (headway.shared.files.storage).
+    results_name: str | None = Field(default=None, exclude=True)
     #: What whoever announced the file says its SHA-256 is, in hex.
     declared_sha256: str | None = Field(default=None, exclude=True)
     #: Of a resumable upload alone: when it is given up, and what its client said about it, word for word.

@@ -161,7 +161,7 @@ class Publisher:
             return await self._queue(task, task.attempt, fields, allowed=(), **write)
         fields |= self._traced()
         if task.producer is not None:
-            write["lease_seconds"] = task.producer.lease_seconds
+            write["lease_seconds"] = task.producer.waits_seconds or task.producer.lease_seconds
         return await self._write(task.task_id, fields, allowed=(), **write)
 
     async def change(
@@ -247,7 +247,7 @@ class Publisher:
             if took_over:
                 message = f"The worker was lost, {message.lower()} as attempt {attempt}"
             token = secrets.token_hex(8)
-            fields = self._start_of(task, task.checkpoint) | {
+            fields = self.start_of(task, task.checkpoint) | {
                 "status": Status.PROCESSING,
                 "attempt": attempt,
                 "claim": token,
@@ -298,7 +298,7 @@ class Publisher:
         return int(told)
 
     @staticmethod
-    def _start_of(task: Task, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    def start_of(task: Task, checkpoint: Checkpoint | None) -> dict[str, Any]:
         fields = _fresh_attempt(task)
         if checkpoint is not None:
             fields["progress"] = checkpoint.progress
@@ -306,7 +306,7 @@ class Publisher:
 
     async def give_back(self, claim: Claim, message: str, checkpoint: Checkpoint | None = None) -> int:
         """`processing` → `queued` as the next attempt, for a worker that is told to stop. The arq job stays."""
-        fields = self._start_of(claim.task, checkpoint) | {
+        fields = self.start_of(claim.task, checkpoint) | {
             "checkpoint": checkpoint.model_dump() if checkpoint else None,
             "status": Status.QUEUED,
             "attempt": claim.attempt + 1,
@@ -314,8 +314,9 @@ class Publisher:
         }
         return await self.change(claim.task.task_id, fields, allowed=(Status.PROCESSING,), **claim.fence)
 
-    async def complete(self, task_id: TaskId, result: Result, **fence: Any) -> int:
-        """`processing` → `completed`. The files are in their place already. A large result is cut in the event only."""
+    async def complete(self, task_id: TaskId, result: Result, *, results_name: str | None = None, **fence: Any) -> int:
+        """`processing` → `completed`. The files are in their place already, `results_name`. A large result is cut
+        in the event only."""
         whole = result.model_dump(mode="json", exclude_defaults=False)
         live = whole
         fields: dict[str, Any] = {}
@@ -327,7 +328,7 @@ class Publisher:
                 if len(text_of(live)) > RESULT_EVENT_BYTES:
                     live["files"].pop()
                     break
-        fields |= {"progress": 100, "message": "Done", "eta_seconds": 0, "result": live}
+        fields |= {"progress": 100, "message": "Done", "eta_seconds": 0, "result": live, "results_name": results_name}
         fields["result_bytes"] = sum(file.size_bytes for file in result.files)
         return await self._end(task_id, Status.COMPLETED, fields, allowed=(Status.PROCESSING,), **fence)
 
@@ -366,7 +367,7 @@ class Publisher:
         that was `retryable`, which is not the work's own; else from the start. Raises Conflict, UnknownTask,
         TooMany."""
         attempt = task.attempt + 1
-        fields = self._start_of(task, task.checkpoint) | {
+        fields = self.start_of(task, task.checkpoint) | {
             "status": Status.QUEUED,
             "attempt": attempt,
             "losses": 0,
@@ -381,7 +382,9 @@ class Publisher:
             fence: dict[str, Any] = {"allowed": (Status.FAILED, Status.CANCELLED), "attempt": task.attempt}
             fence["one_more"] = True
             # In the trace that it has, whoever asks for it again.
-            again: dict[str, Any] = {"parent": task.traceparent, "link": self._tracing.here()} if task.traceparent else {}
+            again: dict[str, Any] = (
+                {"parent": task.traceparent, "link": self._tracing.here()} if task.traceparent else {}
+            )
             return await self._queue(task, attempt, fields, **again, **fence)
         except Refused as refused:
             raise _conflict(refused, "Only a failed or cancelled task can be retried.") from None

@@ -24,6 +24,9 @@ from headway.shared.tracing import TRACEPARENT
 #: The name arq finds the worker's function by.
 PROCESS_FILE = "process_file"
 
+#: A worker says that it is alive three times a lease. One that missed this many leases is not counted.
+SILENT_LEASES = 3
+
 #: Of the payload. Names may come without a new version where a worker that takes no notice of them does no harm. A
 #: worker leaves a job of a newer version than its own to those that know it.
 VERSION = 1

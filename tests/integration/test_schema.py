@@ -227,6 +227,14 @@ def test_every_answer_of_a_walk_over_all_routes_is_as_described(walked: tuple[Pl
     produced = ask("POST", "/tasks", 201, json={"producer": "cron"}).json()["links"]
     ask("POST", produced["fail"], 200, json={"attempt": 1, "error": {"message": "no"}})
     ask("POST", produced["fail"], 409, json={"attempt": 1, "error": {"message": "no"}})
+    ask("POST", produced["attempts"], 422, json={"attempt": 0})
+    ask("POST", produced["attempts"], 409, json={"attempt": 2})
+    again = ask("POST", produced["attempts"], 201).json()
+    ask("POST", produced["fail"], 409, json={"attempt": 1, "error": {"message": "no"}})
+    said = {"task_id": again["task_id"], "attempt": 2, "done": 1, "checkpoint": {"row": 1}}
+    ask("PATCH", "/tasks/progress", 200, json=[said, {"task_id": "0" * 32, "attempt": 1}])
+    ask("PATCH", "/tasks/progress", 422, json=[{"attempt": 1}])
+    ask("POST", produced["attempts"], 201, json={"attempt": 2})
 
     described_as = {"filename": "c", "processor": "checksum"}
     metadata = ",".join(f"{name} {base64.b64encode(value.encode()).decode()}" for name, value in described_as.items())

@@ -70,6 +70,17 @@ def test_imports_point_down_only() -> None:
     assert those(wrong) == {}
 
 
+def test_no_route_imports_another() -> None:
+    """What two of them need is a module of its own beside the folder."""
+    routes = {path: tree for path, tree in TREES.items() if path.parts[:2] == ("api", "routes")}
+    wrong = {
+        path: {name for name in imports_of(tree) if name.startswith("headway.api.routes.")}
+        for path, tree in routes.items()
+    }
+    assert len(routes) > 10
+    assert those(wrong) == {}
+
+
 def test_every_module_is_imported_as_headway() -> None:
     wrong = {path: {name for name in imports_of(tree) if name.split(".")[0] in LINKED} for path, tree in TREES.items()}
     assert those(wrong) == {}

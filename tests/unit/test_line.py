@@ -189,7 +189,7 @@ async def test_jobs_of_before_there_was_a_line_move_into_it_in_their_order(line:
     tasks = await line.submit("alice", *numbered("a", 3))
     [bob] = await line.submit("bob", "b0")
     await line.redis.delete(*await line.redis.keys("headway:line:*"))
-    hour_ago_ms = int(utc_now().timestamp() * 1000) - 3_600_000  # what versions of before wrote there
+    hour_ago_ms = int(utc_now().timestamp() * 1000) - 3_600_000 - 1000  # what versions of before wrote there
     jobs = [keys.job_id(task.task_id, 1) for task in (*tasks, bob)]
     scores = dict(zip(jobs, range(hour_ago_ms, hour_ago_ms + 4), strict=True))
     await line.redis.zadd(keys.QUEUE, scores)
