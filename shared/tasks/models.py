@@ -159,14 +159,16 @@ class ProducedFile(BaseModel):
     sha256: str
 
 
+#: What a task of an earlier version does not say.
+_OF_BEFORE: Final[dict[str, Any]] = {"priority": 5, "not_before": None}
+
+
 class Task(BaseModel):
     """A task as everybody sees it, without the links, which the API adds.
 
     Sizes in bytes, durations in seconds, times RFC 3339 in UTC. `progress` is 0 to 100 and covers the whole of the
     work; `done` of `total` `unit`s is the count inside the phase `step` of `total_steps`.
     """
-
-    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
 
     task_id: TaskId
     processor: str
@@ -176,8 +178,8 @@ class Task(BaseModel):
     options: dict[str, Any]
     batch_id: str | None
     #: Among its owner's own, the highest goes first.
-    priority: Annotated[int, Field(ge=0, le=9)] = 5
-    not_before: Time | None = None
+    priority: Annotated[int, Field(ge=0, le=9)]
+    not_before: Time | None
     status: Status
     progress: float
     step: int
@@ -225,7 +227,7 @@ class Task(BaseModel):
         values = {name.decode(): json.loads(text) for name, text in fields.items() if name != b"write"}
         if (whole := values.pop("whole_result", None)) is not None:
             values["result"] = whole
-        return cls.model_validate(values)
+        return cls.model_validate(_OF_BEFORE | values)
 
 
 def file_url(task_id: TaskId, name: str) -> str:

@@ -35,7 +35,8 @@ def a_task(**changes: Any) -> Task:
     fields: dict[str, Any] = {
         "task_id": new_task_id(), "processor": "checksum", "filename": "täst \u2028.bin", "size_bytes": 10,
         "content_type": None, "options": {}, "batch_id": None, "status": Status.QUEUED, "progress": 0, "step": 0,
-        "total_steps": 0, "message": "Waiting", "done": 0, "total": None, "unit": None, "rate": None,
+        "total_steps": 0, "message": "Waiting", "done": 0, "total": None, "priority": 5, "not_before": None,
+        "unit": None, "rate": None,
         "eta_seconds": None, "attempt": 1, "version": 1, "created_at": now, "started_at": None, "updated_at": now,
         "finished_at": None, "result": None, "error": None,
     }  # fmt: skip
