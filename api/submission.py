@@ -32,6 +32,7 @@ from headway.api.uploads.multipart_upload import (
 from headway.api.uploads.order import FIRST_COME, Order, clean_time
 from headway.api.uploads.receiving import UPLOAD_SHARE, abort_unless_queued
 from headway.api.uploads.upload_digests import clean_sha256
+from headway.api.uploads.webhook_field import AskedWebhook, webhook_of
 from headway.shared.errors import (
     InvalidRequest,
     NotTheAnnouncedFile,
@@ -46,6 +47,7 @@ from headway.shared.tasks.models import (
     Status,
     Task,
     TaskId,
+    Webhook,
     new_task_id,
     utc_now,
     waiting,
@@ -71,6 +73,7 @@ class Announcement(BaseModel):
     not_before: Annotated[
         str | None, Field(description="RFC 3339: the task waits until then", json_schema_extra={"format": "date-time"})
     ] = None
+    webhook: AskedWebhook | None = None
     #: Of the file, in hex. A file that turns out to be another ends the task as `failed`.
     sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
 
@@ -102,6 +105,7 @@ class ProducerTask(BaseModel):
         ),
     ] = None  # fmt: skip
     batch_id: str | None = None
+    webhook: AskedWebhook | None = None
 
     @property
     def weights(self) -> dict[str, float]:
@@ -121,6 +125,7 @@ def draft(
     batch_id: str | None = None,
     stored: StoredFile | None = None,
     order: Order = FIRST_COME,
+    webhook: Webhook | None = None,
 ) -> Task:
     """A new task, not yet known to Redis."""
     now = utc_now()
@@ -159,6 +164,7 @@ def draft(
         progress_base=UPLOAD_SHARE if uploading else 0.0,
         input_name=stored.name if stored else None,
         input_sha256=stored.sha256 if stored else None,
+        webhook=webhook,
     )
 
 
@@ -243,6 +249,7 @@ def _asked(
         batch_id=batch_id,
         stored=form.stored,
         order=order,
+        webhook=webhook_of(form.fields.get("webhook"), state.settings),
     )
 
 
@@ -271,6 +278,7 @@ async def announce(request: Request, state: State, owner: OwnerId, claim: Claim)
         size_bytes=announcement.size_bytes,
         batch_id=clean_batch_id(announcement.batch_id),
         order=Order(announcement.priority, clean_time(announcement.not_before)),
+        webhook=webhook_of(announcement.webhook, state.settings),
     ).model_copy(update={"declared_sha256": clean_sha256(announcement.sha256)})
     await claim.settle(task)
     await state.limits.check_tasks(owner)
@@ -283,7 +291,7 @@ async def announce(request: Request, state: State, owner: OwnerId, claim: Claim)
 async def _begin(asked: ProducerTask, state: State, owner: OwnerId, claim: Claim) -> Task:
     """A task that an outside producer runs: `processing` from its first moment on."""
     weights = asked.weights
-    options = asked.model_dump(exclude={"producer", "batch_id", "waits_seconds"}, exclude_none=True)
+    options = asked.model_dump(exclude={"producer", "batch_id", "webhook", "waits_seconds"}, exclude_none=True)
     task = draft(
         asked.producer,
         owner=owner,
@@ -291,6 +299,7 @@ async def _begin(asked: ProducerTask, state: State, owner: OwnerId, claim: Claim
         options=options,
         task_id=claim.task_id,
         batch_id=clean_batch_id(asked.batch_id),
+        webhook=webhook_of(asked.webhook, state.settings),
     )
     task = task.model_copy(
         update={

@@ -61,6 +61,7 @@ from headway.api.uploads.tus import (
     whole_sha256,
 )
 from headway.api.uploads.upload_digests import clean_sha256, wanted_prefix
+from headway.api.uploads.webhook_field import webhook_of
 from headway.shared.errors import (
     AnotherFile,
     BadHeader,
@@ -169,7 +170,7 @@ async def options(request: Request, state: StateDep, _: OwnerDep) -> Response:
         Upload_Length=asked("The bytes of the whole file", _BYTES, required=True),
         Upload_Metadata=asked(
             "`key BASE64,…`: filename, processor, and as wanted filetype, options, batch_id, sha256, priority, "
-            "not_before",
+            "not_before, webhook",
             required=True,
         ),
         Upload_Checksum=_CHECKSUM,
@@ -320,6 +321,7 @@ def _drafted(request: Request, state: State, owner: OwnerId) -> Task:
         size_bytes=size_bytes,
         batch_id=clean_batch_id(metadata.get("batch_id")),
         order=Order.of(metadata),
+        webhook=webhook_of(metadata.get("webhook"), state.settings),
     )
     try:
         declared = clean_sha256(metadata.get("sha256"))

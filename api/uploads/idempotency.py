@@ -115,7 +115,8 @@ def fingerprint(path: str, task: Task) -> str:
     if task.priority != DEFAULT or task.not_before is not None:  # else as before there was an order
         asked += [task.priority, str(task.not_before)]
     content = [task.size_bytes, task.input_sha256, *([task.declared_sha256] if task.declared_sha256 else [])]
-    return hashlib.sha256(text_of([*asked, *content]).encode()).hexdigest()
+    more = [task.webhook.model_dump()] if task.webhook else []
+    return hashlib.sha256(text_of([*asked, *content, *more]).encode()).hexdigest()
 
 
 class Idempotency:
