@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
+import httpcore  # noqa: F401 - httpx brings it in late: a fork in that moment would have half of it
 import httpx
 
 from headway.client.errors import ClientError, Declined, Unreachable
@@ -33,6 +35,14 @@ ANSWER_SECONDS: Final = 10.0
 FILE_SECONDS: Final = 300.0
 #: Between two tries, at most.
 LONGEST_WAIT_SECONDS: Final = 1.0
+
+
+def _is_not_ours(record: logging.LogRecord) -> bool:
+    """httpx logs each request; of a work's log the reports are no part."""
+    return not (record.threadName or "").startswith("headway ")
+
+
+logging.getLogger("httpx").addFilter(_is_not_ours)
 
 
 class Sender:
@@ -61,7 +71,8 @@ class Sender:
         self._thread.start()
 
     def end(self, how: str, error: dict[str, Any]) -> None:
-        """`complete`, `fail`, or `again`: the work stops here, and another attempt is to come."""
+        """`complete`, `fail`; `again`: the work stops here, and another attempt is to come; or `leave`: it stops here,
+        and the platform will notice that."""
         if self._end is None:
             self._end = (how, error)
         self._wake.set()
@@ -83,6 +94,8 @@ class Sender:
         finally:
             self.begun.set()
             self.ended.set()
+            if self._end is not None and self._job._folder is not None:
+                shutil.rmtree(self._job._folder, ignore_errors=True)
 
     def _work(self, http: httpx.Client) -> None:
         wait_seconds, said_at = SEND_SECONDS, float("-inf")
@@ -189,6 +202,8 @@ class Sender:
 
     def _last_word(self, http: httpx.Client, how: str, error: dict[str, Any]) -> None:
         body: dict[str, Any] = {"attempt": self._job.attempt}
+        if how == "leave":
+            return
         if how == "again":
             self._tell(http, [body | error])
             return
