@@ -22,6 +22,7 @@ from headway.shared.files.place import open_storage
 from headway.shared.hidden import hide_from_children
 from headway.shared.logging import configure, get_logger
 from headway.shared.redis.client import AWAY, RedisClient, connect, trouble_ahead
+from headway.shared.redis.memory import words_of_one
 from headway.shared.redis.subscription import Subscription
 from headway.shared.settings import Settings
 from headway.shared.tasks.progress import Publisher
@@ -74,7 +75,14 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         leases = Leases(redis, worker_id, settings.lease_seconds)
         runner = Runner(
             settings,
-            publisher=Publisher(redis, settings, patient=True, tracing=tracing, on_event=metrics.event_published),
+            publisher=Publisher(
+                redis,
+                settings,
+                patient=True,
+                tracing=tracing,
+                on_event=metrics.event_published,
+                most_words=lambda: words_of_one(settings.owner_words_bytes, sweeper.memory),
+            ),
             reader=Reader(redis, patient=True),
             storage=storage,
             registry=registry,

@@ -28,7 +28,7 @@ from headway.shared.files.disk import STORAGE_FAULTS, told_by_the_system
 from headway.shared.files.storage import Partial, Storage
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY, RedisClient, why_away
-from headway.shared.redis.memory import look_at_memory
+from headway.shared.redis.memory import Memory, look_at_memory
 from headway.shared.settings import DAY_SECONDS, Settings
 from headway.shared.tasks.models import ANYONE, UPLOAD_CUT, ErrorType, OwnerId, Status, TaskId
 from headway.shared.tasks.progress import ACTIVE_TTL_SECONDS, Publisher
@@ -104,6 +104,8 @@ class Sweeper:
         self._idle_seconds = max(UPLOAD_IDLE_SECONDS, settings.receive_timeout_seconds + SLACK_SECONDS)
         self._known = frozenset((ANYONE, *settings.api_keys))
         self._learnt_last = OwnerId("")
+        #: As it was when room was looked for last.
+        self.memory = Memory()
         self._owners: dict[OwnerId, int] = dict.fromkeys((ANYONE, *settings.api_keys), 0)  # and where SSCAN goes on
         #: The indexes that expired tasks are taken off, and where each scan goes on.
         self._indexes = {(owner, index): 0 for owner in self._owners for index in INDEXES}
@@ -135,7 +137,7 @@ class Sweeper:
         """Where Redis is nearly full: of some tasks, those that have ended lose their history, whose state stands for
         it, and the others all but the newest events. Needs no lock, which a full Redis would not give. Whether it was
         needed."""
-        memory = await look_at_memory(self._redis)
+        memory = self.memory = await look_at_memory(self._redis)
         if not memory.is_nearly_full:
             return False
         tasks = await look(self._redis, await self._some_tasks())

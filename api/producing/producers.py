@@ -11,10 +11,11 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from headway.api.producing.reports import WAITS, Line, Report, UnknownPhase, applied, fresh, lines_of
-from headway.shared.errors import Conflict, HeadwayError, InvalidRequest, Refused
+from headway.shared.errors import Conflict, HeadwayError, InvalidRequest, Refused, WordsFull
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.meter import Meter
 from headway.shared.tasks.models import (
@@ -32,7 +33,7 @@ from headway.shared.tasks.models import (
     rfc3339,
     utc_now,
 )
-from headway.shared.tasks.progress import Publisher
+from headway.shared.tasks.progress import LEFT_OUT, Publisher
 from headway.shared.tasks.reader import Reader
 
 #: Estimates that are remembered; those of producers that were heard longest ago begin anew.
@@ -51,6 +52,7 @@ class Producers:
         self._publisher = publisher
         self._reader = reader
         self._meters: OrderedDict[tuple[TaskId, int], Meter] = OrderedDict()
+        self._told_left_out: OrderedDict[tuple[TaskId, int], None] = OrderedDict()
 
     async def report(self, task_id: TaskId, owner: OwnerId, reports: Sequence[Report]) -> tuple[Status, int]:
         """The status and the version after the reports. A cancelled task answers so, and they do not count. Raises
@@ -71,9 +73,12 @@ class Producers:
                     for line in lines:
                         data = {"level": line.level, "message": line.message, "at": rfc3339(utc_now())}
                         write_id = _write_id(task, line)
-                        version = await self._publisher.emit(
-                            task_id, "log", data, write_id=write_id, lease_seconds=lease_seconds, **fence
-                        )
+                        try:
+                            version = await self._publisher.emit(
+                                task_id, "log", data, write_id=write_id, lease_seconds=lease_seconds, **fence
+                            )
+                        except WordsFull:
+                            version = await self._left_out(task, **fence)
                     told = True
                     if task.started_at is not None and not any(report.changes_the_state for report in new):
                         return task.status, version
@@ -84,13 +89,31 @@ class Producers:
                 if task.started_at is None:  # it was waiting, and begins
                     fields |= {"started_at": rfc3339(utc_now())}
                     fields |= {"message": "Started"} if fields["message"] == WAITS else {}
-                version = await self._publisher.change(
-                    task_id, fields, as_of=task.version, lease_seconds=lease_seconds, **fence
-                )
+                fence |= {"as_of": task.version, "lease_seconds": lease_seconds}
+                try:
+                    version = await self._publisher.change(task_id, fields, within_words=True, **fence)
+                except WordsFull:
+                    del fields["checkpoint"]
+                    version = await self._publisher.change(task_id, fields, **fence)
+                    with suppress(Refused):  # it counts, whatever has become of the task since
+                        version = await self._left_out(task, attempt=task.attempt, allowed=(Status.PROCESSING,))
             except Refused:
                 continue  # what the task is now is looked at again
             return task.status, version
         raise Conflict("Too many report on this task at once. Send it again.")
+
+    async def _left_out(self, task: Task, **fence: Any) -> int:
+        """A line or a checkpoint found no room among its owner's words. The report counts all the same, because it is a
+        sign of life; that something is left out is said once for an attempt. Returns the version."""
+        if (task.task_id, task.attempt) in self._told_left_out:
+            return (await self._reader.task(task.task_id)).version
+        data = {"level": "warning", "message": LEFT_OUT, "at": rfc3339(utc_now())}
+        write_id = hashlib.blake2b(f"left out {task.task_id} {task.attempt}".encode(), digest_size=8).hexdigest()
+        version = await self._publisher.emit(task.task_id, "log", data, write_id=write_id, must_fit=False, **fence)
+        self._told_left_out[task.task_id, task.attempt] = None
+        while len(self._told_left_out) > METERS:
+            self._told_left_out.popitem(last=False)
+        return version
 
     async def report_many(
         self, owner: OwnerId, reports: Mapping[TaskId, Sequence[Report]]

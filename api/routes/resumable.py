@@ -287,7 +287,7 @@ async def overridden(request: Request, state: StateDep, task: TaskDep) -> Respon
             return await terminate(request, state, task)
         case "HEAD":
             return await head(request, state, task)
-    return wrong_method("HEAD, PATCH, DELETE, OPTIONS")
+    return wrong_method("DELETE, HEAD, OPTIONS, PATCH, POST")
 
 
 def _drafted(request: Request, state: State, owner: OwnerId) -> Task:

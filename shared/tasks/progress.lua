@@ -111,15 +111,21 @@ if given.status or given.result_bytes or deletes then
   if ARG.most_bytes ~= '' and bytes > held and total + bytes - held > tonumber(ARG.most_bytes) then return {'quota', whole(total)} end
 end
 
--- The words of an owner, which Redis holds: options, notes, summaries. They are as long as somebody likes.
+-- The words of an owner, which Redis holds: options, notes, log lines, summaries, checkpoints. They are as long as
+-- somebody likes.
 local words, words_total, words_held
-if is_new or deletes or name == 'note' or given.result then
+local says = name == 'note' or name == 'log'
+if is_new or deletes or says or given.result or given.checkpoint then
   local kept = redis.call('HMGET', owned('OWNER_WORDS'), 'total', task_id)
+  local function size(text) return text and text ~= 'null' and #text or 0 end
   words_total, words_held = tonumber(kept[1]) or 0, tonumber(kept[2]) or 0
   words = 0
   if not deletes then
-    words = words_held + (name == 'note' and #data or 0) + #(given.whole_result or given.result or '')
-    if is_new then words = words + #(given.options or '') + #(given.upload_metadata or '') end
+    words = words_held + (says and #data or 0) + size(given.whole_result or given.result)
+    if is_new then words = words + size(given.options) + size(given.upload_metadata) end
+    if given.checkpoint then -- it takes the place of the one before, which may be from when they did not count
+      words = math.max(0, words + size(given.checkpoint) - size(redis.call('HGET', state, 'checkpoint')))
+    end
     words = math.min(words, math.max(words_held, ARG.history_length * 16384)) -- more than its history holds it does not keep
   end
   local more = words - words_held
@@ -275,7 +281,7 @@ if bytes and bytes ~= held then
   if bytes == 0 then redis.call('HDEL', owned('OWNER_STORED'), task_id) end
 end
 if words and words ~= words_held then
-  redis.call('HSET', owned('OWNER_WORDS'), 'total', whole(words_total + words - words_held), task_id, whole(words))
+  redis.call('HSET', owned('OWNER_WORDS'), 'total', whole(math.max(0, words_total + words - words_held)), task_id, whole(words))
   if words == 0 then redis.call('HDEL', owned('OWNER_WORDS'), task_id) end
   redis.call('PEXPIRE', owned('OWNER_WORDS'), ARG.owner_lives_ms)
 end

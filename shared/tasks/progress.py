@@ -58,6 +58,13 @@ RESULT_EVENT_BYTES: Final = EVENT_BYTES - 6 * 1024
 ACTIVE_TTL_SECONDS: Final = 30 * DAY_SECONDS
 
 
+#: Said on the task itself where its owner's words have no room for more.
+LEFT_OUT: Final = (
+    "From here on log lines and checkpoints are left out: your tasks' words hold as much of Redis as they may "
+    "(HEADWAY_OWNER_WORDS_BYTES). Delete tasks to make room."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A worker's right to write: the task as it was claimed, `attempt` with `token` being the fence of every write."""
@@ -121,7 +128,8 @@ class Publisher:
     ) -> None:
         """`patient`: wait for a Redis that is away, for ever, instead of raising: for a worker, whose work goes on.
         `on_event` is told of each event that was written. `most_words` says how many bytes of Redis an owner's options,
-        notes and summaries may hold, where a new task or a note is refused for more; 0: no limit."""
+        notes, log lines, summaries and checkpoints may hold, where a new task, a note, a line or a checkpoint is
+        refused for more; 0: no limit."""
         self._most_words = most_words
         self._patient = patient
         self._tracing = tracing
@@ -180,11 +188,13 @@ class Publisher:
         data: Mapping[str, Any],
         *,
         allowed: Collection[Status] = tuple(Status),
+        must_fit: bool = True,
         **fence: Any,
     ) -> int:
-        """Sends a named event (`log`, `note`); the state stays as it is but for its version."""
+        """Sends a named event (`log`, `note`); the state stays as it is but for its version. Raises WordsFull, unless
+        `must_fit` is False: for the little that has to be said of what did not fit."""
         event = (name, {"task_id": task_id, **data})
-        return await self._write(task_id, {}, allowed=allowed, event=event, within_words=name == "note", **fence)
+        return await self._write(task_id, {}, allowed=allowed, event=event, within_words=must_fit, **fence)
 
     async def tell(self, task: Task, name: str, data: Mapping[str, Any]) -> None:
         """A named event to those who watch at this moment (`transfer`). It is kept nowhere and has no version, so
@@ -258,23 +268,42 @@ class Publisher:
             return Claim(task, attempt, token, took_over)
         return None
 
-    #: A checkpoint is private and no event, so the version stays; the fence is that of every other write.
+    #: A checkpoint is private and no event, so the version stays; the fence is that of every other write. It takes the
+    #: place of the one before, also among its owner's words.
     _CHECKPOINT: Final = """
-    local known = redis.call('HMGET', KEYS[1], 'attempt', 'status', 'claim')
+    local known = redis.call('HMGET', KEYS[1], 'attempt', 'status', 'claim', 'checkpoint')
     if known[1] ~= ARGV[1] or known[2] ~= '"processing"' or (ARGV[2] ~= '' and known[3] ~= ARGV[2]) then return 0 end
-    if ARGV[3] then redis.call('HSET', KEYS[1], 'checkpoint', ARGV[3]) end
+    if not ARGV[3] then return 1 end
+    local kept = redis.call('HMGET', KEYS[2], 'total', ARGV[4])
+    local total, held = tonumber(kept[1]) or 0, tonumber(kept[2]) or 0
+    local words = math.max(0, held + #ARGV[3] - (known[4] and known[4] ~= 'null' and #known[4] or 0))
+    if tonumber(ARGV[5]) > 0 and words > held and total + words - held > tonumber(ARGV[5]) then return 2 end
+    redis.call('HSET', KEYS[1], 'checkpoint', ARGV[3])
+    redis.call('HSET', KEYS[2], 'total', string.format('%d', math.max(0, total + words - held)), ARGV[4],
+      string.format('%d', words))
+    redis.call('PEXPIRE', KEYS[2], ARGV[6])
     return 1
     """
 
     async def checkpoint(
-        self, task_id: TaskId, checkpoint: Checkpoint | None, *, attempt: int, claim: str | None = None
+        self,
+        task_id: TaskId,
+        checkpoint: Checkpoint | None,
+        *,
+        owner: OwnerId,
+        attempt: int,
+        claim: str | None = None,
     ) -> None:
         """Keeps where the next attempt goes on, should this one be lost. Nobody is told. With None nothing is kept, and
-        only the fence is asked."""
+        only the fence is asked. Raises WordsFull: then the one before is kept."""
         args: list[Any] = [attempt, text_of(claim) if claim else ""]
-        args += [text_of(checkpoint.model_dump())] if checkpoint else []
-        keep = partial(self._calls.call, self._keep_checkpoint, [keys.state(task_id)], args)
-        if not await patiently(keep, self._patient):
+        if checkpoint is not None:
+            args += [text_of(checkpoint.model_dump()), task_id, self._most_words(), self._active_ttl_seconds * 1000]
+        here = [keys.state(task_id), keys.OWNER_WORDS % owner]
+        kept = await patiently(partial(self._calls.call, self._keep_checkpoint, here, args), self._patient)
+        if kept == 2:
+            raise WordsFull
+        if not kept:
             raise Refused("stale")
 
     #: A sign of life that says nothing else is no event either.

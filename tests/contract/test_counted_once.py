@@ -181,7 +181,7 @@ async def test_a_worker_whose_claim_redis_lost_writes_nothing_under_anothers_of_
     writes: list[Awaitable[Any]] = [
         publisher.change(task.task_id, {"progress": 9}, allowed=(Status.PROCESSING,), **lost.fence),
         publisher.emit(task.task_id, "log", {}, **lost.fence),
-        publisher.checkpoint(task.task_id, None, **lost.fence),
+        publisher.checkpoint(task.task_id, None, owner=task.owner, **lost.fence),
         publisher.give_back(lost, "x"),
         publisher.fail(task.task_id, ErrorType.TIMEOUT, "x", **lost.fence),
         publisher.complete(task.task_id, Result(summary={}, files=[]), **lost.fence),

@@ -183,7 +183,7 @@ async def test_the_other_scripts_of_a_task_change_nothing_where_a_key_has_anothe
     await any_redis.rpush(keys.state(task.task_id), "of another type")  # type: ignore[misc]
     before = await everything(any_redis)
     with pytest.raises(ResponseError):
-        await publisher.checkpoint(task.task_id, Checkpoint(state={}, progress=1), attempt=1)
+        await publisher.checkpoint(task.task_id, Checkpoint(state={}, progress=1), owner=task.owner, attempt=1)
     assert await everything(any_redis) == before
 
 
