@@ -13,18 +13,17 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final, Protocol
 from urllib.parse import quote
 
 import httpcore  # noqa: F401 - httpx brings it in late: a fork in that moment would have half of it
 import httpx
 
+from headway.client.calls import Address
 from headway.client.errors import ClientError, Declined, Unreachable
-
-if TYPE_CHECKING:
-    from headway.client.reporting import report
 
 log: Final = logging.getLogger("headway.report")
 
@@ -45,8 +44,28 @@ def _is_not_ours(record: logging.LogRecord) -> bool:
 logging.getLogger("httpx").addFilter(_is_not_ours)
 
 
+class Job(Protocol):
+    """What the thread needs of a report, and changes in it."""
+
+    task_id: str | None
+    attempt: int
+    restored: Any
+    cancelled: bool
+    summary: dict[str, Any]
+    _address: Address
+    _asked: dict[str, Any]
+    _key: str | None
+    _keep: Path | None
+    _alive_seconds: float
+    _outputs: dict[str, str | None]
+    _folder: Path | None
+    _on_cancelled: Callable[[], None] | None
+
+    def _take(self) -> list[dict[str, Any]]: ...
+
+
 class Sender:
-    def __init__(self, job: report) -> None:
+    def __init__(self, job: Job) -> None:
         self._job = job
         self._thread = threading.Thread(target=self._run, name="headway report", daemon=True)
         self._wake = threading.Event()

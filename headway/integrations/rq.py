@@ -4,7 +4,7 @@
 
 What a job says by `job.meta["progress"] = 42; job.save_meta()` is its progress; `headway.integrations.current_job()`
 has more. A retry is the next attempt; a job that is stopped is cancelled, and one that is cancelled is stopped; a horse
-that is killed is `worker_lost` after 30 s (HEADWAY_LEASE is the lease); an RQ group is a batch. `ReportedQueue` shows
+that is killed is `worker_lost` after 30 s (HEADWAY_REPORT_LEASE_SECONDS); an RQ group is a batch. `ReportedQueue` shows
 jobs while they wait, too. The platform is HEADWAY_URL with HEADWAY_API_KEY.
 """
 
@@ -36,7 +36,7 @@ from headway.integrations.work import (
 
 @cache
 def _where() -> Where:
-    return Where(lease_seconds=float(os.environ.get("HEADWAY_LEASE") or 30))
+    return Where(lease_seconds=float(os.environ.get("HEADWAY_REPORT_LEASE_SECONDS") or 30))
 
 
 @cache

@@ -64,7 +64,7 @@ DRAMATIQ = """
     from headway.integrations.dramatiq import Reported, current_job
 
     broker = RedisBroker(url=os.environ["BROKER"], heartbeat_timeout=2000, maintenance_chance=1_000_000)
-    broker.add_middleware(Reported(lease_seconds=float(os.environ["HEADWAY_LEASE"])))
+    broker.add_middleware(Reported(lease_seconds=float(os.environ["HEADWAY_REPORT_LEASE_SECONDS"])))
     dramatiq.set_broker(broker)
 
     @dramatiq.actor
@@ -115,7 +115,7 @@ def tasks(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def environment(tasks: Tasks, redis_server: RedisServer) -> dict[str, str]:
-    return {"BROKER": redis_server.fresh_url(), "HEADWAY_URL": tasks.url, "HEADWAY_LEASE": LEASE_SECONDS}
+    return {"BROKER": redis_server.fresh_url(), "HEADWAY_URL": tasks.url, "HEADWAY_REPORT_LEASE_SECONDS": LEASE_SECONDS}
 
 
 def test_jobs_of_rq_are_reported_tasks(tasks: Tasks, environment: dict[str, str], tmp_path: Path) -> None:
