@@ -81,6 +81,12 @@ class Submission(FormFields):
     processor: str
 
 
+class PipelineForm(FormFields):
+    """A file and the steps that it goes through, as a form."""
+
+    steps: Annotated[str, Field(description='`[{"processor", "options"?, "file"?}, …]` as JSON text')]
+
+
 class StartForm(FormFields):
     """The tutorial's form."""
 
@@ -215,6 +221,14 @@ class BatchLinks(TypedDict):
 class Batch(BatchState):
     """The roll-up of a batch, with the paths of its tasks and its stream."""
 
+    links: BatchLinks
+
+
+class Pipeline(BaseModel):
+    """A chain of tasks, whose one bar is that of their batch."""
+
+    batch_id: str
+    tasks: Annotated[list[Task], Field(description="In their order")]
     links: BatchLinks
 
 

@@ -26,6 +26,11 @@ OwnerId = NewType("OwnerId", str)
 ANYONE = OwnerId("anyone")
 
 
+def own_batch(first: TaskId) -> str:
+    """The batch of a pipeline for which none was named, by its first task."""
+    return f"pipeline-{first[:16]}"
+
+
 def is_owner_name(name: str) -> bool:
     """What may be one: it becomes part of keys of Redis, whose parts a colon divides."""
     return re.fullmatch(r"[A-Za-z0-9_.@|+-]{1,64}", name) is not None
