@@ -29,6 +29,7 @@ from headway.api.uploads.multipart_upload import (
     read_form,
     too_large,
 )
+from headway.api.uploads.order import FIRST_COME, Order, clean_time
 from headway.api.uploads.receiving import UPLOAD_SHARE, abort_unless_queued
 from headway.api.uploads.upload_digests import clean_sha256
 from headway.api.uploads.webhook_field import AskedWebhook, webhook_of
@@ -38,6 +39,7 @@ from headway.shared.errors import (
 )
 from headway.shared.files.storage import StoredFile, Upload
 from headway.shared.settings import DAY_SECONDS
+from headway.shared.tasks.line import DEFAULT, HIGHEST, LOWEST
 from headway.shared.tasks.models import (
     FieldError,
     OwnerId,
@@ -48,6 +50,7 @@ from headway.shared.tasks.models import (
     Webhook,
     new_task_id,
     utc_now,
+    waiting,
 )
 
 JSON_BODY_BYTES: Final = 128 * 1024
@@ -64,6 +67,12 @@ class Announcement(BaseModel):
     content_type: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     batch_id: str | None = None
+    priority: Annotated[
+        int, Field(ge=LOWEST, le=HIGHEST, strict=True, description="Among your own tasks the highest goes first")
+    ] = DEFAULT
+    not_before: Annotated[
+        str | None, Field(description="RFC 3339: the task waits until then", json_schema_extra={"format": "date-time"})
+    ] = None
     webhook: AskedWebhook | None = None
     #: Of the file, in hex. A file that turns out to be another ends the task as `failed`.
     sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
@@ -115,6 +124,7 @@ def draft(
     size_bytes: int | None = None,
     batch_id: str | None = None,
     stored: StoredFile | None = None,
+    order: Order = FIRST_COME,
     webhook: Webhook | None = None,
 ) -> Task:
     """A new task, not yet known to Redis."""
@@ -134,7 +144,9 @@ def draft(
         progress=0,
         step=0,
         total_steps=0,
-        message="Waiting for the file" if uploading else "Waiting for a worker",
+        priority=order.priority,
+        not_before=order.not_before,
+        message="Waiting for the file" if uploading else waiting(order.not_before),
         done=0,
         total=size_bytes if uploading else None,
         unit="bytes" if uploading else None,
@@ -214,6 +226,7 @@ def _asked(
     processor = state.registry.get(name)
     options = processor.parse_options(parse_options(form.fields.get("options")))
     batch_id = clean_batch_id(form.fields.get("batch_id"))
+    order = Order.of(form.fields)
     if form.stored is None and processor.needs_file:
         raise invalid("file", "missing; send the file as the form's part named 'file'")
     try:
@@ -235,6 +248,7 @@ def _asked(
         content_type=form.content_type,
         batch_id=batch_id,
         stored=form.stored,
+        order=order,
         webhook=webhook_of(form.fields.get("webhook"), state.settings),
     )
 
@@ -263,6 +277,7 @@ async def announce(request: Request, state: State, owner: OwnerId, claim: Claim)
         content_type=clean_content_type(announcement.content_type),
         size_bytes=announcement.size_bytes,
         batch_id=clean_batch_id(announcement.batch_id),
+        order=Order(announcement.priority, clean_time(announcement.not_before)),
         webhook=webhook_of(announcement.webhook, state.settings),
     ).model_copy(update={"declared_sha256": clean_sha256(announcement.sha256)})
     await claim.settle(task)

@@ -35,7 +35,7 @@ from headway.worker.arq_worker import LeasedWorker
 from headway.worker.box.descendants import adopt
 from headway.worker.box.walls import Box, Standing
 from headway.worker.jobs import Outcome, Runner, process_file
-from headway.worker.leases import Leases
+from headway.worker.leases import Leases, Limits
 from headway.worker.sandbox import Sandbox
 from headway.worker.sweeper import Sweeper
 from headway.worker.wall_notice import WallNotice
@@ -73,7 +73,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         _refuse_without(box, sandbox.standing)
         metrics.walls_stand(sandbox.standing.walls)
         notice = WallNotice(redis, worker_id, box, sandbox.standing)
-        leases = Leases(redis, worker_id, settings.lease_seconds)
+        leases = Leases(redis, worker_id, settings.lease_seconds, Limits(settings.owner_concurrency))
         runner = Runner(
             settings,
             publisher=Publisher(

@@ -48,6 +48,13 @@ def rfc3339(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def waiting(not_before: datetime | None) -> str:
+    """The message of a task that waits for its turn."""
+    if not_before is None or not_before <= utc_now():
+        return "Waiting for a worker"
+    return f"Waiting until {rfc3339(not_before)}"
+
+
 Time = Annotated[
     datetime,
     PlainSerializer(rfc3339, return_type=str),
@@ -162,6 +169,10 @@ class ProducedFile(BaseModel):
     sha256: str
 
 
+#: What a task of an earlier version does not say.
+_OF_BEFORE: Final[dict[str, Any]] = {"priority": 5, "not_before": None}
+
+
 class Task(BaseModel):
     """A task as everybody sees it, without the links, which the API adds.
 
@@ -176,6 +187,9 @@ class Task(BaseModel):
     content_type: str | None
     options: dict[str, Any]
     batch_id: str | None
+    #: Among its owner's own, the highest goes first.
+    priority: Annotated[int, Field(ge=0, le=9)]
+    not_before: Time | None
     status: Status
     progress: float
     step: int
@@ -228,7 +242,7 @@ class Task(BaseModel):
         """The same, of the values themselves."""
         if (whole := values.pop("whole_result", None)) is not None:
             values["result"] = whole
-        return cls.model_validate(values)
+        return cls.model_validate(_OF_BEFORE | values)
 
 
 def file_url(task_id: TaskId, name: str) -> str:

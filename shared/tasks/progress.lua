@@ -5,14 +5,14 @@
 --
 -- `KEY.` and `ARG.` with a name stand for KEYS[n] and ARGV[n]: shared/tasks/progress.py has the two lists, and fills the
 -- numbers in.
--- KEY  state, events, live: the hash, the stream and the channel of the task; queue, job: arq's
+-- KEY  state, events, live: the hash, the stream and the channel of the task; job: arq's
 -- ARG  allowed: statuses the write is allowed from, `,a,b,`; empty: the task must not exist yet
 --      attempt: the one that the writer holds; empty: not a worker's write
 --      claim: token of the claim that the writer holds, a JSON text; empty: none
 --      write_id: id of this write, so that one sent again after a lost answer counts once
 --      event: its name, empty for a state; data: empty for a state (made here from the hash)
 --      history_length; lives_ms: time to live of the task; owner_lives_ms: of what belongs to its owner, and of the job
---      queue: add, remove or empty; job_id, payload, score: of arq's job
+--      queue: add, remove or empty; job_id, payload: of arq's job; due_ms: not before, empty for now
 --      control, message: a channel and what is published there, empty for nothing
 --      created_ms: creation time, empty for an existing task; task_id
 --      step: `ends` if this is the terminal event, `deletes` if the task is no more after it, else empty
@@ -155,7 +155,17 @@ redis.call('ZSCORE', owned('OWNER_CHANGED'), task_id)
 local begins = name == '' and not ends and (is_new or values[6]) -- an ended task that changes its state was retried
 if ARG.created_ms ~= '' or deletes then redis.call('ZSCORE', owned('OWNER_TASKS'), task_id) end
 if deletes then redis.call('ZSCORE', 'DELETED', task_id) end
-if ARG.queue ~= '' then redis.call('ZSCORE', KEY.queue, ARG.job_id) end
+local line = ARG.queue ~= '' and LINE
+local place
+if ARG.queue == 'add' then
+  local kept = redis.call('HMGET', state, 'processor', 'priority')
+  place = line.place_by(given.processor or kept[1], given.owner or values[9], given.priority or kept[2],
+    given.batch_id or values[10], ARG.due_ms ~= '' and ARG.due_ms * 1000 or line.now_us())
+end
+if line then
+  redis.call('ZSCORE', 'QUEUE', ARG.job_id)
+  line.check(ARG.job_id, place)
+end
 
 -- The batch's roll-up: counts and a sum that move by this task's difference, so the cost does not grow with the batch.
 -- An event is sent when a count changes or the whole has moved by a tenth of a percent. A roll-up that is gone while a
@@ -371,11 +381,12 @@ if rollup then
 end
 
 if ARG.queue == 'add' then
-  redis.call('SET', KEY.job, ARG.payload, 'PX', ARG.owner_lives_ms)
-  redis.call('ZADD', KEY.queue, ARG.score, ARG.job_id)
+  redis.call('SET', KEY.job, ARG.payload, 'PX', ARG.lives_ms)
+  if ARG.due_ms ~= '' then line.put_later(ARG.job_id, place, ARG.due_ms) else line.put(ARG.job_id, place) end
 elseif ARG.queue == 'remove' then
-  redis.call('ZREM', KEY.queue, ARG.job_id)
+  redis.call('ZREM', 'QUEUE', ARG.job_id)
   redis.call('DEL', KEY.job)
+  line.cancel(ARG.job_id)
 end
 for _, notice in ipairs(notices) do
   local id, of, to = notice.id, string.format('WEBHOOKS_OF', task_id), string.format('WEBHOOKS_TO', notice.receiver)
