@@ -37,6 +37,7 @@ class Links(TypedDict):
     upload: NotRequired[Annotated[str, Field(description="Where the file of an announced task is sent")]]
     progress: NotRequired[Annotated[str, Field(description="Where the outside producer of a task reports")]]
     complete: NotRequired[Annotated[str, Field(description="Where it says that it is done")]]
+    attempts: NotRequired[Annotated[str, Field(description="Where it begins again, as the next attempt")]]
     fail: NotRequired[Annotated[str, Field(description="Where it says that it has failed")]]
 
 
@@ -57,9 +58,20 @@ class FormFields(BaseModel):
     file: Annotated[bytes | SkipJsonSchema[None], Field(description="Not for a processor that needs none")] = None
     options: Annotated[str | SkipJsonSchema[None], Field(description="A JSON object, as text")] = None
     batch_id: Annotated[str | SkipJsonSchema[None], Field(pattern=f"^{BATCH_ID}$")] = None
+    priority: Annotated[
+        int | SkipJsonSchema[None], Field(ge=0, le=9, description="Among your own tasks the highest goes first")
+    ] = None
+    not_before: Annotated[
+        str | SkipJsonSchema[None],
+        Field(description="RFC 3339: the task waits until then", json_schema_extra={"format": "date-time"}),
+    ] = None
     sha256: Annotated[
         str | SkipJsonSchema[None],
         Field(pattern="^[0-9a-fA-F]{64}$", description="Of the file, in hex; another file is refused"),
+    ] = None
+    webhook: Annotated[
+        str | SkipJsonSchema[None],
+        Field(description='Who is told of the end: `{"url", "events"?}` as JSON text, as in the JSON form'),
     ] = None
 
 
@@ -231,6 +243,36 @@ class NoteList(BaseModel):
     notes: list[Note]
 
 
+class WebhookTry(BaseModel):
+    """One POST to a webhook's receiver."""
+
+    at: Time
+    status_code: Annotated[int | None, Field(description="Of the answer; null where there was none")]
+    error: Annotated[str | None, Field(description="What went wrong; null where it was taken")]
+    seconds: float
+
+
+class Notice(BaseModel):
+    """One end of a task, told to one receiver."""
+
+    id: Annotated[str, Field(description="The `webhook-id`, the same at each try")]
+    type: Literal["task.completed", "task.failed", "task.cancelled"]
+    url: Annotated[str | None, Field(description="null for the platform's own receiver")]
+    status: Annotated[
+        Literal["pending", "delivered", "gone", "given_up"],
+        Field(description="gone: the receiver answered 410. given_up: all tries failed"),
+    ]
+    created_at: Time
+    next_try_at: Annotated[Time | None, Field(description="null where none is to come")]
+    tries: Annotated[list[WebhookTry], Field(description="The last 50, oldest first")]
+
+
+class NoticeList(BaseModel):
+    """What was sent of a task's ends."""
+
+    webhooks: list[Notice]
+
+
 class Processor(BaseModel):
     """What can be done with a file here."""
 
@@ -295,21 +337,6 @@ class Unreadiness(BaseModel):
     checks: Checks
 
 
-class Reported(BaseModel):
-    """What a producer is to know after a report. `cancelled`: the work is to stop, and the report did not count."""
-
-    status: Status
-    cancelled: bool
-    version: int
-
-
-class StartedTask(BaseModel):
-    """The tutorial's answer: the id to watch, and a word."""
-
-    task_id: str
-    message: str
-
-
 class Problem(BaseModel):
     """An error (RFC 9457)."""
 
@@ -323,3 +350,44 @@ class Problem(BaseModel):
         list[FieldError],
         Field(description="Of a bad request: what is wrong where", json_schema_extra=_without_default),
     ] = []
+
+
+class Reported(BaseModel):
+    """What a producer is to know after a report. `cancelled`: the work is to stop, and the report did not count."""
+
+    status: Status
+    cancelled: bool
+    version: int
+
+
+class ReportedTask(TypedDict):
+    """The same of one task among many: what there is to know, or the problem that its report had."""
+
+    task_id: str
+    status: NotRequired[Status]
+    cancelled: NotRequired[bool]
+    version: NotRequired[int]
+    problem: NotRequired[Problem]
+
+
+class ReportedTasks(BaseModel):
+    """In the order in which the tasks were first named."""
+
+    tasks: list[ReportedTask]
+
+
+class TakenOver(Task):
+    """A task whose producer has begun again: `attempt` is its own from now on."""
+
+    restored: Annotated[Any, Field(description="The last checkpoint; null where there is none")]
+    producer_token: Annotated[
+        str,
+        Field(description="Reports on it, as the one before, which stays good", json_schema_extra=_without_default),
+    ] = ""
+
+
+class StartedTask(BaseModel):
+    """The tutorial's answer: the id to watch, and a word."""
+
+    task_id: str
+    message: str

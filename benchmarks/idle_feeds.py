@@ -21,7 +21,7 @@ from pathlib import Path
 from redis import Redis
 
 from benchmarks.watchers import Crowd, allow_many_files
-from headway.api.routes.tasks import draft
+from headway.api.submission import draft
 from headway.shared.redis.client import connect
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import ANYONE, Status

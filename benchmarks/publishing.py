@@ -37,7 +37,7 @@ import redis as sync_redis
 from benchmarks.relay import OTHER_CORE, SERVER_CORE
 from benchmarks.reporting import in_the_work, thread_seconds
 from benchmarks.tables import machine, publish, spread
-from headway.api.routes.tasks import draft
+from headway.api.submission import draft
 from headway.shared import keys
 from headway.shared.json_text import text_of
 from headway.shared.redis.client import POOL_SIZE, RedisClient, connect

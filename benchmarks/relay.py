@@ -41,7 +41,7 @@ from redis import Redis
 
 from benchmarks.relay_peers import Peer, found
 from benchmarks.relay_table import publish
-from headway.api.routes.tasks import draft
+from headway.api.submission import draft
 from headway.shared.redis.client import connect
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import ANYONE, Status

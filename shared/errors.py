@@ -201,7 +201,7 @@ class QuotaFull(StorageFull):
 
 
 class WordsFull(QuotaFull):
-    """Your tasks' options, notes and summaries hold as much of Redis as they may. Delete tasks, then try again."""
+    """Your tasks' words (options, notes, logs, summaries) fill their share of Redis. Delete tasks, then try again."""
 
 
 class NearlyFull(HeadwayError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from functools import cache
@@ -31,6 +32,10 @@ for _kind in ("connect", "read", "write", "pool"):
 
 # `httpx.get` makes a client, and each client reads the machine's certificates anew: 25 ms of CPU, thousands of times.
 httpx_transports.create_ssl_context = cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
+
+# A shell's background job ignores Ctrl-C, and so would every program that the tests start and send one.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Every answer that a test gets is held to /openapi.json.
 described.install()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from headway.shared.cancellation import heed_cancellation
-from headway.shared.errors import HeadwayError, ProcessorFailure, QuotaFull, UnknownFile
+from headway.shared.errors import HeadwayError, ProcessorFailure, QuotaFull, UnknownFile, WordsFull
 from headway.shared.files.disk import STORAGE_FAULTS, told_by_the_system
-from headway.shared.files.storage import Storage
+from headway.shared.files.storage import Storage, results_folder
 from headway.shared.files.trees import Measured
 from headway.shared.logging import get_logger
 from headway.shared.settings import Settings
@@ -35,7 +36,7 @@ from headway.shared.tasks.models import (
     utc_now,
 )
 from headway.shared.tasks.processors import Processor
-from headway.shared.tasks.progress import Claim, Publisher
+from headway.shared.tasks.progress import LEFT_OUT, Claim, Publisher
 from headway.shared.tasks.reader import Reader
 from headway.shared.tasks.registry import Registry
 from headway.shared.tracing import OFF, Tracing
@@ -75,6 +76,8 @@ class Attempt:
         self.has_results = False
         self._unsaved = asyncio.Event()
         self._updates = Updates()
+        #: Log lines and checkpoints that its owner's words had no room for.
+        self._left_out: Counter[str] = Counter()
 
     async def run(self) -> None:
         storage = self._place.storage
@@ -160,6 +163,12 @@ class Attempt:
                 await self._updates.close()
         except BaseExceptionGroup as group_error:
             raise _first(group_error) from None
+        finally:
+            if self._left_out:
+                log.warning("words left out", task_id=self._task.task_id, **self._left_out)
+        if self._left_out:
+            counted = " and ".join(f"{count} {what}" for what, count in self._left_out.items())
+            await self._say(f"Left out for want of room: {counted}.")
         return done
 
     async def _hear(self, child: Child, meter: Meter) -> dict[str, Any]:
@@ -197,10 +206,13 @@ class Attempt:
             if (update := await self._updates.take()) is None:
                 return
             name, fields = update
-            if name:
-                await publisher.emit(task_id, name, fields, **fence)
-            else:
+            if not name:
                 await publisher.change(task_id, fields, **fence)
+                continue
+            try:
+                await publisher.emit(task_id, name, fields, **fence)
+            except WordsFull:
+                await self._leave_out("log lines", 1 + fields["message"].count("\n"))
 
     async def _keep_checkpoints(self) -> None:
         """The newest, one at a time: what comes while Redis is slow or away replaces what waits."""
@@ -209,17 +221,32 @@ class Attempt:
             await self._unsaved.wait()
             self._unsaved.clear()
             assert self.checkpoint is not None
-            await self._place.publisher.checkpoint(self._task.task_id, self.checkpoint, **self._claim.fence)
+            task, kept = self._task, self.checkpoint
+            try:
+                await self._place.publisher.checkpoint(task.task_id, kept, owner=task.owner, **self._claim.fence)
+            except WordsFull:
+                await self._leave_out("checkpoints", 1)
+
+    async def _leave_out(self, what: str, count: int) -> None:
+        """Said once when it begins, and counted at the end; neither has to fit."""
+        if not self._left_out:
+            await self._say(LEFT_OUT)
+        self._left_out[what] += count
+
+    async def _say(self, words: str) -> None:
+        fields = {"level": "warning", "message": words, "at": rfc3339(utc_now())}
+        fence: Any = {"allowed": (Status.PROCESSING,), **self._claim.fence}
+        await self._place.publisher.emit(self._task.task_id, "log", fields, must_fit=False, **fence)
 
     async def _finish(self, done: dict[str, Any], scratch: Path, left_seconds: float) -> None:
         """`left_seconds`: of what one attempt may take. Raises TimeoutError."""
-        task_id, attempt, storage = self._task.task_id, self._claim.attempt, self._place.storage
-        # A result's place is its attempt's. Where Redis lost the claim, another worker's attempt has the same number.
-        await self._place.publisher.checkpoint(task_id, None, **self._claim.fence)
+        task_id, storage, folder = self._task.task_id, self._place.storage, results_folder_of(self._claim)
+        # Results are moved for an attempt that still counts.
+        await self._place.publisher.checkpoint(task_id, None, owner=self._task.owner, **self._claim.fence)
         self.has_results = True
         check_capacity = await self._room()  # a Redis that is away is waited for, and is not the processor's time
         async with asyncio.timeout(left_seconds):
-            kept = await storage.keep_results(task_id, attempt, scratch, done["outputs"], check_capacity)
+            kept = await storage.keep_results(task_id, folder, scratch, done["outputs"], check_capacity)
         files = [
             ResultFile(
                 name=file.name,
@@ -231,8 +258,8 @@ class Attempt:
             for file in kept
         ]
         result = Result(summary=done["summary"], files=files)
-        await self._place.publisher.complete(task_id, result, **self._claim.fence)
-        log.info("attempt completed", task_id=task_id, attempt=attempt)
+        await self._place.publisher.complete(task_id, result, results_name=folder, **self._claim.fence)
+        log.info("attempt completed", task_id=task_id, attempt=self._claim.attempt)
 
     async def _room(self) -> Callable[[int], None]:
         """What is asked with the size of the results before they are read: whether one attempt may have so much on the
@@ -248,6 +275,10 @@ class Attempt:
                 raise QuotaFull.of(held_bytes, quota_bytes)
 
         return check
+
+
+def results_folder_of(claim: Claim) -> str:
+    return results_folder(claim.attempt, claim.token)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

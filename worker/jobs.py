@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -32,7 +34,7 @@ from headway.shared.tasks.progress import Claim, Publisher
 from headway.shared.tasks.reader import Reader
 from headway.shared.tasks.registry import Registry
 from headway.shared.tracing import OFF, TRACEPARENT, Span, Tracing
-from headway.worker.attempt import Attempt, Workplace
+from headway.worker.attempt import Attempt, Workplace, results_folder_of
 from headway.worker.sandbox import Sandbox
 from headway.worker.worker_metrics import WorkerMetrics
 
@@ -128,8 +130,9 @@ class Runner:
     async def _run(self, claim: Claim, span: Span) -> Outcome:
         task_id = claim.task.task_id
         bind_contextvars(attempt=claim.attempt)
-        for earlier in range(1, claim.attempt):  # none of them can complete any more
-            await self._discard_results(task_id, earlier)
+        if claim.attempt > 1:  # none of those before can complete any more
+            with self._results_left(claim):
+                await self._place.storage.discard_earlier_results(task_id, claim.attempt)
         resumes = {"from_progress": claim.task.checkpoint.progress} if claim.task.checkpoint else {}
         log.info("attempt started", task_id=task_id, attempt=claim.attempt, processor=claim.task.processor, **resumes)
         if task_id in self._running:  # this worker slept through its own lease and has the task twice
@@ -151,13 +154,14 @@ class Runner:
                 outcome = await asyncio.shield(self._settle(claim)) or outcome
         return outcome
 
-    async def _discard_results(self, task_id: TaskId, attempt: int) -> None:
-        """Where the storage cannot be used they stay, unseen, until the task goes."""
+    @contextmanager
+    def _results_left(self, claim: Claim) -> Iterator[None]:
+        """Results that are to be removed: where the storage cannot be used they stay, unseen, for the sweeper."""
         try:
-            await self._place.storage.discard_results(task_id, attempt)
+            yield
         except STORAGE_FAULTS as error:
-            about = {"task_id": task_id, "attempt": attempt, "reason": str(error), **told_by_the_system(error)}
-            log.warning("results left", **about)
+            about = {"task_id": claim.task.task_id, "attempt": claim.attempt, "reason": str(error)}
+            log.warning("results left", **about, **told_by_the_system(error))
 
     async def _end(self, claim: Claim, attempt: Attempt, running: _Running, span: Span) -> Outcome:
         if not running.work.cancelled():
@@ -172,18 +176,18 @@ class Runner:
         """Removes the results of an attempt that did not complete; COMPLETED where it did all the same.
 
         A write whose answer was given up may still arrive, so the truth is asked whether the attempt can still
-        complete: then its results are left to the next attempt, which removes those before it. Where another worker
-        has a claim of the same number, its results are in this place."""
+        complete: then its results are left to the next attempt, which removes those before it."""
         task_id = claim.task.task_id
         try:
             async with asyncio.timeout(SETTLE_SECONDS):
                 standing = await self._reader.standing(task_id)
-                if standing is not None and standing.attempt == claim.attempt:
-                    if standing.claim != claim.token or standing.status is Status.PROCESSING:
+                if standing is not None and (standing.attempt, standing.claim) == (claim.attempt, claim.token):
+                    if standing.status is Status.PROCESSING:
                         return None
                     if standing.status is Status.COMPLETED:
                         return Outcome.COMPLETED
-                await self._discard_results(task_id, claim.attempt)
+                with self._results_left(claim):
+                    await self._place.storage.discard_results(task_id, results_folder_of(claim))
         except (*AWAY, TimeoutError) as error:
             log.warning("results left", task_id=task_id, attempt=claim.attempt, reason=type(error).__name__)
         return None

@@ -22,6 +22,7 @@ from headway.shared.files.place import open_storage
 from headway.shared.hidden import hide_from_children
 from headway.shared.logging import configure, get_logger
 from headway.shared.redis.client import AWAY, RedisClient, connect, trouble_ahead
+from headway.shared.redis.memory import words_of_one
 from headway.shared.redis.subscription import Subscription
 from headway.shared.settings import Settings
 from headway.shared.tasks.progress import Publisher
@@ -34,10 +35,11 @@ from headway.worker.arq_worker import LeasedWorker
 from headway.worker.box.descendants import adopt
 from headway.worker.box.walls import Box, Standing
 from headway.worker.jobs import Outcome, Runner, process_file
-from headway.worker.leases import Leases
+from headway.worker.leases import Leases, Limits
 from headway.worker.sandbox import Sandbox
 from headway.worker.sweeper import Sweeper
 from headway.worker.wall_notice import WallNotice
+from headway.worker.webhook_sender import WebhookSender
 from headway.worker.worker_metrics import WorkerMetrics, served
 
 log = get_logger(__name__)
@@ -71,10 +73,17 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         _refuse_without(box, sandbox.standing)
         metrics.walls_stand(sandbox.standing.walls)
         notice = WallNotice(redis, worker_id, box, sandbox.standing)
-        leases = Leases(redis, worker_id, settings.lease_seconds)
+        leases = Leases(redis, worker_id, settings.lease_seconds, Limits(settings.owner_concurrency))
         runner = Runner(
             settings,
-            publisher=Publisher(redis, settings, patient=True, tracing=tracing, on_event=metrics.event_published),
+            publisher=Publisher(
+                redis,
+                settings,
+                patient=True,
+                tracing=tracing,
+                on_event=metrics.event_published,
+                most_words=lambda: words_of_one(settings.owner_words_bytes, sweeper.memory),
+            ),
             reader=Reader(redis, patient=True),
             storage=storage,
             registry=registry,
@@ -124,6 +133,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 group.create_task(worker.main(), name="arq"),
                 group.create_task(sweeper.run(), name="sweeper"),
                 group.create_task(SilentProducers(redis, publisher).run(), name="silent producers"),
+                group.create_task(WebhookSender(redis, settings, count=metrics.webhook_tried).run(), name="webhooks"),
                 group.create_task(_say_trouble(redis), name="trouble"),
                 group.create_task(notice.run(), name="walls"),
             ]

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Final
 
 from headway.shared import keys
+from headway.shared.files.storage import attempt_of, results_folder
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import RedisClient
 from headway.shared.tasks.models import OwnerId, Status, TaskId
@@ -27,8 +28,10 @@ _FIELDS = [
     TRACEPARENT,
     "era",
     "input_name",
+    "results_name",
     "producer",
     "produced",
+    "not_before",
 ]
 
 
@@ -50,17 +53,21 @@ class ScannedTask:
     #: That of the last write of it (shared/redis/epoch.py).
     epoch: int = 0
     input_name: str | None = None
+    results_name: str | None = None
     #: How long its outside producer may be silent; None where a worker runs it. And the files that it has sent.
     lease_seconds: float | None = None
     produced: frozenset[str] = frozenset()
+    not_before: datetime | None = None
 
     def names(self, entry: str) -> bool:
         """Whether something in its folder is a file of its own: its input, or results that it has or may still get."""
-        if entry == f"result-{self.attempt}":
-            return self.status in (Status.PROCESSING, Status.COMPLETED)
+        if (made_by := attempt_of(entry)) is not None:
+            if self.status is Status.PROCESSING:
+                return made_by == self.attempt
+            return self.status is Status.COMPLETED and entry == (self.results_name or results_folder(self.attempt))
         if entry in self.produced or entry == self.input_name:
             return True
-        return not re.fullmatch(r"input-[0-9a-f]+|result-[0-9]+", entry)
+        return not re.fullmatch(r"input-[0-9a-f]+", entry)
 
 
 def task_ids(names: Iterable[bytes]) -> Iterator[TaskId]:
@@ -97,7 +104,7 @@ def _read(task_id: TaskId, values: list[bytes | None], ttl_ms: int) -> ScannedTa
     status, version, attempt, owner, size_bytes, created_at, expires_at, message, traceparent, *rest = (
         json.loads(value or "null") for value in values
     )
-    epoch, input_name, producer, produced = rest
+    epoch, input_name, results_name, producer, produced, not_before = rest
     for number, most in ((version, 2**53), (attempt, MOST_ATTEMPTS), (epoch or 0, 2**53), (size_bytes or 0, 2**53)):
         if type(number) is not int or not 0 <= number <= most:
             raise ValueError("no number of ours")
@@ -106,7 +113,9 @@ def _read(task_id: TaskId, values: list[bytes | None], ttl_ms: int) -> ScannedTa
     state = (Status(status), version, attempt, OwnerId(owner.strip()), size_bytes, at, ttl_ms, expires, message)
     lease_seconds = float(producer["lease_seconds"]) if producer else None
     stored = frozenset(file["stored"] for file in (produced or {}).values())
-    return ScannedTask(task_id, *state, traceparent, epoch or 0, input_name, lease_seconds, stored)
+    due = datetime.fromisoformat(not_before) if not_before else None
+    names = (input_name, results_name)
+    return ScannedTask(task_id, *state, traceparent, epoch or 0, *names, lease_seconds, stored, due)
 
 
 @lru_cache(maxsize=1000)

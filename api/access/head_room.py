@@ -14,13 +14,11 @@ from typing import Final
 from headway.shared.cancellation import cancel, heed_cancellation
 from headway.shared.errors import NearlyFull
 from headway.shared.redis.client import AWAY, RedisClient, RedisError
-from headway.shared.redis.memory import Memory, look_at_memory
+from headway.shared.redis.memory import Memory, look_at_memory, words_of_one
 from headway.shared.settings import Settings
 
 #: What comes meanwhile is far less than the head room.
 LOOK_SECONDS: Final = 0.5
-#: Of a Redis without a limit, where no setting says more or less.
-WORDS_BYTES: Final = 256 * 1024**2
 
 
 class HeadRoom:
@@ -48,10 +46,8 @@ class HeadRoom:
             )
 
     def most_words(self) -> int:
-        """Bytes of Redis that one owner's words may hold: a quarter, where no setting says it. 0: no limit."""
-        if self._words is not None:
-            return int(self._words)
-        return self._memory.most_bytes // 4 or WORDS_BYTES
+        """Bytes of Redis that one owner's words may hold. 0: no limit."""
+        return words_of_one(self._words, self._memory)
 
     async def _look_again_and_again(self) -> None:
         while True:

@@ -30,8 +30,42 @@ from headway.shared.tasks.models import OwnerId
 WRONG_KEYS: Final = RateLimitItemPerMinute(10)
 #: And a trusted proxy, for all whom it speaks for.
 WRONG_KEYS_OF_PEER: Final = RateLimitItemPerMinute(100)
+#: Requests of one name that change something, in one process, where no setting says how many: more than a page or a
+#: script sends, and an end to what one owner can have written to Redis.
+CHANGES_PER_SECOND: Final = 1000
+CHANGES_AT_ONCE: Final = 10_000
 #: Streams and uploads end, so it is worth asking again soon.
 SOON_SECONDS: Final = 5
+
+
+class Buckets:
+    """So many of something a second for each name, and a store of them for a moment in which more come. In this process
+    alone, so that it costs Redis nothing."""
+
+    def __init__(self, per_second: float, most: float) -> None:
+        self._per_second = per_second
+        self._most = most
+        #: What is left, and when that was so; whoever was seen last stands last.
+        self._left: dict[str, tuple[float, float]] = {}
+
+    def take(self, name: str, now: float) -> bool:
+        left, then = self._left.pop(name, (self._most, now))
+        left = min(self._most, left + (now - then) * self._per_second)
+        fits = left >= 1
+        self._left[name] = left - fits, now
+        self._forget_the_full(now)
+        return fits
+
+    def _forget_the_full(self, now: float) -> None:
+        """Whoever has not been here for so long has all of it again."""
+        for _ in range(2):
+            name, (_, then) = next(iter(self._left.items()))
+            if (now - then) * self._per_second < self._most:
+                return
+            del self._left[name]
+
+    def __len__(self) -> int:
+        return len(self._left)
 
 
 class Gauge:
@@ -93,6 +127,7 @@ class Limits:
         self._notes = RateLimitItemPerSecond(notes) if notes else None
         per_second = settings.max_requests_per_second
         self._requests = RateLimitItemPerSecond(per_second) if per_second else None
+        self._changes = Buckets(CHANGES_PER_SECOND, CHANGES_AT_ONCE) if per_second is None else None
         storage = RedisStorage(
             "redis://",
             implementation="redispy",
@@ -126,8 +161,12 @@ class Limits:
         if not fits:
             raise TooMany(f"At most {self._notes.amount} notes a second are taken.")
 
-    async def count_request(self, name: str) -> None:
-        """Without a limit, which is the default, this costs nothing."""
+    async def count_request(self, name: str, *, changes: bool) -> None:
+        """Where no setting says how many, only those that change something count, and that costs nothing."""
+        if self._changes is not None and changes:
+            if not self._changes.take(name, asyncio.get_running_loop().time()):
+                raise TooMany(f"At most {CHANGES_PER_SECOND} requests a second that change something are taken.")
+            return
         if self._requests is None:
             return
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import socket
 import struct
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -24,6 +25,9 @@ from uvicorn.protocols.http import h11_impl, httptools_impl
 SLICE_BYTES: Final = 2 * 1024 * 1024
 #: What a file system says that cannot be sent from without reading: the rest is read.
 _IMPOSSIBLE: Final = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EOVERFLOW}
+
+#: The first byte of TCP_INFO, of a connection that a reset has ended.
+_TCP_CLOSE: Final = 7
 
 Cycle = httptools_impl.RequestResponseCycle | h11_impl.RequestResponseCycle
 
@@ -183,3 +187,16 @@ def unacknowledged(sock: int) -> int:
     except (OSError, ValueError):  # closed this very moment
         return 0
     return int(size)
+
+
+def is_reset(sock: int) -> bool:
+    """Whether the other side has ended the connection with a reset."""
+    if sys.platform != "linux":
+        return False
+    try:
+        with socket.socket(fileno=os.dup(sock)) as asked:
+            if asked.family not in (socket.AF_INET, socket.AF_INET6):
+                return False
+            return asked.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+    except OSError:
+        return True

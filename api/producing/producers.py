@@ -6,20 +6,24 @@ two reports at once both count, and none is lost. Rate and time left are this pr
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
-from headway.api.producing.reports import Line, Report, UnknownPhase, applied, fresh, lines_of
-from headway.shared.errors import Conflict, InvalidRequest, Refused
+from headway.api.producing.reports import WAITS, Line, Report, UnknownPhase, applied, fresh, lines_of
+from headway.shared.errors import Conflict, HeadwayError, InvalidRequest, Refused, WordsFull
+from headway.shared.redis.client import AWAY
 from headway.shared.tasks.meter import Meter
 from headway.shared.tasks.models import (
     ErrorType,
     FieldError,
     OwnerId,
     ProducedFile,
+    Producer,
     Result,
     ResultFile,
     Status,
@@ -29,7 +33,7 @@ from headway.shared.tasks.models import (
     rfc3339,
     utc_now,
 )
-from headway.shared.tasks.progress import Publisher
+from headway.shared.tasks.progress import LEFT_OUT, Publisher
 from headway.shared.tasks.reader import Reader
 
 #: Estimates that are remembered; those of producers that were heard longest ago begin anew.
@@ -48,6 +52,7 @@ class Producers:
         self._publisher = publisher
         self._reader = reader
         self._meters: OrderedDict[tuple[TaskId, int], Meter] = OrderedDict()
+        self._told_left_out: OrderedDict[tuple[TaskId, int], None] = OrderedDict()
 
     async def report(self, task_id: TaskId, owner: OwnerId, reports: Sequence[Report]) -> tuple[Status, int]:
         """The status and the version after the reports. A cancelled task answers so, and they do not count. Raises
@@ -59,7 +64,7 @@ class Producers:
                 return task.status, task.version
             _check(task, {report.attempt for report in reports})
             assert task.producer is not None
-            lease_seconds = task.producer.lease_seconds
+            lease_seconds = reports[-1].lease_seconds or task.producer.lease_seconds
             fence: dict[str, Any] = {"attempt": task.attempt, "allowed": (Status.PROCESSING,)}
             new = fresh(task, reports)
             count, others = _applied(task, new)  # before a line is told: a bad report changes nothing
@@ -68,25 +73,107 @@ class Producers:
                     for line in lines:
                         data = {"level": line.level, "message": line.message, "at": rfc3339(utc_now())}
                         write_id = _write_id(task, line)
-                        version = await self._publisher.emit(
-                            task_id, "log", data, write_id=write_id, lease_seconds=lease_seconds, **fence
-                        )
+                        try:
+                            version = await self._publisher.emit(
+                                task_id, "log", data, write_id=write_id, lease_seconds=lease_seconds, **fence
+                            )
+                        except WordsFull:
+                            version = await self._left_out(task, **fence)
                     told = True
-                    if not any(report.changes_the_state for report in new):
+                    if task.started_at is not None and not any(report.changes_the_state for report in new):
                         return task.status, version
                     continue  # with the version that it has now
-                if not any(report.changes_the_state for report in new):
+                if task.started_at is not None and not any(report.changes_the_state for report in new):
                     return task.status, await self._publisher.heard(task, lease_seconds=lease_seconds)
                 fields = self._meter_of(task).read(count, time.monotonic()) | others
-                version = await self._publisher.change(
-                    task_id, fields, as_of=task.version, lease_seconds=lease_seconds, **fence
-                )
+                if task.started_at is None:  # it was waiting, and begins
+                    fields |= {"started_at": rfc3339(utc_now())}
+                    fields |= {"message": "Started"} if fields["message"] == WAITS else {}
+                fence |= {"as_of": task.version, "lease_seconds": lease_seconds}
+                try:
+                    version = await self._publisher.change(task_id, fields, within_words=True, **fence)
+                except WordsFull:
+                    del fields["checkpoint"]
+                    version = await self._publisher.change(task_id, fields, **fence)
+                    with suppress(Refused):  # it counts, whatever has become of the task since
+                        version = await self._left_out(task, attempt=task.attempt, allowed=(Status.PROCESSING,))
             except Refused:
                 continue  # what the task is now is looked at again
             return task.status, version
         raise Conflict("Too many report on this task at once. Send it again.")
 
-    async def keep(self, task_id: TaskId, owner: OwnerId, name: str, file: ProducedFile) -> str | None:
+    async def _left_out(self, task: Task, **fence: Any) -> int:
+        """A line or a checkpoint found no room among its owner's words. The report counts all the same, because it is a
+        sign of life; that something is left out is said once for an attempt. Returns the version."""
+        if (task.task_id, task.attempt) in self._told_left_out:
+            return (await self._reader.task(task.task_id)).version
+        data = {"level": "warning", "message": LEFT_OUT, "at": rfc3339(utc_now())}
+        write_id = hashlib.blake2b(f"left out {task.task_id} {task.attempt}".encode(), digest_size=8).hexdigest()
+        version = await self._publisher.emit(task.task_id, "log", data, write_id=write_id, must_fit=False, **fence)
+        self._told_left_out[task.task_id, task.attempt] = None
+        while len(self._told_left_out) > METERS:
+            self._told_left_out.popitem(last=False)
+        return version
+
+    async def report_many(
+        self, owner: OwnerId, reports: Mapping[TaskId, Sequence[Report]]
+    ) -> list[tuple[Status, int] | HeadwayError]:
+        """`report` for each of the tasks, at once, so that their writes go to Redis together. One that is refused is
+        no other's affair: its error stands in its place."""
+
+        async def told(task_id: TaskId, said: Sequence[Report]) -> tuple[Status, int] | HeadwayError:
+            try:
+                return await self.report(task_id, owner, said)
+            except AWAY:
+                raise
+            except HeadwayError as refused:
+                return refused
+
+        async with asyncio.TaskGroup() as group:
+            telling = [group.create_task(told(task_id, said)) for task_id, said in reports.items()]
+        return [one.result() for one in telling]
+
+    async def take_over(self, task_id: TaskId, owner: OwnerId, attempt: int | None) -> Task:
+        """The next attempt of a task that is `processing`, or has `failed`, from its checkpoint. `attempt`: the one
+        that is taken over, where the caller says it. Returns the task as it was before. Raises TooMany."""
+
+        async def write(task: Task) -> Task:
+            assert task.producer is not None
+            number = task.attempt + 1
+            message = f"Started again, as attempt {number}"
+            if task.checkpoint is not None:
+                message = f"Resuming from the last checkpoint, as attempt {number}"
+            producer = Producer(lease_seconds=task.producer.lease_seconds, phases=task.producer.phases)
+            fields = Publisher.start_of(task, task.checkpoint) | {
+                "status": Status.PROCESSING,
+                "attempt": number,
+                "message": message,
+                "total": task.options.get("total"),
+                "unit": task.options.get("unit"),
+                "total_steps": len(producer.phases),
+                "started_at": rfc3339(utc_now()),
+                "finished_at": None,
+                "result": None,
+                "error": None,
+                "produced": {},
+                "result_bytes": 0,
+                "producer": producer.model_dump(),
+            }
+            await self._publisher.change(
+                task_id,
+                fields,
+                allowed=(task.status,),
+                attempt=task.attempt,
+                as_of=task.version,
+                lease_seconds=producer.lease_seconds,
+                one_more=task.status is Status.FAILED,
+            )
+            return task
+
+        before: Task = await self._once(task_id, owner, attempt, write, (Status.PROCESSING, Status.FAILED))
+        return before
+
+    async def keep(self, task_id: TaskId, owner: OwnerId, name: str, file: ProducedFile, *, attempt: int) -> str | None:
         """A result file that lies in the storage becomes the task's. Returns what the one before it was stored as.
         Raises QuotaFull."""
 
@@ -110,7 +197,7 @@ class Producers:
             )
             return before.stored if before is not None else None
 
-        before: str | None = await self._once(task_id, owner, None, write)
+        before: str | None = await self._once(task_id, owner, attempt, write)
         return before
 
     async def complete(self, task_id: TaskId, owner: OwnerId, attempt: int, summary: dict[str, Any]) -> None:
@@ -141,18 +228,23 @@ class Producers:
 
         await self._once(task_id, owner, attempt, write)
 
-    async def running(self, task_id: TaskId, owner: OwnerId) -> Task:
+    async def running(self, task_id: TaskId, owner: OwnerId, attempt: int | None = None) -> Task:
         """The task, where its producer may still change it."""
         task = await self._produced(task_id, owner)
-        _check(task, ())
+        _check(task, () if attempt is None else (attempt,))
         return task
 
     async def _once(
-        self, task_id: TaskId, owner: OwnerId, attempt: int | None, write: Callable[[Task], Awaitable[Any]]
+        self,
+        task_id: TaskId,
+        owner: OwnerId,
+        attempt: int | None,
+        write: Callable[[Task], Awaitable[Any]],
+        allowed: Collection[Status] = (Status.PROCESSING,),
     ) -> Any:
         for _ in range(TRIES):
             task = await self._produced(task_id, owner)
-            _check(task, () if attempt is None else (attempt,))
+            _check(task, () if attempt is None else (attempt,), allowed)
             try:
                 return await write(task)
             except Refused:
@@ -175,8 +267,8 @@ class Producers:
         return meter
 
 
-def _check(task: Task, attempts: Any) -> None:
-    if task.status is not Status.PROCESSING:
+def _check(task: Task, attempts: Any, allowed: Collection[Status] = (Status.PROCESSING,)) -> None:
+    if task.status not in allowed:
         raise Conflict(f"The task is {task.status}, so nothing more can be said of it. Stop the work.")
     for attempt in attempts:
         if attempt != task.attempt:

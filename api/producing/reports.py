@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from headway.shared.json_text import text_of
+from headway.shared.settings import DAY_SECONDS
 from headway.shared.tasks.models import TEXT_CHARACTERS, Producer, Task
 
 #: What a client can read exactly.
@@ -20,8 +21,9 @@ MOST_UNITS: Final = 2**53
 UNIT_CHARACTERS: Final = 100
 NAME_CHARACTERS: Final = 100
 MOST_PHASES: Final = 50
-#: Of one request, and lines of one report.
+#: Of one request: about one task, and about many. And lines of one report.
 MOST_REPORTS: Final = 100
+MOST_REPORTS_OF_MANY: Final = 1000
 MOST_LINES: Final = 100
 #: As of a processor's checkpoint.
 CHECKPOINT_BYTES: Final = 64 * 1024
@@ -31,6 +33,9 @@ SEQS: Final = 64
 #: again counts once. More lines are joined, up to JOINED_BYTES of JSON each.
 LOG_EVENTS: Final = 16
 JOINED_BYTES: Final = 2048
+
+#: The message of a task that nobody has reported on.
+WAITS: Final = "Waiting to be started"
 
 Level = Literal["info", "warning", "error"]
 
@@ -91,6 +96,9 @@ class Report(BaseModel):
     message: Annotated[str | None, Field(description="Cut to 500 characters")] = None
     log: Annotated[list[LogLine | str] | None, Field(max_length=MOST_LINES)] = None
     checkpoint: Annotated[Any, AfterValidator(_small)] = None
+    lease_seconds: Annotated[
+        Units | None, Field(ge=1, le=DAY_SECONDS, description="The next report comes within this: this once")
+    ] = None
 
     @model_validator(mode="after")
     def _one_count(self) -> Report:
@@ -100,7 +108,13 @@ class Report(BaseModel):
 
     @property
     def changes_the_state(self) -> bool:
-        return bool(self.model_fields_set - {"attempt", "log"})
+        return bool(self.model_fields_set - {"attempt", "log", "task_id", "lease_seconds"})
+
+
+class NamedReport(Report):
+    """A report among those of many tasks."""
+
+    task_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
 
 class UnknownPhase(Exception):

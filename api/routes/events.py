@@ -8,8 +8,9 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from headway.api.answers import SEEN
 from headway.api.dependencies import LastEventIdDep, OwnerDep, StateDep, TaskStreamDep, get_task_id, stream_of
-from headway.api.openapi import Responses, answer, problems, stream, together
+from headway.api.openapi import problems, stream, together
 from headway.api.schemas import DeletedEvent, GapEvent, LogEvent, NoteEvent, TaskState, TransferEvent
 from headway.api.uploads.multipart_upload import BATCH_ID, invalid
 from headway.shared.errors import InvalidRequest, TooMany, UnknownTask
@@ -18,7 +19,6 @@ from headway.shared.tasks.owner_feed import Scope
 
 router = APIRouter(tags=["events"])
 
-SEEN: Final[Responses] = {204: answer("The end has been seen; EventSource stops")}
 STREAM: Final = together(
     {200: stream("The states of the task, and its events", TaskState, LogEvent, NoteEvent, TransferEvent, GapEvent)},
     SEEN,

@@ -24,7 +24,7 @@ from headway.shared.errors import (
     UnknownFile,
     UnknownTask,
 )
-from headway.shared.files.storage import StoredObject
+from headway.shared.files.storage import StoredObject, results_folder
 from headway.shared.redis.client import AWAY, RedisError
 from headway.shared.tasks.models import Task
 
@@ -109,7 +109,7 @@ async def result_file(state: StateDep, task: ReadTaskDep, name: str, transfer: T
     if (produced := task.produced.get(name)) is not None:
         content = await state.storage.input(task.task_id, produced.stored)
     else:
-        content = await state.storage.result(task.task_id, task.attempt, name)
+        content = await state.storage.result(task.task_id, task.results_name or results_folder(task.attempt), name)
     show = transfer_of(state, task, name) if transfer else None
     return attachment(state, content, name=name, content_type=file.content_type, sha256=file.sha256, show=show)
 

@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from headway.api.access.grant import Action
 from headway.api.access.identity import check_action, check_processor, most_upload_bytes, token_of
+from headway.api.cancelling import cancel_task
 from headway.api.dependencies import OwnerDep, StateDep, TaskDep
 from headway.api.lifespan import State
 from headway.api.openapi import (
@@ -32,7 +33,7 @@ from headway.api.openapi import (
     wrong_method_answer,
 )
 from headway.api.problems import wrong_method
-from headway.api.routes.tasks import cancel_task, draft
+from headway.api.submission import draft
 from headway.api.uploads.capacity_check import check_capacity
 from headway.api.uploads.multipart_upload import (
     clean_batch_id,
@@ -42,6 +43,7 @@ from headway.api.uploads.multipart_upload import (
     parse_options,
     too_large,
 )
+from headway.api.uploads.order import Order
 from headway.api.uploads.receiving import expiry
 from headway.api.uploads.resumable_upload import check_alive, declared_bytes, digest_of, offset_of, take_piece
 from headway.api.uploads.tus import (
@@ -59,6 +61,7 @@ from headway.api.uploads.tus import (
     whole_sha256,
 )
 from headway.api.uploads.upload_digests import clean_sha256, wanted_prefix
+from headway.api.uploads.webhook_field import webhook_of
 from headway.shared.errors import (
     AnotherFile,
     BadHeader,
@@ -166,7 +169,9 @@ async def options(request: Request, state: StateDep, _: OwnerDep) -> Response:
         **_SPOKEN,
         Upload_Length=asked("The bytes of the whole file", _BYTES, required=True),
         Upload_Metadata=asked(
-            "`key BASE64,…`: filename, processor, and as wanted filetype, options, batch_id, sha256", required=True
+            "`key BASE64,…`: filename, processor, and as wanted filetype, options, batch_id, sha256, priority, "
+            "not_before, webhook",
+            required=True,
         ),
         Upload_Checksum=_CHECKSUM,
     ),
@@ -286,7 +291,7 @@ async def overridden(request: Request, state: StateDep, task: TaskDep) -> Respon
             return await terminate(request, state, task)
         case "HEAD":
             return await head(request, state, task)
-    return wrong_method("HEAD, PATCH, DELETE, OPTIONS")
+    return wrong_method("DELETE, HEAD, OPTIONS, PATCH, POST")
 
 
 def _drafted(request: Request, state: State, owner: OwnerId) -> Task:
@@ -315,6 +320,8 @@ def _drafted(request: Request, state: State, owner: OwnerId) -> Task:
         content_type=clean_content_type(metadata.get("filetype")),
         size_bytes=size_bytes,
         batch_id=clean_batch_id(metadata.get("batch_id")),
+        order=Order.of(metadata),
+        webhook=webhook_of(metadata.get("webhook"), state.settings),
     )
     try:
         declared = clean_sha256(metadata.get("sha256"))

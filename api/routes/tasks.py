@@ -9,125 +9,44 @@ import re
 from contextlib import suppress
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Header, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel
 from starlette.responses import JSONResponse
-from structlog.contextvars import bind_contextvars
 
-from headway.api.access.identity import check_processor, most_upload_bytes, with_producer_token, with_token
+from headway.api.access.identity import check_processor, with_producer_token, with_token
+from headway.api.answers import CHANGED, FORM_PROBLEMS, ONE_TASK, SUBMITTED_HEADERS, IdempotencyKey
+from headway.api.cancelling import cancel_task
 from headway.api.dependencies import OwnerDep, ReadTaskDep, RootPathDep, StateDep, TaskDep, TaskIdDep
-from headway.api.lifespan import State
-from headway.api.openapi import JSON, answer, body, header, problems, reference, together
-from headway.api.producing.reports import MOST_PHASES, Name, Unit, Units, Weight
-from headway.api.root_path import rooted, rooted_answer
+from headway.api.openapi import JSON, answer, body, problems, reference, together
+from headway.api.root_path import rooted_answer
 from headway.api.schemas import Submission, SubmittedTask, TaskList
-from headway.api.schemas import Task as TaskSchema
-from headway.api.uploads.capacity_check import check_capacity, reserved
-from headway.api.uploads.idempotency import HEADER, Claim
+from headway.api.submission import Announcement, ProducerTask, announce, submit_form
+from headway.api.uploads.idempotency import Claim
 from headway.api.uploads.multipart_upload import (
     BATCH_ID,
-    Form,
-    body_of,
-    certain_length,
-    check_length,
-    clean_batch_id,
-    clean_content_type,
-    clean_filename,
-    declared_length,
     invalid,
-    parse_options,
-    read_form,
-    too_large,
 )
-from headway.api.uploads.receiving import UPLOAD_SHARE, abort_unless_queued
-from headway.api.uploads.upload_digests import clean_sha256
 from headway.shared.errors import (
     Conflict,
     InvalidRequest,
-    KeyInUse,
-    KeyReused,
     NearlyFull,
-    NotTheAnnouncedFile,
-    QuotaFull,
     StorageAway,
     StorageFull,
-    TooLarge,
     UnknownTask,
     UnsupportedType,
 )
-from headway.shared.files.disk import STORAGE_FAULTS, told_by_the_system
-from headway.shared.files.storage import StoredFile, Upload
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY
-from headway.shared.settings import DAY_SECONDS
-from headway.shared.tasks.models import FieldError, OwnerId, Producer, Status, Task, TaskId, new_task_id, utc_now
+from headway.shared.tasks.models import Status, Task, TaskId
+from headway.shared.tasks.representation import represent
+from headway.shared.webhooks.outbox import MOST_NOTICES, Outbox
 
 log = get_logger(__name__)
 
 router = APIRouter(tags=["tasks"])
 
-JSON_BODY_BYTES: Final = 128 * 1024
 #: Rows looked at for one page of a filtered list; a page may end early with a cursor to go on from.
 SCAN_ROWS: Final = 5000
-
-
-#: For the schema; it is read by api/uploads/idempotency.py.
-IdempotencyKey = Annotated[str | None, Header(alias=HEADER, description="One task, however often this is sent")]
-
-
-class Announcement(BaseModel):
-    """The JSON form of `POST /tasks`: the file follows by `PUT {links.upload}`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    processor: str
-    filename: str | None = None
-    size_bytes: Annotated[int, Field(ge=0, le=2**53)] | None = None
-    content_type: str | None = None
-    options: dict[str, Any] = Field(default_factory=dict)
-    batch_id: str | None = None
-    #: Of the file, in hex. A file that turns out to be another ends the task as `failed`.
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
-
-
-SUBMITTED_HEADERS: Final = {
-    "Location": header("The task"),
-    "Idempotency-Replayed": header("`true`: the first answer to this Idempotency-Key again", always=False),
-}
-#: What can be wrong with a form, or with a file that comes with it.
-FORM_PROBLEMS: Final = problems(
-    *(KeyInUse, TooLarge, UnsupportedType, InvalidRequest, KeyReused, NotTheAnnouncedFile),
-    *(StorageFull, QuotaFull, StorageAway, NearlyFull),
-)
-ONE_TASK: Final = answer("The task", TaskSchema)
-CHANGED: Final = together({202: ONE_TASK}, problems(UnknownTask, Conflict))
-
-
-class ProducerTask(BaseModel):
-    """The JSON form of `POST /tasks` for work that no worker of ours runs: `producer` names what does."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    producer: Annotated[Name, Field(description="Stands in the task's `processor`")]
-    title: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    total: Units | None = None
-    unit: Unit | None = None
-    phases: Annotated[
-        Annotated[list[Name], Field(max_length=MOST_PHASES)]
-        | Annotated[dict[Name, Weight], Field(max_length=MOST_PHASES)]
-        | None,
-        Field(description="Their names in order, or each with its weight"),
-    ] = None
-    lease_seconds: Annotated[
-        float,
-        Field(ge=0.5, le=DAY_SECONDS, allow_inf_nan=False, description="Silent for longer, the producer is lost"),
-    ] = 30.0
-    batch_id: str | None = None
-
-    @property
-    def weights(self) -> dict[str, float]:
-        return self.phases if isinstance(self.phases, dict) else dict.fromkeys(self.phases or (), 1.0)
 
 
 ANNOUNCED: Final = {"anyOf": [reference(Announcement, "validation"), reference(ProducerTask, "validation")]}
@@ -136,75 +55,6 @@ ANNOUNCED: Final = {"anyOf": [reference(Announcement, "validation"), reference(P
 class TaskPage(BaseModel):
     tasks: list[dict[str, Any]]
     next_cursor: str | None
-
-
-def represent(task: Task, root: str = "") -> dict[str, Any]:
-    """A task as JSON, with the links that lead somewhere in its present state, under `root`."""
-    here = f"/tasks/{task.task_id}"
-    links = {"self": here, "events": f"{here}/events"}
-    if not task.status.is_terminal:
-        links["cancel"] = f"{here}/cancel"
-    if task.producer is not None:
-        if task.status is Status.PROCESSING:
-            links |= {name: f"{here}/{name}" for name in ("progress", "complete", "fail")}
-    elif task.status in (Status.FAILED, Status.CANCELLED) and (task.filename is None or task.input_name is not None):
-        links["retry"] = f"{here}/retry"
-    if task.input_name is not None:
-        links["input"] = f"{here}/input"
-    if task.status is Status.UPLOADING:
-        links["upload"] = f"{here}/upload" if task.upload_expires_at is None else f"/uploads/{task.task_id}"
-    return rooted(task.model_dump(mode="json") | {"links": links}, root)
-
-
-def draft(
-    processor: str,
-    *,
-    owner: OwnerId,
-    status: Status,
-    options: dict[str, Any],
-    task_id: TaskId | None = None,
-    filename: str | None = None,
-    content_type: str | None = None,
-    size_bytes: int | None = None,
-    batch_id: str | None = None,
-    stored: StoredFile | None = None,
-) -> Task:
-    """A new task, not yet known to Redis."""
-    now = utc_now()
-    uploading = status is Status.UPLOADING
-    task_id = task_id or new_task_id()
-    bind_contextvars(task_id=task_id)  # what is logged of this request from here on is about it
-    return Task(
-        task_id=task_id,
-        processor=processor,
-        filename=filename,
-        size_bytes=stored.size_bytes if stored else size_bytes,
-        content_type=content_type,
-        options=options,
-        batch_id=batch_id,
-        status=status,
-        progress=0,
-        step=0,
-        total_steps=0,
-        message="Waiting for the file" if uploading else "Waiting for a worker",
-        done=0,
-        total=size_bytes if uploading else None,
-        unit="bytes" if uploading else None,
-        rate=None,
-        eta_seconds=None,
-        attempt=1,
-        version=1,
-        created_at=now,
-        started_at=None,
-        updated_at=now,
-        finished_at=None,
-        result=None,
-        error=None,
-        owner=owner,
-        progress_base=UPLOAD_SHARE if uploading else 0.0,
-        input_name=stored.name if stored else None,
-        input_sha256=stored.sha256 if stored else None,
-    )
 
 
 @router.post(
@@ -236,7 +86,7 @@ async def submit(
         if media_type == "multipart/form-data":
             return await submit_form(request, state, owner, claim)
         if media_type == "application/json":
-            return await _announce(request, state, owner, claim)
+            return await announce(request, state, owner, claim)
         raise UnsupportedType
 
     def show(task: Task) -> JSONResponse:
@@ -245,180 +95,6 @@ async def submit(
 
     made = rooted_answer(await state.idempotency.once(request, owner, make, show), root)
     return await with_producer_token(await with_token(made, state, request.scope), state, request.scope)
-
-
-async def submit_form(
-    request: Request, state: State, owner: OwnerId, claim: Claim, default_processor: str | None = None
-) -> Task:
-    """Reads the form, stores the file while it arrives, makes the task. Nothing is left where it raises; but where
-    nobody says whether Redis knows the task now, the file is left to the sweeper."""
-    limit_bytes = most_upload_bytes(request.scope, state)
-    check_length(request, limit_bytes)
-    if claim.answered:
-        await state.redis.ping()  # a Redis that is away is said before the file is sent, not after
-    else:
-        await state.limits.check_tasks(owner)  # as above
-        await check_capacity(state, owner, certain_length(request))
-    upload = claim.upload(state.storage)
-    if claim.answered:
-        return await _make(request, state, owner, claim, default_processor, upload)
-    least_bytes, most_bytes = certain_length(request) or 0, declared_length(request) or 0
-    place = reserved(state, owner, claim.task_id, upload, least_bytes=least_bytes, most_bytes=most_bytes)
-    async with place as upload:
-        return await _make(request, state, owner, claim, default_processor, upload)
-
-
-async def _make(
-    request: Request, state: State, owner: OwnerId, claim: Claim, default_processor: str | None, upload: Upload
-) -> Task:
-    settled = False
-    try:
-        form = await read_form(
-            request,
-            upload,
-            limit_bytes=most_upload_bytes(request.scope, state),
-            patience_seconds=state.settings.receive_timeout_seconds,
-            count=state.metrics.tally.uploaded,
-        )
-        task = _asked(request, state, owner, claim, form, default_processor)
-        await claim.settle(task)
-        settled = True
-        await state.publisher.create(task)
-    except BaseException as error:
-        if settled and form.stored is not None:
-            await asyncio.shield(abort_unless_queued(state, task.task_id, upload, form.stored, error))
-        else:
-            await asyncio.shield(upload.abort())
-        raise
-    return task
-
-
-def _asked(
-    request: Request, state: State, owner: OwnerId, claim: Claim, form: Form, default_processor: str | None
-) -> Task:
-    """The task that a form asks for. Raises InvalidRequest, NotTheAnnouncedFile."""
-    name = form.fields.get("processor") or default_processor
-    if not name:
-        known = ", ".join(state.registry.processors)
-        raise invalid("processor", f"name one of: {known}")
-    check_processor(request.scope, name)
-    processor = state.registry.get(name)
-    options = processor.parse_options(parse_options(form.fields.get("options")))
-    batch_id = clean_batch_id(form.fields.get("batch_id"))
-    if form.stored is None and processor.needs_file:
-        raise invalid("file", "missing; send the file as the form's part named 'file'")
-    try:
-        declared = clean_sha256(form.fields.get("sha256"))
-    except ValueError as wrong:
-        raise invalid("sha256", str(wrong)) from None
-    if form.stored is not None and declared not in (None, form.stored.sha256):
-        raise NotTheAnnouncedFile(
-            f"This is not the file that was announced: its SHA-256 is {form.stored.sha256}, not {declared}. "
-            "Submit the file again."
-        )
-    return draft(
-        processor.name,
-        owner=owner,
-        status=Status.QUEUED,
-        options=options.model_dump(mode="json"),
-        task_id=claim.task_id,
-        filename=form.filename,
-        content_type=form.content_type,
-        batch_id=batch_id,
-        stored=form.stored,
-    )
-
-
-async def _announce(request: Request, state: State, owner: OwnerId, claim: Claim) -> Task:
-    announcement = await _read_announcement(request, state.settings.receive_timeout_seconds)
-    if isinstance(announcement, ProducerTask):
-        check_processor(request.scope, announcement.producer)
-        return await _begin(announcement, state, owner, claim)
-    check_processor(request.scope, announcement.processor)
-    processor = state.registry.get(announcement.processor)
-    options = processor.parse_options(announcement.options)
-    if announcement.filename is None and processor.needs_file:
-        raise invalid("filename", f"missing; {processor.name} works on a file")
-    limit_bytes = most_upload_bytes(request.scope, state)
-    if announcement.size_bytes is not None and announcement.size_bytes > limit_bytes:
-        raise too_large(limit_bytes)
-    has_file = announcement.filename is not None
-    task = draft(
-        processor.name,
-        owner=owner,
-        status=Status.UPLOADING if has_file else Status.QUEUED,
-        options=options.model_dump(mode="json"),
-        task_id=claim.task_id,
-        filename=clean_filename(announcement.filename) if announcement.filename is not None else None,
-        content_type=clean_content_type(announcement.content_type),
-        size_bytes=announcement.size_bytes,
-        batch_id=clean_batch_id(announcement.batch_id),
-    ).model_copy(update={"declared_sha256": clean_sha256(announcement.sha256)})
-    await claim.settle(task)
-    await state.limits.check_tasks(owner)
-    if has_file:
-        await state.storage.check_capacity(announcement.size_bytes or 0)
-    await state.publisher.create(task)
-    return task
-
-
-async def _begin(asked: ProducerTask, state: State, owner: OwnerId, claim: Claim) -> Task:
-    """A task that an outside producer runs: `processing` from its first moment on."""
-    weights = asked.weights
-    options = asked.model_dump(exclude={"producer", "batch_id"}, exclude_none=True)
-    task = draft(
-        asked.producer,
-        owner=owner,
-        status=Status.PROCESSING,
-        options=options,
-        task_id=claim.task_id,
-        batch_id=clean_batch_id(asked.batch_id),
-    )
-    task = task.model_copy(
-        update={
-            "message": asked.title or "Started",
-            "started_at": task.created_at,
-            "total": asked.total,
-            "unit": asked.unit,
-            "total_steps": len(weights),
-            "producer": Producer(lease_seconds=asked.lease_seconds, phases=weights),
-        }
-    )
-    await claim.settle(task)
-    await state.limits.check_tasks(owner)
-    await state.publisher.create(task)
-    return task
-
-
-async def _read_announcement(request: Request, patience_seconds: float) -> Announcement | ProducerTask:
-    body = bytearray()
-    async for chunk in body_of(request, patience_seconds=patience_seconds):
-        body += chunk
-        if len(body) > JSON_BODY_BYTES:
-            raise InvalidRequest(f"The JSON body is longer than {JSON_BODY_BYTES} bytes.")
-    form = ProducerTask if _names_a_producer(body) else Announcement
-    try:
-        return form.model_validate_json(bytes(body))
-    except ValidationError as error:
-        raise field_errors(error) from None
-
-
-def _names_a_producer(body: bytearray) -> bool:
-    try:
-        found = from_json(bytes(body))
-    except ValueError:
-        return False
-    return isinstance(found, dict) and "producer" in found
-
-
-def field_errors(error: ValidationError) -> InvalidRequest:
-    """What is wrong in a body, field by field."""
-    fields = [
-        FieldError(field=".".join(map(str, e["loc"])) or "body", message=e["msg"])
-        for e in error.errors(include_url=False, include_input=False, include_context=False)
-    ]
-    detail = "; ".join(f"{found.field}: {found.message}" for found in fields[:5])
-    return InvalidRequest(detail, fields)
 
 
 @router.get(
@@ -490,17 +166,6 @@ async def cancel(state: StateDep, task: TaskDep, root: RootPathDep) -> dict[str,
     return represent(await state.reader.task(task.task_id), root)
 
 
-async def cancel_task(state: State, task: Task) -> None:
-    """Raises Conflict where it has ended. It is cancelled also where the storage cannot be used: what is there of its
-    file is the sweeper's then."""
-    await state.publisher.cancel(task)
-    if task.upload_expires_at is not None:  # a piece that is still coming removes its own
-        try:
-            await state.storage.discard_upload(task.task_id)
-        except STORAGE_FAULTS as error:
-            log.warning("upload left", reason=str(error), **told_by_the_system(error))
-
-
 @router.post(
     "/tasks/{task_id}/retry",
     status_code=202,
@@ -511,11 +176,15 @@ async def cancel_task(state: State, task: Task) -> None:
 async def retry(request: Request, state: StateDep, task: TaskDep, root: RootPathDep) -> dict[str, Any]:
     """The same task, the next attempt. 409 where it has not failed, or where its file never arrived."""
     if task.producer is not None:
-        raise Conflict("An outside producer runs this task, so no worker can. Begin a new one.")
+        raise Conflict(
+            "An outside producer runs this task, so no worker can. The producer begins it again: POST …/attempts."
+        )
     check_processor(request.scope, task.processor)
     if task.status.is_terminal and task.filename is not None and task.input_name is None:
         raise Conflict("The file of this task never arrived whole, so there is nothing to run. Submit it again.")
     state.limits.check_head_room()
+    if await Outbox(state.redis).count(task.task_id) >= MOST_NOTICES:
+        raise Conflict(f"{MOST_NOTICES} ends of this task have been told to webhooks. Submit it anew.")
     await state.publisher.retry(task)
     return represent(await state.reader.task(task.task_id), root)
 

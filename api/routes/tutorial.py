@@ -14,12 +14,13 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.responses import JSONResponse, StreamingResponse
 
 from headway.api.access.identity import check_processor, names_of
+from headway.api.answers import FORM_PROBLEMS, SUBMITTED_HEADERS, IdempotencyKey
 from headway.api.dependencies import OwnerDep, RootPathDep, StateDep
 from headway.api.openapi import TEXT, answer, body, problems, reference, server_sent, together
 from headway.api.root_path import rooted_answer
-from headway.api.routes.tasks import FORM_PROBLEMS, SUBMITTED_HEADERS, IdempotencyKey, draft, submit_form
 from headway.api.schemas import StartedTask, StartForm
 from headway.api.streams.sse import SSE, Comment, EventStreamResponse
+from headway.api.submission import draft, submit_form
 from headway.api.uploads.idempotency import Claim
 from headway.shared.errors import InvalidRequest, TooMany
 from headway.shared.tasks.models import Event, Status, Task, rfc3339, utc_now
@@ -73,7 +74,8 @@ async def stream_numbers(_: OwnerDep) -> StreamingResponse:
             if number < 10:
                 await asyncio.sleep(1)
 
-    headers = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
+    # Encoded already, for who would compress it otherwise: a proxy, an application that this one is mounted in.
+    headers = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no", "Content-Encoding": "identity"}
     return StreamingResponse(numbers(), media_type="text/plain", headers=headers)
 
 

@@ -3,7 +3,8 @@
 What is made or copied for a download, and what is answered to somebody without a key, keeps the loop from everybody
 else for about a millisecond at a time. With hundreds of them at once a small question would wait for hundreds of
 those. So they take turns: one piece of one download, or one request, owners and addresses one after another; and where
-others have something to do, a pause as long as the turn took. Who is alone waits for nobody.
+others have something to do, a pause as long as the turn took. Who is alone waits for nobody. Who has gone meanwhile
+needs no turn: it is told so, and takes no time of those behind it.
 """
 
 from __future__ import annotations
@@ -19,8 +20,14 @@ IDLE_SECONDS: Final = 0.0003
 PAUSE_SECONDS: Final = 0.01
 
 
+#: Whether a turn is still wanted.
+Wanted = Callable[[], bool]
 #: Begins what a turn is for; False: it is not wanted any more.
 Begin = Callable[[], bool]
+
+
+class Gone(Exception):
+    """Whoever waited for a turn has gone, so there is nobody to work for."""
 
 
 class Turns:
@@ -32,8 +39,9 @@ class Turns:
         self._given = False
         self._began = 0.0
 
-    async def wait(self, owner: str) -> None:
-        """Returns when what comes next, without an `await`, is this owner's turn."""
+    async def wait(self, owner: str, wanted: Wanted = lambda: True) -> None:
+        """Returns when what comes next, without an `await`, is this owner's turn. Raises Gone, without a turn, where it
+        is not wanted any more when its time comes."""
         loop = asyncio.get_running_loop()
         if not self._given:
             self._given = True
@@ -44,6 +52,9 @@ class Turns:
 
         def begin() -> bool:
             if turn.done():
+                return False
+            if not wanted():
+                turn.set_exception(Gone)
                 return False
             turn.set_result(None)
             return True

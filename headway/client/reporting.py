@@ -15,45 +15,31 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import math
 import os
-import secrets
 import shutil
 import tempfile
 import threading
-import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Final, Literal, Self, TypeVar
-from urllib.parse import quote
-
-import httpx
 
 from headway.client import calls
 from headway.client.calls import Address
-from headway.client.errors import ClientError, Declined, Unreachable
+from headway.client.report_sender import ANSWER_SECONDS, Sender
 from headway.tqdm_hook import hooked
 
 T = TypeVar("T")
-log: Final = logging.getLogger("headway.report")
 
-#: Reports are at most this close together, and where nothing is new a sign of life comes this often: how soon a
-#: cancelled task is noticed.
-SEND_SECONDS: Final = 0.1
+#: Where nothing is new a sign of life comes this often: how soon a cancelled task is noticed.
 ALIVE_SECONDS: Final = 2.0
-#: Of one request. The platform hangs in a thread of ours, never in the work.
-ANSWER_SECONDS: Final = 10.0
-FILE_SECONDS: Final = 300.0
 #: How long the block's beginning waits for the task to be known, and its end for the last word to be heard.
 BEGIN_SECONDS: Final = 1.0
 PATIENCE_SECONDS: Final = 5.0
-#: Between two tries, at most.
-LONGEST_WAIT_SECONDS: Final = 1.0
 #: Lines and phases that wait for the platform; the oldest lines go first, and are counted.
 PENDING: Final = 1000
 #: Of one request; the platform takes 100 reports and 64 KiB.
@@ -87,8 +73,10 @@ class report:
 
     `url` and `key` are those of the environment (HEADWAY_URL, HEADWAY_API_KEY) where they are not given. `phases`:
     names, or names with weights. `raise_cancelled`: the next call of the job's raises Cancelled when somebody has
-    cancelled the task; else look at `job.cancelled`. Raises WrongUse for what is no URL or no key, and nothing else of
-    its own.
+    cancelled the task; else look at `job.cancelled`. `keep`: a file in which the task stands until it has ended, so
+    that the program that is started again after a kill goes on with it, as its next attempt, from `job.restored`.
+    `idempotency_key`: the same of work that has a name of its own: who begins under it again, within a day and wherever
+    it runs, is the next attempt. Raises WrongUse for what is no URL or no key, and nothing else of its own.
     """
 
     def __init__(
@@ -104,6 +92,8 @@ class report:
         url: str | None = None,
         key: str | None = None,
         raise_cancelled: bool = False,
+        keep: str | Path | None = None,
+        idempotency_key: str | None = None,
         alive_seconds: float = ALIVE_SECONDS,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
@@ -121,8 +111,12 @@ class report:
         #: The task's id, once the platform knows it.
         self.task_id: str | None = None
         self.attempt = 1
-        #: There is no attempt before this one.
+        #: The last checkpoint of the attempt before, where there was one. Known when the block begins, if the platform
+        #: is there.
         self.restored: Any = None
+        self._keep = Path(keep) if keep is not None else None
+        self._key = idempotency_key
+        self._on_cancelled: Callable[[], None] | None = None
         #: What the task's result says, if the block ends well. JSON.
         self.summary: dict[str, Any] = {}
         #: Somebody has cancelled the task: the work is to stop.
@@ -139,7 +133,7 @@ class report:
         self._seq = 0
         self._outputs: dict[str, str | None] = {}
         self._folder: Path | None = None
-        self._sender: _Sender | None = None
+        self._sender: Sender | None = None
         self._pid = os.getpid()
 
     # What the work calls.
@@ -269,10 +263,12 @@ class report:
     def __enter__(self) -> Self:
         if self._sender is not None:
             raise RuntimeError("a report is entered once; make another one")
-        self._sender = _Sender(self)
+        self._sender = Sender(self)
         _begun.add(self)
         self._sender.start()
-        self._sender.begun.wait(BEGIN_SECONDS)
+        # What there may be to go on from is worth a longer wait.
+        goes_on = self._keep is not None and self._keep.exists()
+        self._sender.begun.wait(self._patience_seconds if goes_on else BEGIN_SECONDS)
         return self
 
     def __exit__(
@@ -286,15 +282,46 @@ class report:
                 self._sender.end("complete", {})
             else:
                 self._sender.end("fail", {"message": _words_of(error), "retryable": False})
-            self._sender.wait(self._patience_seconds)
+            if self._patience_seconds > 0:
+                self._sender.wait(self._patience_seconds)
         finally:
             if self._folder is not None and self._sender.ended.is_set():
                 shutil.rmtree(self._folder, ignore_errors=True)
 
     def fail(self, message: str, *, retryable: bool = False) -> None:
         """Ends the task as `failed`, without an exception. What is said later does not count."""
-        assert self._sender is not None
+        if self._sender is None:
+            return
         self._sender.end("fail", {"message": message[:LINE_CHARACTERS] or "It failed", "retryable": retryable})
+
+    def again(self, message: str, *, within_seconds: float) -> None:
+        """Ends this attempt and not the task: another one comes under the same `idempotency_key`, at most so much
+        later. Else the task is `worker_lost` then. What is said later does not count."""
+        if self._sender is None:
+            return
+        seconds = max(1, min(24 * 3600, math.ceil(within_seconds)))
+        self._sender.end("again", {"message": message[:LINE_CHARACTERS], "lease_seconds": seconds})
+
+    def leave(self) -> None:
+        """Ends the reports and nothing else, for a process that has to go: the platform notices it."""
+        if self._sender is not None:
+            self._sender.end("leave", {})
+
+    def on_cancelled(self, call: Callable[[], None]) -> None:
+        """`call` is called once, by the thread of reports, when it hears that somebody has cancelled the task."""
+        self._on_cancelled = call
+        if self.cancelled:
+            call()
+
+    @property
+    def over(self) -> bool:
+        """The last word was heard, or nobody wants to hear it."""
+        return self._sender is not None and self._sender.ended.is_set()
+
+    def wait_for_the_end(self, seconds: float) -> None:
+        """After a block that did not wait (`patience_seconds=0`)."""
+        if self._sender is not None:
+            self._sender.ended.wait(seconds)
 
     async def __aenter__(self) -> Self:
         return await asyncio.to_thread(self.__enter__)
@@ -330,176 +357,6 @@ class report:
         return taken
 
 
-class _Sender:
-    """The thread that speaks with the platform. It ends when the last word was heard, or nobody wants to hear it."""
-
-    def __init__(self, job: report) -> None:
-        self._job = job
-        self._thread = threading.Thread(target=self._run, name="headway report", daemon=True)
-        self._wake = threading.Event()
-        self._end: tuple[str, dict[str, Any]] | None = None
-        self._unheard: list[dict[str, Any]] = []
-        self._token: str | None = None
-        self._key = secrets.token_hex(16)
-        self._away = False
-        self._heard_at = time.monotonic()
-        self._sending_file = False
-        #: The end was told, and nobody knows whether it was heard.
-        self._ending = False
-        #: The first try to make the task is over; the last word was heard, or will not be.
-        self.begun = threading.Event()
-        self.ended = threading.Event()
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def end(self, how: str, error: dict[str, Any]) -> None:
-        if self._end is None:
-            self._end = (how, error)
-        self._wake.set()
-
-    def wait(self, patience_seconds: float) -> None:
-        """Until the last word was heard, or the platform was away for this long."""
-        began = time.monotonic()
-        while not self.ended.wait(0.05):
-            if not self._sending_file and time.monotonic() - max(began, self._heard_at) > patience_seconds:
-                log.warning("the end of a task could not be told to the platform; it goes on being tried")
-                return
-
-    def _run(self) -> None:
-        try:
-            with httpx.Client(**self._job._address.http_options) as http:
-                self._work(http)
-        except Exception:
-            log.exception("reports are no longer sent")
-        finally:
-            self.begun.set()
-            self.ended.set()
-
-    def _work(self, http: httpx.Client) -> None:
-        wait_seconds, said_at = SEND_SECONDS, float("-inf")
-        while True:
-            try:
-                if self._token is None:
-                    self._begin(http)
-                new = self._unheard = self._unheard or self._job._take()
-                if new or (self._end is None and time.monotonic() - said_at >= self._job._alive_seconds):
-                    self._tell(http, new or [{"attempt": self._job.attempt}])
-                    said_at = time.monotonic()
-                elif self._end is not None:
-                    self._last_word(http, *self._end)
-                    return
-                if self._job.cancelled:
-                    return
-                wait_seconds = SEND_SECONDS
-            except _Over as over:
-                if str(over) and not self._ending:  # of an end that was told, only the answer was lost
-                    log.warning("reports are no longer sent: %s", over)
-                return
-            except Unreachable as error:
-                if not self._away:
-                    self._away = True
-                    log.warning("%s The work goes on; what was last is told when it is back.", error)
-                wait_seconds = min(LONGEST_WAIT_SECONDS, wait_seconds * 1.5)
-            self.begun.set()
-            if self._away:
-                time.sleep(wait_seconds)
-            elif self._end is None:
-                self._wake.wait(wait_seconds)
-
-    def _begin(self, http: httpx.Client) -> None:
-        made = self._ask(http, "POST", "/tasks", self._job._asked, {"Idempotency-Key": self._key})
-        self._job.task_id, self._token = made["task_id"], made["producer_token"]
-        self.begun.set()
-
-    def _tell(self, http: httpx.Client, reports: list[dict[str, Any]]) -> None:
-        try:
-            told = self._ask(http, "PATCH", f"{self._here}/progress", reports)
-        except Declined as error:  # something in it is not as it should be: the rest is to be told all the same
-            log.warning("a report was not taken: %s", error)
-        else:
-            self._job.cancelled = self._job.cancelled or told["cancelled"]
-        self._unheard = []
-
-    def _last_word(self, http: httpx.Client, how: str, error: dict[str, Any]) -> None:
-        body: dict[str, Any] = {"attempt": self._job.attempt}
-        if how != "fail":
-            self._send_files(http)
-        try:
-            self._tell_end(http, how, body, error)
-        except Unreachable:
-            self._ending = True
-            raise
-
-    def _tell_end(self, http: httpx.Client, how: str, body: dict[str, Any], error: dict[str, Any]) -> None:
-        if how == "fail":
-            self._ask(http, "POST", f"{self._here}/fail", body | {"error": error})
-            return
-        try:
-            self._ask(http, "POST", f"{self._here}/complete", body | {"summary": _json(self._job.summary)})
-        except Declined as refused:
-            log.warning("the summary was not taken: %s", refused)
-            self._ask(http, "POST", f"{self._here}/complete", body | {"summary": {}})
-
-    def _send_files(self, http: httpx.Client) -> None:
-        for name, content_type in list(self._job._outputs.items()):
-            assert self._job._folder is not None
-            self._sending_file = True
-            try:
-                with (self._job._folder / name).open("rb") as file:
-                    headers = {"Content-Type": content_type or "application/octet-stream"}
-                    self._ask(http, "PUT", f"{self._here}/results/{quote(name, safe='')}", file, headers)
-            except (Declined, OSError) as error:
-                log.warning("the result %s was not taken: %s", name, error)
-            finally:
-                self._sending_file = False
-                self._heard_at = time.monotonic()
-            del self._job._outputs[name]
-
-    @property
-    def _here(self) -> str:
-        return f"/tasks/{self._job.task_id}"
-
-    def _ask(
-        self, http: httpx.Client, method: str, path: str, body: Any, headers: Mapping[str, str] | None = None
-    ) -> dict[str, Any]:
-        """Raises Unreachable where it is worth another try, _Over where nobody wants to hear more, Declined else."""
-        sent: dict[str, Any] = {"headers": dict(headers or {})}
-        if self._token is not None:
-            sent["headers"]["Authorization"] = f"Bearer {self._token}"
-        if hasattr(body, "read"):
-            sent |= {"content": body, "timeout": FILE_SECONDS}
-        else:
-            sent["content"] = json.dumps(body)
-            sent["headers"]["Content-Type"] = "application/json"
-        try:
-            response = http.request(method, self._job._address.at(path), **sent)
-            self._job._address.check(response)
-            answer = response.json()
-            if not isinstance(answer, dict):
-                raise self._job._address.stranger()
-        except httpx.RequestError as error:
-            raise self._job._address.unreachable(error) from None
-        except ValueError:
-            raise self._job._address.stranger() from None
-        except Declined as error:
-            if error.status in (408, 429) or error.status >= 500:
-                raise Unreachable(str(error)) from None
-            if error.status in (401, 403, 404, 409) or self._token is None:
-                self._job.cancelled = self._job.cancelled or "cancelled" in error.detail
-                raise _Over("" if self._job.cancelled else str(error)) from None
-            raise
-        if self._away:
-            self._away = False
-            log.info("the platform is back")
-        self._heard_at = time.monotonic()
-        return answer
-
-
-class _Over(ClientError):
-    """Nobody wants to hear more of this task."""
-
-
 def _units(count: float | None) -> int | None:
     if count is None:
         return None
@@ -519,15 +376,6 @@ def _words_of(error: BaseException) -> str:
     except Exception:
         said = ""
     return f"{name}: {said}"[:LINE_CHARACTERS].encode("utf-8", "replace").decode() if said else name
-
-
-def _json(summary: Any) -> dict[str, Any]:
-    try:
-        found = json.loads(json.dumps(summary, allow_nan=False, default=str))
-    except (ValueError, TypeError, RecursionError) as error:
-        log.warning("the summary has no JSON: %s", error)
-        return {}
-    return found if isinstance(found, dict) else {"summary": found}
 
 
 __all__ = ["Cancelled", "report"]

@@ -2,7 +2,7 @@
 disk.
 
     PREFIX/tasks/{task_id}/input-{random}             what was uploaded; the task's state names the one that counts
-    PREFIX/tasks/{task_id}/result-{attempt}/…         what the attempt made
+    PREFIX/tasks/{task_id}/result-{attempt}-{claim}/… what the attempt made
     PREFIX/partial/{task_id}-input/…                  the bytes of an upload that comes in pieces, until it is whole
     DATA/partial/{task_id}-{attempt}-…                on the worker's own disk: an attempt's output, and its input
 
@@ -29,7 +29,7 @@ from headway.shared.files.directory import DirectoryStorage
 from headway.shared.files.disk import disk_faults, on_disk
 from headway.shared.files.own_disk import OwnDisk
 from headway.shared.files.s3 import Bucket, check_endpoint
-from headway.shared.files.storage import CHUNK_BYTES, Partial, StoredResult, TaskFolder, check_result_name
+from headway.shared.files.storage import CHUNK_BYTES, Partial, StoredResult, TaskFolder, attempt_of, check_result_name
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import TaskId
 
@@ -139,38 +139,38 @@ class BucketStorage:
     async def keep_results(
         self,
         task_id: TaskId,
-        attempt: int,
+        folder: str,
         scratch: Path,
         names: Mapping[str, str | None],
         check: Callable[[int], None] = lambda _: None,
     ) -> list[StoredResult]:
-        kept = self._local.new_scratch(task_id, attempt)
+        kept = self._local.new_scratch(task_id, attempt_of(folder) or 0)
         try:
             found = await self._local.take(scratch, names, kept, check)
-            await self._keep_all(task_id, attempt, kept, found)
+            await self._keep_all(task_id, folder, kept, found)
         finally:
             await asyncio.shield(self._local.tidy_up(kept))
         await self._local.tidy_up(scratch)
         return found
 
-    async def _keep_all(self, task_id: TaskId, attempt: int, kept: Path, found: list[StoredResult]) -> None:
+    async def _keep_all(self, task_id: TaskId, folder: str, kept: Path, found: list[StoredResult]) -> None:
         small = asyncio.Semaphore(SMALL_AT_ONCE)
         try:
             async with asyncio.TaskGroup() as group:
                 for file in found:
                     await small.acquire()
-                    keeping = group.create_task(self._keep(task_id, attempt, kept, file))
+                    keeping = group.create_task(self._keep(task_id, folder, kept, file))
                     keeping.add_done_callback(lambda _: small.release())
                     if file.size_bytes > SMALL_BYTES:
                         await asyncio.wait([keeping])
         except BaseException as error:
-            await asyncio.shield(self._forget_results(task_id, attempt))
+            await asyncio.shield(self._forget_results(task_id, folder))
             if isinstance(error, BaseExceptionGroup):
                 raise error.exceptions[0] from None
             raise
 
-    async def _keep(self, task_id: TaskId, attempt: int, kept: Path, result: StoredResult) -> None:
-        key, path = _result_key(task_id, attempt, result.name), kept / result.name
+    async def _keep(self, task_id: TaskId, folder: str, kept: Path, result: StoredResult) -> None:
+        key, path = _result_key(task_id, folder, result.name), kept / result.name
         content_type = result.content_type if re.fullmatch(r"[\x20-\x7e]{1,200}", result.content_type) else None
         if result.size_bytes <= SMALL_BYTES:
             await self._patient.put(key, await on_disk(path.read_bytes), content_type)
@@ -186,18 +186,25 @@ class BucketStorage:
             await asyncio.shield(parts.abort())
             raise
 
-    async def _forget_results(self, task_id: TaskId, attempt: int) -> None:
+    async def _forget_results(self, task_id: TaskId, folder: str) -> None:
         """Where the bucket is away they stay, unseen, until the task goes."""
         with suppress(StorageAway, TimeoutError):
             async with asyncio.timeout(TIDY_SECONDS):
-                await self.discard_results(task_id, attempt)
+                await self.discard_results(task_id, folder)
 
-    async def discard_results(self, task_id: TaskId, attempt: int) -> None:
-        await self._bucket.delete_folder(f"tasks/{task_id}/result-{attempt}")
+    async def discard_results(self, task_id: TaskId, folder: str) -> None:
+        await self._bucket.delete_folder(f"tasks/{task_id}/{folder}")
 
-    async def result(self, task_id: TaskId, attempt: int, name: str) -> BucketFile:
+    async def discard_earlier_results(self, task_id: TaskId, attempt: int) -> None:
+        async for page in self._bucket.pages(f"tasks/{task_id}"):
+            found = {meta["path"]: attempt_of(meta["path"].split("/")[2]) for meta in page}
+            earlier = [path for path, made_by in found.items() if made_by is not None and made_by < attempt]
+            if earlier:
+                await self._bucket.delete(earlier)
+
+    async def result(self, task_id: TaskId, folder: str, name: str) -> BucketFile:
         try:
-            key = _result_key(task_id, attempt, check_result_name(name))
+            key = _result_key(task_id, folder, check_result_name(name))
         except BadInput:
             raise UnknownFile from None
         return await BucketFile.at(self._bucket, key)
@@ -289,8 +296,8 @@ def _input_key(task_id: TaskId, name: str | None) -> str:
     return f"tasks/{task_id}/{name or 'input'}"
 
 
-def _result_key(task_id: TaskId, attempt: int, name: str) -> str:
-    return f"tasks/{task_id}/result-{attempt}/{name}"
+def _result_key(task_id: TaskId, folder: str, name: str) -> str:
+    return f"tasks/{task_id}/{folder}/{name}"
 
 
 def _pieces_folder(task_id: TaskId) -> str:

@@ -1,7 +1,7 @@
 """The data directory: shared/files/storage.py's place of files on a disk that API and workers share.
 
     DATA/tasks/{task_id}/input-{random}      what was uploaded; the task's state names the one that counts
-    DATA/tasks/{task_id}/result-{attempt}/…  what the attempt made
+    DATA/tasks/{task_id}/result-{attempt}-{claim}/…  what the attempt made
     DATA/partial/…                           what is still being written; nothing reads it
     DATA/partial/{task_id}-upload/…          an upload that comes in pieces (shared/files/upload_folder.py)
 
@@ -23,7 +23,7 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -39,7 +39,15 @@ from headway.shared.files.disk import (
     told_by_the_system,
 )
 from headway.shared.files.outputs import is_being_written, take_outputs
-from headway.shared.files.storage import CHUNK_BYTES, Partial, StoredFile, StoredResult, TaskFolder, check_result_name
+from headway.shared.files.storage import (
+    CHUNK_BYTES,
+    Partial,
+    StoredFile,
+    StoredResult,
+    TaskFolder,
+    attempt_of,
+    check_result_name,
+)
 from headway.shared.files.trees import remove_whole
 from headway.shared.files.upload_folder import TAKEN_OVER, UploadFolder
 from headway.shared.logging import get_logger
@@ -203,16 +211,16 @@ class DirectoryStorage:
     async def keep_results(
         self,
         task_id: TaskId,
-        attempt: int,
+        folder: str,
         scratch: Path,
         names: Mapping[str, str | None],
         check: Callable[[int], None] = lambda _: None,
     ) -> list[StoredResult]:
-        kept = self.new_scratch(task_id, attempt)
+        kept = self.new_scratch(task_id, attempt_of(folder) or 0)
         try:
             found = await self.take(scratch, names, kept, check)
             if found:
-                await self._in_thread(self._into_place, kept, self._result_folder(task_id, attempt))
+                await self._in_thread(self._into_place, kept, self._tasks / task_id / folder)
         finally:
             await asyncio.shield(self.tidy_up(kept))
         await self.tidy_up(scratch)
@@ -231,22 +239,24 @@ class DirectoryStorage:
         except STORAGE_FAULTS as error:
             log.warning("scratch folder left", reason=str(error), **told_by_the_system(error))
 
-    async def discard_results(self, task_id: TaskId, attempt: int) -> None:
-        await self._in_thread(self._remove_tree, self._result_folder(task_id, attempt))
+    async def discard_results(self, task_id: TaskId, folder: str) -> None:
+        await self._in_thread(self._remove_tree, self._tasks / task_id / folder)
+
+    async def discard_earlier_results(self, task_id: TaskId, attempt: int) -> None:
+        for entry in await on_disk(_names_in, self._tasks / task_id):
+            if (made_by := attempt_of(entry)) is not None and made_by < attempt:
+                await self.discard_results(task_id, entry)
 
     def _remove_tree(self, folder: Path) -> None:
         self._is_there()
         remove_whole(folder)
 
-    async def result(self, task_id: TaskId, attempt: int, name: str) -> DiskFile:
+    async def result(self, task_id: TaskId, folder: str, name: str) -> DiskFile:
         try:
-            path = self._result_folder(task_id, attempt) / check_result_name(name)
+            path = self._tasks / task_id / folder / check_result_name(name)
         except BadInput:
             raise UnknownFile from None
         return await on_disk(self._found, path)
-
-    def _result_folder(self, task_id: TaskId, attempt: int) -> Path:
-        return self._tasks / task_id / f"result-{attempt}"
 
     # Removing.
 
@@ -630,9 +640,11 @@ def _input_name() -> str:
 
 
 async def _entries(folder: Path) -> AsyncIterator[_Entry]:
-    entries = await on_disk(os.scandir, folder)
-    with entries:
-        while page := await on_disk(_next_page, entries):
+    with (
+        ExitStack() as opened
+    ):  # whoever is cancelled waits for the thread: what it has opened is closed, and not before
+        entries = await change_on_disk(lambda: opened.enter_context(os.scandir(folder)))
+        while page := await change_on_disk(_next_page, entries):
             for entry in page:
                 yield entry
 

@@ -2,8 +2,8 @@
 
 Two places exist, under one suite of tests (tests/contract/test_storage.py): a directory (shared/files/directory.py) and
 an S3-compatible bucket (shared/files/bucket.py). An input has a name of its own, which the task's state holds, so that
-two uploads of one task never write over each other; a result belongs to the attempt that made it. No name from outside
-is ever part of a path but a result's, which is checked. The event loop never waits for a disk.
+two uploads of one task never write over each other; so have the results of an attempt, after the claim that made them.
+No name from outside is ever part of a path but a result's, which is checked. The event loop never waits for a disk.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class TaskFolder:
     task_id: TaskId
     #: Since a file was put into it.
     idle_seconds: float
-    #: The inputs in it, and `result-{attempt}` of each attempt that has results there.
+    #: The inputs in it, and the folder of each attempt that has results there (`results_folder`).
     entries: frozenset[str]
 
 
@@ -146,8 +146,8 @@ class Storage(Protocol):
     async def input(self, task_id: TaskId, name: str | None) -> StoredObject:
         """Raises UnknownFile."""
 
-    async def result(self, task_id: TaskId, attempt: int, name: str) -> StoredObject:
-        """Raises UnknownFile."""
+    async def result(self, task_id: TaskId, folder: str, name: str) -> StoredObject:
+        """Of `results_folder`. Raises UnknownFile."""
 
     def local_input(self, task_id: TaskId, name: str | None) -> AbstractAsyncContextManager[Path]:
         """The input as a file on this machine for as long as the block lasts. Raises UnknownFile, StorageFull."""
@@ -161,19 +161,22 @@ class Storage(Protocol):
     async def keep_results(
         self,
         task_id: TaskId,
-        attempt: int,
+        folder: str,
         scratch: Path,
         names: Mapping[str, str | None],
         check: Callable[[int], None] = lambda _: None,
     ) -> list[StoredResult]:
-        """Moves an attempt's outputs, name to content type, from its scratch folder into their place. `check` is asked
-        with their size in bytes before any is read, in a thread. A cancellation is heeded between two chunks.
+        """Moves an attempt's outputs, name to content type, from its scratch folder into `results_folder`. `check` is
+        asked with their size in bytes before any is read, in a thread. A cancellation is heeded between two chunks.
 
         Raises BadInput for a name that is not one plain file in the folder, StorageFull, and what `check` does.
         """
 
-    async def discard_results(self, task_id: TaskId, attempt: int) -> None:
+    async def discard_results(self, task_id: TaskId, folder: str) -> None:
         """Removes an attempt's results: it was not the one that counts."""
+
+    async def discard_earlier_results(self, task_id: TaskId, attempt: int) -> None:
+        """Removes the results of all attempts before this one."""
 
     async def delete(self, task_id: TaskId) -> None:
         """Removes everything of a task."""
@@ -190,6 +193,18 @@ class Storage(Protocol):
 
     async def remove_entry(self, task_id: TaskId, entry: str) -> None:
         """One of TaskFolder.entries."""
+
+
+def results_folder(attempt: int, claim: str = "") -> str:
+    """Where the results of an attempt are, under the claim that it holds: where Redis lost a claim, another worker's
+    attempt has the same number. Without a claim: what an older worker kept."""
+    return f"result-{attempt}-{claim[:16]}" if claim else f"result-{attempt}"
+
+
+def attempt_of(entry: str) -> int | None:
+    """Whose results an entry of a task's folder is; None where it is no `results_folder`."""
+    found = re.fullmatch(r"result-([0-9]{1,9})(?:-[0-9a-f]+)?", entry)
+    return int(found[1]) if found else None
 
 
 def check_result_name(name: str) -> str:

@@ -11,6 +11,8 @@ from headway.shared.redis.client import RedisClient
 
 #: From here on no new work is taken, so that there is room for what was: its events, results and the rest of its notes.
 NEARLY_FULL: Final = 0.85
+#: Of one owner's words, in a Redis without a limit.
+WORDS_BYTES: Final = 256 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,12 @@ class Memory:
     @property
     def share(self) -> float:
         return self.used_bytes / self.most_bytes if self.most_bytes else 0.0
+
+
+def words_of_one(setting: int | None, memory: Memory) -> int:
+    """Bytes of Redis that one owner's words may hold: what HEADWAY_OWNER_WORDS_BYTES says, else a quarter. 0: no
+    limit."""
+    return int(setting) if setting is not None else memory.most_bytes // 4 or WORDS_BYTES
 
 
 async def look_at_memory(redis: RedisClient) -> Memory:

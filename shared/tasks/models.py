@@ -48,6 +48,13 @@ def rfc3339(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def waiting(not_before: datetime | None) -> str:
+    """The message of a task that waits for its turn."""
+    if not_before is None or not_before <= utc_now():
+        return "Waiting for a worker"
+    return f"Waiting until {rfc3339(not_before)}"
+
+
 Time = Annotated[
     datetime,
     PlainSerializer(rfc3339, return_type=str),
@@ -132,6 +139,8 @@ class Producer(BaseModel):
     """What is known of the outside producer that runs a task. Phases as a processor's: name to weight."""
 
     lease_seconds: float
+    #: How long it may be until its first report; None: as any other.
+    waits_seconds: float | None = None
     phases: dict[str, float] = Field(default_factory=dict)
     #: The phase it is in; what those before it have taken of the whole, 0 to 1, and what this one takes.
     phase: str | None = None
@@ -141,6 +150,16 @@ class Producer(BaseModel):
     seqs: list[int] = Field(default_factory=list)
 
 
+class Webhook(BaseModel):
+    """Who is told of a task's end. progress.lua reads its JSON text, so the fields stay in this order."""
+
+    #: The receiver: a digest of the URL's origin, a point, and one of the URL.
+    to: str
+    #: Of TERMINAL, those that are told.
+    events: list[str]
+    url: str
+
+
 class ProducedFile(BaseModel):
     """A result that an outside producer has sent. `stored` is its name in the storage, where it is as an input is."""
 
@@ -148,6 +167,10 @@ class ProducedFile(BaseModel):
     size_bytes: int
     content_type: str
     sha256: str
+
+
+#: What a task of an earlier version does not say.
+_OF_BEFORE: Final[dict[str, Any]] = {"priority": 5, "not_before": None}
 
 
 class Task(BaseModel):
@@ -164,6 +187,9 @@ class Task(BaseModel):
     content_type: str | None
     options: dict[str, Any]
     batch_id: str | None
+    #: Among its owner's own, the highest goes first.
+    priority: Annotated[int, Field(ge=0, le=9)]
+    not_before: Time | None
     status: Status
     progress: float
     step: int
@@ -189,6 +215,8 @@ class Task(BaseModel):
     losses: int = Field(default=0, exclude=True)
     input_name: str | None = Field(default=None, exclude=True)
     input_sha256: str | None = Field(default=None, exclude=True)
+    #: Where its results are; None where it has none, or an older worker kept them (headway.shared.files.storage).
+    results_name: str | None = Field(default=None, exclude=True)
     #: What whoever announced the file says its SHA-256 is, in hex.
     declared_sha256: str | None = Field(default=None, exclude=True)
     #: Of a resumable upload alone: when it is given up, and what its client said about it, word for word.
@@ -198,6 +226,7 @@ class Task(BaseModel):
     #: None where a worker runs it. And what it has sent, by name.
     producer: Producer | None = Field(default=None, exclude=True)
     produced: dict[str, ProducedFile] = Field(default_factory=dict, exclude=True)
+    webhook: Webhook | None = Field(default=None, exclude=True)
     #: The version of the terminal event; transfers may follow it.
     ended_version: int | None = Field(default=None, exclude=True)
     #: The span of its last attempt, or that of its queueing; None where nobody traces.
@@ -206,10 +235,14 @@ class Task(BaseModel):
     @classmethod
     def from_fields(cls, fields: Mapping[bytes, bytes]) -> Task:
         """Reads the hash of shared/tasks/progress.py; `whole_result` stands in where the live one was truncated."""
-        values = {name.decode(): json.loads(text) for name, text in fields.items() if name != b"write"}
+        return cls.from_values({name.decode(): json.loads(text) for name, text in fields.items() if name != b"write"})
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> Task:
+        """The same, of the values themselves."""
         if (whole := values.pop("whole_result", None)) is not None:
             values["result"] = whole
-        return cls.model_validate(values)
+        return cls.model_validate(_OF_BEFORE | values)
 
 
 def file_url(task_id: TaskId, name: str) -> str:

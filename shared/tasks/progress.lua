@@ -5,14 +5,14 @@
 --
 -- `KEY.` and `ARG.` with a name stand for KEYS[n] and ARGV[n]: shared/tasks/progress.py has the two lists, and fills the
 -- numbers in.
--- KEY  state, events, live: the hash, the stream and the channel of the task; queue, job: arq's
+-- KEY  state, events, live: the hash, the stream and the channel of the task; job: arq's
 -- ARG  allowed: statuses the write is allowed from, `,a,b,`; empty: the task must not exist yet
 --      attempt: the one that the writer holds; empty: not a worker's write
 --      claim: token of the claim that the writer holds, a JSON text; empty: none
 --      write_id: id of this write, so that one sent again after a lost answer counts once
 --      event: its name, empty for a state; data: empty for a state (made here from the hash)
 --      history_length; lives_ms: time to live of the task; owner_lives_ms: of what belongs to its owner, and of the job
---      queue: add, remove or empty; job_id, payload, score: of arq's job
+--      queue: add, remove or empty; job_id, payload: of arq's job; due_ms: not before, empty for now
 --      control, message: a channel and what is published there, empty for nothing
 --      created_ms: creation time, empty for an existing task; task_id
 --      step: `ends` if this is the terminal event, `deletes` if the task is no more after it, else empty
@@ -21,6 +21,8 @@
 --      has been silent for too long; empty: the write is no sign of life
 --      most_bytes, most_tasks, most_words: bytes that the owner may hold, tasks that it may have unfinished, bytes of words that
 --      it may hold in Redis, where this write is refused for more; else empty
+--      webhook: the platform's, which is told of every end, as a task's own is kept; empty: none
+--      webhook_lives_ms: time to live of a notice
 --      from ARG.fields on: field, JSON text, field, JSON text, …
 -- Returns {'ok', version} or {reason, status}; reason: unknown, exists, stale, status, moved (as_of), alive (lease_ms), quota (with the bytes held), many (with
 -- the unfinished tasks), words (with the bytes held).
@@ -111,15 +113,21 @@ if given.status or given.result_bytes or deletes then
   if ARG.most_bytes ~= '' and bytes > held and total + bytes - held > tonumber(ARG.most_bytes) then return {'quota', whole(total)} end
 end
 
--- The words of an owner, which Redis holds: options, notes, summaries. They are as long as somebody likes.
+-- The words of an owner, which Redis holds: options, notes, log lines, summaries, checkpoints. They are as long as
+-- somebody likes.
 local words, words_total, words_held
-if is_new or deletes or name == 'note' or given.result then
+local says = name == 'note' or name == 'log'
+if is_new or deletes or says or given.result or given.checkpoint then
   local kept = redis.call('HMGET', owned('OWNER_WORDS'), 'total', task_id)
+  local function size(text) return text and text ~= 'null' and #text or 0 end
   words_total, words_held = tonumber(kept[1]) or 0, tonumber(kept[2]) or 0
   words = 0
   if not deletes then
-    words = words_held + (name == 'note' and #data or 0) + #(given.whole_result or given.result or '')
-    if is_new then words = words + #(given.options or '') + #(given.upload_metadata or '') end
+    words = words_held + (says and #data or 0) + size(given.whole_result or given.result)
+    if is_new then words = words + size(given.options) + size(given.upload_metadata) end
+    if given.checkpoint then -- it takes the place of the one before, which may be from when they did not count
+      words = math.max(0, words + size(given.checkpoint) - size(redis.call('HGET', state, 'checkpoint')))
+    end
     words = math.min(words, math.max(words_held, ARG.history_length * 16384)) -- more than its history holds it does not keep
   end
   local more = words - words_held
@@ -147,7 +155,17 @@ redis.call('ZSCORE', owned('OWNER_CHANGED'), task_id)
 local begins = name == '' and not ends and (is_new or values[6]) -- an ended task that changes its state was retried
 if ARG.created_ms ~= '' or deletes then redis.call('ZSCORE', owned('OWNER_TASKS'), task_id) end
 if deletes then redis.call('ZSCORE', 'DELETED', task_id) end
-if ARG.queue ~= '' then redis.call('ZSCORE', KEY.queue, ARG.job_id) end
+local line = ARG.queue ~= '' and LINE
+local place
+if ARG.queue == 'add' then
+  local kept = redis.call('HMGET', state, 'processor', 'priority')
+  place = line.place_by(given.processor or kept[1], given.owner or values[9], given.priority or kept[2],
+    given.batch_id or values[10], ARG.due_ms ~= '' and ARG.due_ms * 1000 or line.now_us())
+end
+if line then
+  redis.call('ZSCORE', 'QUEUE', ARG.job_id)
+  line.check(ARG.job_id, place)
+end
 
 -- The batch's roll-up: counts and a sum that move by this task's difference, so the cost does not grow with the batch.
 -- An event is sent when a count changes or the whole has moved by a tenth of a percent. A roll-up that is gone while a
@@ -229,6 +247,44 @@ if deletes then
   end
 end
 
+-- Who is told of this end: the task's own webhook and the platform's. A notice holds the task as it is at this end, so
+-- that it says the same at each try, whatever becomes of the task (shared/webhooks/outbox.py).
+local notices, settled = {}, {}
+if ends then
+  local time = redis.call('TIME')
+  local now_ms = whole(time[1] * 1000 + math.floor(time[2] / 1000))
+  local hooks = {given.webhook or redis.call('HGET', state, 'webhook') or '', ARG.webhook}
+  for i, hook in ipairs(hooks) do
+    local to, events, url = string.match(hook, '^{"to":"([%w.]+)","events":%[([^%]]*)%],"url":(".*")}$')
+    if to and string.find(events, new_status, 1, true) and not (notices[1] and notices[1].url == url) then
+      local id = 'msg_' .. task_id .. '_' .. whole(new_version) .. (i == 2 and '_all' or '')
+      local receiver = owner .. '/' .. to
+      redis.call('ZSCORE', 'WEBHOOKS_DUE', receiver)
+      redis.call('ZSCORE', string.format('WEBHOOKS_TO', receiver), id)
+      redis.call('ZSCORE', string.format('WEBHOOKS_OF', task_id), id)
+      notices[#notices + 1] = {id = id, receiver = receiver, url = url, at = now_ms, from = i == 1 and 'task' or 'platform'}
+    end
+  end
+  if notices[1] then
+    local inside = {version = true, write = true, checkpoint = true, produced = true, status_writes = true,
+      named_writes = true, webhook = true}
+    local parts = {'"version":' .. whole(new_version)}
+    local function add(field, text)
+      if not inside[field] then parts[#parts + 1] = '"' .. field .. '":' .. text end
+      inside[field] = true
+    end
+    for field, text in pairs(given) do add(field, text) end
+    local kept = redis.call('HGETALL', state)
+    for i = 1, #kept, 2 do add(kept[i], kept[i + 1]) end
+    notices.task = '{' .. table.concat(parts, ',') .. '}'
+  end
+elseif deletes then -- what is still to be sent is sent
+  for _, id in ipairs(redis.call('ZRANGE', string.format('WEBHOOKS_OF', task_id), 0, -1)) do
+    local notice = string.format('WEBHOOK', id)
+    if redis.call('HGET', notice, 'status') ~= 'pending' then settled[#settled + 1] = notice end
+  end
+end
+
 -- Progress is most of what comes here, and a fifth of its cost was to say each time anew when all its keys expire: that
 -- is said where the status changes, and else once an hour. A task that has ended is kept no longer for what is said of it.
 local lives_ms = redis.call('PTTL', state)
@@ -275,7 +331,7 @@ if bytes and bytes ~= held then
   if bytes == 0 then redis.call('HDEL', owned('OWNER_STORED'), task_id) end
 end
 if words and words ~= words_held then
-  redis.call('HSET', owned('OWNER_WORDS'), 'total', whole(words_total + words - words_held), task_id, whole(words))
+  redis.call('HSET', owned('OWNER_WORDS'), 'total', whole(math.max(0, words_total + words - words_held)), task_id, whole(words))
   if words == 0 then redis.call('HDEL', owned('OWNER_WORDS'), task_id) end
   redis.call('PEXPIRE', owned('OWNER_WORDS'), ARG.owner_lives_ms)
 end
@@ -325,11 +381,26 @@ if rollup then
 end
 
 if ARG.queue == 'add' then
-  redis.call('SET', KEY.job, ARG.payload, 'PX', ARG.owner_lives_ms)
-  redis.call('ZADD', KEY.queue, ARG.score, ARG.job_id)
+  redis.call('SET', KEY.job, ARG.payload, 'PX', ARG.lives_ms)
+  if ARG.due_ms ~= '' then line.put_later(ARG.job_id, place, ARG.due_ms) else line.put(ARG.job_id, place) end
 elseif ARG.queue == 'remove' then
-  redis.call('ZREM', KEY.queue, ARG.job_id)
+  redis.call('ZREM', 'QUEUE', ARG.job_id)
   redis.call('DEL', KEY.job)
+  line.cancel(ARG.job_id)
 end
+for _, notice in ipairs(notices) do
+  local id, of, to = notice.id, string.format('WEBHOOKS_OF', task_id), string.format('WEBHOOKS_TO', notice.receiver)
+  redis.call('HSET', string.format('WEBHOOK', id), 'id', id, 'task_id', task_id, 'receiver', notice.receiver, 'url',
+    notice.url, 'from', notice.from, 'type', 'task.' .. string.sub(new_status, 2, -2), 'task', notices.task,
+    'created_ms', notice.at, 'status', 'pending')
+  redis.call('PEXPIRE', string.format('WEBHOOK', id), ARG.webhook_lives_ms)
+  redis.call('ZADD', of, notice.at, id)
+  redis.call('PEXPIRE', of, ARG.webhook_lives_ms)
+  redis.call('ZADD', to, notice.at, id)
+  redis.call('PEXPIRE', to, ARG.owner_lives_ms)
+  redis.call('ZADD', 'WEBHOOKS_DUE', 'LT', notice.at, notice.receiver)
+  redis.call('PEXPIRE', 'WEBHOOKS_DUE', ARG.owner_lives_ms)
+end
+if deletes then redis.call('DEL', string.format('WEBHOOKS_OF', task_id), unpack(settled)) end
 if ARG.message ~= '' then redis.call('PUBLISH', ARG.control, ARG.message) end
 return {'ok', new_version}

@@ -11,11 +11,11 @@ The hash's values are JSON texts, so that the script builds an event by joining 
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache, partial
 from importlib.resources import files
 from typing import Any, Final
@@ -26,6 +26,7 @@ from headway.shared.json_text import text_of
 from headway.shared.redis.client import RedisClient
 from headway.shared.redis.script_pipeline import ScriptPipeline
 from headway.shared.settings import DAY_SECONDS, Settings
+from headway.shared.tasks.line import script_with_line
 from headway.shared.tasks.lost import lost_text
 from headway.shared.tasks.models import (
     ACTIVE,
@@ -42,10 +43,13 @@ from headway.shared.tasks.models import (
     TaskId,
     rfc3339,
     utc_now,
+    waiting,
 )
 from headway.shared.tasks.queue import WAKE, JobTicket, stop_message
 from headway.shared.tasks.reader import LIVE_FIELDS, Reader, patiently
 from headway.shared.tracing import OFF, TRACEPARENT, Tracing
+from headway.shared.webhooks.address import webhook_to
+from headway.shared.webhooks.outbox import NOTICE_TTL_SECONDS
 
 #: CONTRACT section 4: one event is at most this on the wire. 512 bytes are left for the `id:` line and the rest of the
 #: state beside the result.
@@ -56,6 +60,13 @@ RESULT_EVENT_BYTES: Final = EVENT_BYTES - 6 * 1024
 #: A task that has not ended is kept at least this long, even where HEADWAY_TASK_TTL_SECONDS is short: a queue without
 #: workers over a holiday must not lose anything.
 ACTIVE_TTL_SECONDS: Final = 30 * DAY_SECONDS
+
+
+#: Said on the task itself where its owner's words have no room for more.
+LEFT_OUT: Final = (
+    "From here on log lines and checkpoints are left out: your tasks' words hold as much of Redis as they may "
+    "(HEADWAY_OWNER_WORDS_BYTES). Delete tasks to make room."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,20 +87,18 @@ class Claim:
 
 #: What progress.lua calls KEY.name and ARG.name, in the order in which `Publisher._write` hands them over. ARG.fields
 #: is where the fields of the state begin.
-_KEYS: Final = ("state", "events", "live", "queue", "job")
+_KEYS: Final = ("state", "events", "live", "job")
 _ARGUMENTS: Final = (
     *("allowed", "attempt", "write_id", "event", "data", "history_length", "lives_ms", "owner_lives_ms"),
-    *("queue", "job_id", "payload", "score", "control", "message", "created_ms", "task_id", "step"),
-    *("most_bytes", "claim", "most_tasks", "most_words", "as_of", "lease_ms", "fields"),
+    *("queue", "job_id", "payload", "due_ms", "control", "message", "created_ms", "task_id", "step"),
+    *("most_bytes", "claim", "most_tasks", "most_words", "as_of", "lease_ms"),
+    *("webhook", "webhook_lives_ms", "fields"),
 )
 
 
 @cache
 def _lua() -> str:
     lua = (files("headway.shared.tasks") / "progress.lua").read_text(encoding="utf-8")
-    lua = re.sub(r"\bKEY\.(\w+)", lambda found: f"KEYS[{_KEYS.index(found[1]) + 1}]", lua)
-    lua = re.sub(r"\bARG\.fields\b", str(len(_ARGUMENTS)), lua)
-    lua = re.sub(r"\bARG\.(\w+)", lambda found: f"ARGV[{_ARGUMENTS.index(found[1]) + 1}]", lua)
     lua = lua.replace("LIVE_FIELDS", ",".join(f"'{name}'" for name in LIVE_FIELDS))
     # One expression, so that Lua makes one string of it; a table of its parts took a tenth of what an event costs.
     state = "..','..".join(
@@ -97,9 +106,7 @@ def _lua() -> str:
         for place, name in enumerate(LIVE_FIELDS, start=12)
     )
     lua = lua.replace("LIVE_STATE", f"'{{'..{state}..'}}'")
-    for pattern in keys.FILLED_IN:
-        lua = re.sub(rf"(?<=')\b{pattern}\b(?=\$?')", getattr(keys, pattern), lua)
-    return lua
+    return script_with_line(lua, _KEYS, _ARGUMENTS)
 
 
 class Publisher:
@@ -121,7 +128,8 @@ class Publisher:
     ) -> None:
         """`patient`: wait for a Redis that is away, for ever, instead of raising: for a worker, whose work goes on.
         `on_event` is told of each event that was written. `most_words` says how many bytes of Redis an owner's options,
-        notes and summaries may hold, where a new task or a note is refused for more; 0: no limit."""
+        notes, log lines, summaries and checkpoints may hold, where a new task, a note, a line or a checkpoint is
+        refused for more; 0: no limit."""
         self._most_words = most_words
         self._patient = patient
         self._tracing = tracing
@@ -135,6 +143,8 @@ class Publisher:
         self._settings = settings
         self._ttl_seconds = settings.task_ttl_seconds
         self._active_ttl_seconds = max(settings.task_ttl_seconds, ACTIVE_TTL_SECONDS)
+        self._webhook_ttl_seconds = max(settings.task_ttl_seconds, NOTICE_TTL_SECONDS)
+        self._webhook_of_all = text_of(webhook_to(settings.webhook_url).model_dump()) if settings.webhook_url else ""
 
     async def create(self, task: Task) -> int:
         """Makes the task known with its first event, and queues it if it is `queued`. Returns the version.
@@ -154,6 +164,8 @@ class Publisher:
         del fields["version"]
         if task.producer is not None:
             fields["producer"] = task.producer.model_dump()
+        if task.webhook is not None:
+            fields["webhook"] = task.webhook.model_dump()
         write: dict[str, Any] = {
             "created_ms": task.created_at.timestamp() * 1000,
             "within_quota": True,
@@ -164,7 +176,7 @@ class Publisher:
             return await self._queue(task, task.attempt, fields, allowed=(), **write)
         fields |= self._traced()
         if task.producer is not None:
-            write["lease_seconds"] = task.producer.lease_seconds
+            write["lease_seconds"] = task.producer.waits_seconds or task.producer.lease_seconds
         return await self._write(task.task_id, fields, allowed=(), **write)
 
     async def change(
@@ -180,11 +192,13 @@ class Publisher:
         data: Mapping[str, Any],
         *,
         allowed: Collection[Status] = tuple(Status),
+        must_fit: bool = True,
         **fence: Any,
     ) -> int:
-        """Sends a named event (`log`, `note`); the state stays as it is but for its version."""
+        """Sends a named event (`log`, `note`); the state stays as it is but for its version. Raises WordsFull, unless
+        `must_fit` is False: for the little that has to be said of what did not fit."""
         event = (name, {"task_id": task_id, **data})
-        return await self._write(task_id, {}, allowed=allowed, event=event, within_words=name == "note", **fence)
+        return await self._write(task_id, {}, allowed=allowed, event=event, within_words=must_fit, **fence)
 
     async def tell(self, task: Task, name: str, data: Mapping[str, Any]) -> None:
         """A named event to those who watch at this moment (`transfer`). It is kept nowhere and has no version, so
@@ -197,7 +211,7 @@ class Publisher:
 
     async def enqueue(self, task: Task, fields: Mapping[str, Any]) -> int:
         """`uploading` → `queued`: the file is whole on disk. Raises QuotaFull."""
-        fields = {**fields, "status": Status.QUEUED, "message": "Waiting for a worker", "updated_at": _now()}
+        fields = {**fields, "status": Status.QUEUED, "message": waiting(task.not_before), "updated_at": _now()}
         fields |= {"rate": None, "eta_seconds": None}
         fence: dict[str, Any] = {"allowed": (Status.UPLOADING,), "attempt": task.attempt}
         return await self._queue(task, task.attempt, fields, link=task.traceparent, **fence, within_quota=True)
@@ -210,13 +224,17 @@ class Publisher:
         *,
         parent: str | None = None,
         link: str | None = None,
+        not_before: datetime | None = None,
         **write: Any,
     ) -> int:
-        """A write that puts the job of attempt `queued` on the queue. `parent` and `link`: of its span."""
+        """A write that puts the job of attempt `queued` in the line, not before the task's own time or this one.
+        `parent` and `link`: of its span."""
         about: dict[str, Any] = {"task_id": task.task_id, "attempt": queued}
         with self._tracing.span("enqueue", "producer", parent=parent, link=link, **about):
             traced = self._traced()
-            ticket = JobTicket.new(task.task_id, queued, traced.get(TRACEPARENT))
+            ticket = JobTicket.new(task.task_id, queued, traced.get(TRACEPARENT), not_before or task.not_before)
+            if ticket.due_ms is not None:
+                write["ttl_seconds"] = self._active_ttl_seconds + ticket.wait_seconds
             return await self._write(task.task_id, {**fields, **traced}, ticket=ticket, **write)
 
     def _traced(self) -> dict[str, str]:
@@ -246,7 +264,7 @@ class Publisher:
             if took_over:
                 message = f"The worker was lost, {message.lower()} as attempt {attempt}"
             token = secrets.token_hex(8)
-            fields = self._start_of(task, task.checkpoint) | {
+            fields = self.start_of(task, task.checkpoint) | {
                 "status": Status.PROCESSING,
                 "attempt": attempt,
                 "claim": token,
@@ -258,23 +276,42 @@ class Publisher:
             return Claim(task, attempt, token, took_over)
         return None
 
-    #: A checkpoint is private and no event, so the version stays; the fence is that of every other write.
+    #: A checkpoint is private and no event, so the version stays; the fence is that of every other write. It takes the
+    #: place of the one before, also among its owner's words.
     _CHECKPOINT: Final = """
-    local known = redis.call('HMGET', KEYS[1], 'attempt', 'status', 'claim')
+    local known = redis.call('HMGET', KEYS[1], 'attempt', 'status', 'claim', 'checkpoint')
     if known[1] ~= ARGV[1] or known[2] ~= '"processing"' or (ARGV[2] ~= '' and known[3] ~= ARGV[2]) then return 0 end
-    if ARGV[3] then redis.call('HSET', KEYS[1], 'checkpoint', ARGV[3]) end
+    if not ARGV[3] then return 1 end
+    local kept = redis.call('HMGET', KEYS[2], 'total', ARGV[4])
+    local total, held = tonumber(kept[1]) or 0, tonumber(kept[2]) or 0
+    local words = math.max(0, held + #ARGV[3] - (known[4] and known[4] ~= 'null' and #known[4] or 0))
+    if tonumber(ARGV[5]) > 0 and words > held and total + words - held > tonumber(ARGV[5]) then return 2 end
+    redis.call('HSET', KEYS[1], 'checkpoint', ARGV[3])
+    redis.call('HSET', KEYS[2], 'total', string.format('%d', math.max(0, total + words - held)), ARGV[4],
+      string.format('%d', words))
+    redis.call('PEXPIRE', KEYS[2], ARGV[6])
     return 1
     """
 
     async def checkpoint(
-        self, task_id: TaskId, checkpoint: Checkpoint | None, *, attempt: int, claim: str | None = None
+        self,
+        task_id: TaskId,
+        checkpoint: Checkpoint | None,
+        *,
+        owner: OwnerId,
+        attempt: int,
+        claim: str | None = None,
     ) -> None:
         """Keeps where the next attempt goes on, should this one be lost. Nobody is told. With None nothing is kept, and
-        only the fence is asked."""
+        only the fence is asked. Raises WordsFull: then the one before is kept."""
         args: list[Any] = [attempt, text_of(claim) if claim else ""]
-        args += [text_of(checkpoint.model_dump())] if checkpoint else []
-        keep = partial(self._calls.call, self._keep_checkpoint, [keys.state(task_id)], args)
-        if not await patiently(keep, self._patient):
+        if checkpoint is not None:
+            args += [text_of(checkpoint.model_dump()), task_id, self._most_words(), self._active_ttl_seconds * 1000]
+        here = [keys.state(task_id), keys.OWNER_WORDS % owner]
+        kept = await patiently(partial(self._calls.call, self._keep_checkpoint, here, args), self._patient)
+        if kept == 2:
+            raise WordsFull
+        if not kept:
             raise Refused("stale")
 
     #: A sign of life that says nothing else is no event either.
@@ -297,7 +334,7 @@ class Publisher:
         return int(told)
 
     @staticmethod
-    def _start_of(task: Task, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    def start_of(task: Task, checkpoint: Checkpoint | None) -> dict[str, Any]:
         fields = _fresh_attempt(task)
         if checkpoint is not None:
             fields["progress"] = checkpoint.progress
@@ -305,7 +342,7 @@ class Publisher:
 
     async def give_back(self, claim: Claim, message: str, checkpoint: Checkpoint | None = None) -> int:
         """`processing` → `queued` as the next attempt, for a worker that is told to stop. The arq job stays."""
-        fields = self._start_of(claim.task, checkpoint) | {
+        fields = self.start_of(claim.task, checkpoint) | {
             "checkpoint": checkpoint.model_dump() if checkpoint else None,
             "status": Status.QUEUED,
             "attempt": claim.attempt + 1,
@@ -313,8 +350,9 @@ class Publisher:
         }
         return await self.change(claim.task.task_id, fields, allowed=(Status.PROCESSING,), **claim.fence)
 
-    async def complete(self, task_id: TaskId, result: Result, **fence: Any) -> int:
-        """`processing` → `completed`. The files are in their place already. A large result is cut in the event only."""
+    async def complete(self, task_id: TaskId, result: Result, *, results_name: str | None = None, **fence: Any) -> int:
+        """`processing` → `completed`. The files are in their place already, `results_name`. A large result is cut
+        in the event only."""
         whole = result.model_dump(mode="json", exclude_defaults=False)
         live = whole
         fields: dict[str, Any] = {}
@@ -326,7 +364,7 @@ class Publisher:
                 if len(text_of(live)) > RESULT_EVENT_BYTES:
                     live["files"].pop()
                     break
-        fields |= {"progress": 100, "message": "Done", "eta_seconds": 0, "result": live}
+        fields |= {"progress": 100, "message": "Done", "eta_seconds": 0, "result": live, "results_name": results_name}
         fields["result_bytes"] = sum(file.size_bytes for file in result.files)
         return await self._end(task_id, Status.COMPLETED, fields, allowed=(Status.PROCESSING,), **fence)
 
@@ -365,11 +403,11 @@ class Publisher:
         that was `retryable`, which is not the work's own; else from the start. Raises Conflict, UnknownTask,
         TooMany."""
         attempt = task.attempt + 1
-        fields = self._start_of(task, task.checkpoint) | {
+        fields = self.start_of(task, task.checkpoint) | {
             "status": Status.QUEUED,
             "attempt": attempt,
             "losses": 0,
-            "message": "Waiting for a worker",
+            "message": waiting(task.not_before),
             "started_at": None,
             "finished_at": None,
             "updated_at": _now(),
@@ -380,7 +418,9 @@ class Publisher:
             fence: dict[str, Any] = {"allowed": (Status.FAILED, Status.CANCELLED), "attempt": task.attempt}
             fence["one_more"] = True
             # In the trace that it has, whoever asks for it again.
-            again = {"parent": task.traceparent, "link": self._tracing.here()} if task.traceparent else {}
+            again: dict[str, Any] = (
+                {"parent": task.traceparent, "link": self._tracing.here()} if task.traceparent else {}
+            )
             return await self._queue(task, attempt, fields, **again, **fence)
         except Refused as refused:
             raise _conflict(refused, "Only a failed or cancelled task can be retried.") from None
@@ -535,7 +575,6 @@ class Publisher:
             "state": keys.state(task_id),
             "events": keys.events(task_id),
             "live": keys.channel(task_id),
-            "queue": keys.QUEUE,
             "job": keys.job(job),
         }
         quota_bytes = self._settings.owner_quota_bytes if within_quota else 0
@@ -552,7 +591,7 @@ class Publisher:
             "queue": queue_action,
             "job_id": job,
             "payload": ticket.payload if ticket else "",
-            "score": ticket.score_ms if ticket else "",
+            "due_ms": ticket.due_ms if ticket and ticket.due_ms else "",
             "control": keys.CONTROL,
             "message": WAKE if ticket else control,
             "created_ms": "" if created_ms is None else int(created_ms),
@@ -562,6 +601,8 @@ class Publisher:
             "most_tasks": (one_more and self._settings.max_unfinished_tasks) or "",
             "most_words": (within_words and self._most_words()) or "",
             "as_of": "" if as_of is None else as_of,
+            "webhook": self._webhook_of_all if ended else "",
+            "webhook_lives_ms": self._webhook_ttl_seconds * 1000,
             "lease_ms": "over" if lease_over else "" if lease_seconds is None else int(lease_seconds * 1000),
         }
         write = partial(

@@ -11,7 +11,7 @@ from headway.shared import keys
 from headway.shared.errors import QuotaFull, TooMany, WordsFull
 from headway.shared.redis.client import RedisClient
 from headway.shared.settings import Settings
-from headway.shared.tasks.models import ANYONE, ErrorType, OwnerId, Result, ResultFile, Status, Task
+from headway.shared.tasks.models import ANYONE, Checkpoint, ErrorType, OwnerId, Result, ResultFile, Status, Task
 from headway.shared.tasks.progress import Publisher
 from headway.shared.tasks.reader import Reader
 from headway.shared.tasks.reserved_bytes import Reservation
@@ -227,13 +227,39 @@ async def test_words_in_redis_have_a_share_and_are_let_go_with_their_task(
     with pytest.raises(WordsFull):
         await publisher.create(a_task(size_bytes=None, filename=None, options={"text": "x" * 900}))
     await publisher.create(announced(1).model_copy(update={"owner": BOB}))
-    await publisher.emit(task.task_id, "log", {"message": "x" * 500})  # what runs is never refused
+    with pytest.raises(WordsFull):
+        await publisher.emit(task.task_id, "log", {"message": "x" * 500})
+    await publisher.emit(task.task_id, "log", {"message": "x" * 500}, must_fit=False)
     await publisher.cancel(task)
     await publisher.delete(await reader.task(task.task_id))
     assert await words(any_redis) < 100, "the other's options"
     await any_redis.delete(f"headway:task:{other.task_id}")
     await publisher.let_go(ANYONE, [other.task_id])
     assert await words(any_redis) == 0
+
+
+async def test_a_checkpoint_counts_in_place_of_the_one_before(any_redis: RedisClient, any_settings: Settings) -> None:
+    publisher = Publisher(any_redis, any_settings, most_words=lambda: 1000)
+    task = announced(None)
+    await publisher.create(task)
+    await publisher.enqueue(task, {})
+    claim = await publisher.claim(task.task_id, Reader(any_redis))
+    assert claim is not None
+
+    async def keep(size: int) -> None:
+        checkpoint = Checkpoint(state="x" * size, progress=1)
+        await publisher.checkpoint(task.task_id, checkpoint, owner=task.owner, **claim.fence)
+
+    for size in (700, 800, 300, 850):
+        await keep(size)
+        assert size < await words(any_redis) < size + 100
+    with pytest.raises(WordsFull):
+        await keep(1000)
+    kept = await Reader(any_redis).task(task.task_id)
+    assert kept.checkpoint is not None
+    assert len(kept.checkpoint.state) == 850, "the one before stands"
+    await publisher.fail(task.task_id, ErrorType.PROCESSOR_ERROR, "no", **claim.fence)
+    assert await words(any_redis) < 100, "it goes with the end"
 
 
 async def words(redis: RedisClient) -> int:

@@ -14,7 +14,7 @@ import pytest
 from headway.shared.errors import BadInput, UnknownFile
 from headway.shared.files.directory import DirectoryStorage
 from headway.shared.files.place import open_storage
-from headway.shared.files.storage import CHUNK_BYTES, Storage, StoredObject
+from headway.shared.files.storage import CHUNK_BYTES, Storage, StoredObject, results_folder
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import TaskId
 from tests.s3_server import S3Server
@@ -257,17 +257,17 @@ async def test_results_are_moved_into_their_place_with_their_digests(place: Plac
     (scratch / "left-over").write_bytes(b"not named")
     (scratch / "folder").mkdir()
     (scratch / "folder" / "deep").write_bytes(b"not named")
-    kept = await storage.keep_results(TASK, 2, scratch, {"table.csv": None, "täst 日本": "x/y"})
+    kept = await storage.keep_results(TASK, "result-2", scratch, {"table.csv": None, "täst 日本": "x/y"})
     assert [(file.name, file.size_bytes, file.content_type, file.sha256) for file in kept] == [
         ("table.csv", 4, "text/csv", hashlib.sha256(b"a,b\n").hexdigest()),
         ("täst 日本", 1, "x/y", hashlib.sha256(b"\0").hexdigest()),
     ]
     await storage.discard(scratch)
-    assert await content(await storage.result(TASK, 2, "table.csv")) == b"a,b\n"
-    assert await content(await storage.result(TASK, 2, "täst 日本")) == b"\0"
+    assert await content(await storage.result(TASK, "result-2", "table.csv")) == b"a,b\n"
+    assert await content(await storage.result(TASK, "result-2", "täst 日本")) == b"\0"
     for name in ("left-over", "folder", "deep", "folder/deep"):
         with pytest.raises(UnknownFile):
-            await storage.result(TASK, 2, name)
+            await storage.result(TASK, "result-2", name)
     assert await place.holds() == {f"task {TASK}"}
 
 
@@ -275,15 +275,15 @@ async def test_results_are_moved_into_their_place_with_their_digests(place: Plac
 async def test_a_result_may_have_any_plain_name(place: Place, name: str) -> None:
     scratch = await place.storage.scratch(TASK, 1)
     (scratch / name).write_bytes(name.encode())
-    await place.storage.keep_results(TASK, 1, scratch, {name: None})
-    assert await content(await place.storage.result(TASK, 1, name)) == name.encode()
+    await place.storage.keep_results(TASK, "result-1", scratch, {name: None})
+    assert await content(await place.storage.result(TASK, "result-1", name)) == name.encode()
     await place.storage.delete(TASK)
     assert await place.holds() == set()
 
 
 async def test_an_attempt_without_outputs_leaves_nothing(place: Place) -> None:
     scratch = await place.storage.scratch(TASK, 1)
-    assert await place.storage.keep_results(TASK, 1, scratch, {}) == []
+    assert await place.storage.keep_results(TASK, "result-1", scratch, {}) == []
     await place.storage.discard(scratch)
     assert await place.holds() == set()
 
@@ -299,7 +299,7 @@ async def test_an_output_that_is_no_plain_file_is_refused(place: Place, kind: st
         case "folder":
             (scratch / "out").mkdir()
     with pytest.raises(BadInput, match="'out'"):
-        await place.storage.keep_results(TASK, 1, scratch, {"out": None})
+        await place.storage.keep_results(TASK, "result-1", scratch, {"out": None})
     assert f"task {TASK}" not in await place.holds()
 
 
@@ -309,7 +309,7 @@ async def test_a_link_that_is_left_over_is_removed_and_not_what_it_leads_to(stor
     scratch = await storage.scratch(TASK, 1)
     (scratch / "link").symlink_to(tmp_path / "precious")
     (scratch / "out").write_bytes(b"")
-    await storage.keep_results(TASK, 1, scratch, {"out": None})
+    await storage.keep_results(TASK, "result-1", scratch, {"out": None})
     await storage.discard(scratch)
     assert (tmp_path / "precious" / "file").read_text() == "kept"
 
@@ -318,12 +318,26 @@ async def test_the_results_of_an_attempt_that_does_not_count_can_be_removed_alon
     for attempt in (1, 2, 12):
         scratch = await storage.scratch(TASK, attempt)
         (scratch / "out").write_text(str(attempt))
-        await storage.keep_results(TASK, attempt, scratch, {"out": None})
-    await storage.discard_results(TASK, 1)
+        await storage.keep_results(TASK, results_folder(attempt), scratch, {"out": None})
+    await storage.discard_results(TASK, "result-1")
     with pytest.raises(UnknownFile):
-        await storage.result(TASK, 1, "out")
-    assert await content(await storage.result(TASK, 2, "out")) == b"2"
-    assert await content(await storage.result(TASK, 12, "out")) == b"12"
+        await storage.result(TASK, "result-1", "out")
+    assert await content(await storage.result(TASK, "result-2", "out")) == b"2"
+    assert await content(await storage.result(TASK, "result-12", "out")) == b"12"
+
+
+async def test_the_results_of_all_attempts_before_one_can_be_removed(storage: Storage) -> None:
+    await storage.discard_earlier_results(TASK, 2)  # there is no folder yet
+    name = await upload_of(storage, b"x")
+    folders = [results_folder(attempt, claim) for attempt in (1, 2, 12) for claim in ("", "ab" * 8, "cd" * 8)]
+    for folder in folders:
+        scratch = await storage.scratch(TASK, 1)
+        (scratch / "out").write_text(folder)
+        await storage.keep_results(TASK, folder, scratch, {"out": None})
+    await storage.discard_earlier_results(TASK, 2)
+    assert [found.entries async for found in storage.task_folders()] == [{name, *folders[3:]}]
+    for folder in folders[3:]:
+        assert await content(await storage.result(TASK, folder, "out")) == folder.encode()
 
 
 async def test_a_deleted_task_has_no_file_left_and_others_keep_theirs(place: Place) -> None:
@@ -335,7 +349,7 @@ async def test_a_deleted_task_has_no_file_left_and_others_keep_theirs(place: Pla
     await paused.pause()
     scratch = await storage.scratch(TASK, 1)
     (scratch / "out").write_bytes(b"x")
-    await storage.keep_results(TASK, 1, scratch, {"out": None})
+    await storage.keep_results(TASK, "result-1", scratch, {"out": None})
     await storage.delete(TASK)
     await storage.delete(TASK)
     assert await place.holds() == {f"task {OTHER}"}
@@ -354,7 +368,7 @@ async def test_a_folder_says_what_is_in_it_and_each_of_it_can_be_removed(storage
     for attempt in (1, 12):
         scratch = await storage.scratch(TASK, attempt)
         (scratch / "out").write_text(str(attempt))
-        await storage.keep_results(TASK, attempt, scratch, {"out": None})
+        await storage.keep_results(TASK, results_folder(attempt), scratch, {"out": None})
         await storage.discard(scratch)
     left = {name, "result-1", "result-12"}
     assert [folder.entries async for folder in storage.task_folders()] == [left]
@@ -362,10 +376,10 @@ async def test_a_folder_says_what_is_in_it_and_each_of_it_can_be_removed(storage
         await storage.remove_entry(TASK, entry)
         left -= {entry}
         assert [folder.entries async for folder in storage.task_folders()] == [left]
-    assert await content(await storage.result(TASK, 12, "out")) == b"12"
+    assert await content(await storage.result(TASK, "result-12", "out")) == b"12"
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/etc/passwd", "a\\b", "a\0b", "a\nb"])
 async def test_a_name_that_is_no_plain_name_leads_nowhere(storage: Storage, name: str) -> None:
     with pytest.raises(UnknownFile):
-        await storage.result(TASK, 1, name)
+        await storage.result(TASK, "result-1", name)

@@ -153,6 +153,100 @@ def test_an_older_attempt_is_refused(keyed: Platform) -> None:
     assert one.now["done"] == 0
 
 
+def test_a_producer_that_begins_again_is_the_next_attempt_from_its_checkpoint(keyed: Platform) -> None:
+    one = Producer(keyed, total=10, unit="rows", phases={"read": 1, "write": 1})
+    one.says({"seq": 1, "phase": "read", "done": 5, "total": 10, "checkpoint": {"row": 5}}, {"seq": 2, "done": 8})
+    assert one.put("part.txt", b"of the first attempt").status_code == 200
+    again = one.http.post(f"{one.path}/attempts")
+    assert again.status_code == 201
+    task = again.json()
+    assert (task["attempt"], task["status"], task["restored"]) == (2, "processing", {"row": 5})
+    assert (task["progress"], task["done"], task["total"], task["unit"]) == (25, 0, 10, "rows")
+    for late in (one.says({"done": 9}), one.completes(), one.http.put(f"{one.path}/results/x?attempt=1", content=b"x")):
+        assert (late.status_code, late.json()["type"]) == (409, "urn:headway:problem:conflict")
+    two = Caller(keyed.url, {"Authorization": f"Bearer {task['producer_token']}"})
+    report = {"attempt": 2, "seq": 1, "done": 2}  # its numbers are its own
+    assert two.patch(f"{one.path}/progress", json=report).status_code == 200
+    assert (one.now["done"], one.now["progress"]) == (2, 25)  # progress does not fall below the checkpoint's
+    assert two.post(f"{one.path}/complete", json={"attempt": 2}).status_code == 200
+    assert one.now["result"]["files"] == []  # what the first attempt has sent went with it
+    assert one.http.post(f"{one.path}/attempts").status_code == 409
+
+
+def test_a_lost_or_failed_producer_begins_again_and_a_cancelled_one_does_not(keyed: Platform) -> None:
+    one = Producer(keyed, lease_seconds=0.5)
+    one.says({"checkpoint": [1, 2]})
+    wait_for("its lease is over", lambda: one.now["status"] == "failed")
+    assert one.now["error"]["type"] == "worker_lost"
+    with opened(f"{keyed.url}{one.path}/events?last_event_id=0", **ALICE) as stream:
+        assert [frame.status for frame in frames_of(stream)][-1] == "failed"
+    task = one.http.post(f"{one.path}/attempts", json={"attempt": 1}).json()
+    assert (task["attempt"], task["restored"], task["error"], task["finished_at"]) == (2, [1, 2], None, None)
+    failure = {"attempt": 2, "error": {"message": "no"}}
+    assert one.http.post(f"{one.path}/fail", json=failure).status_code == 200
+    assert one.http.post(f"{one.path}/attempts", json={"attempt": 1}).status_code == 409
+    third = one.http.post(f"{one.path}/attempts", json={}).json()
+    assert (third["attempt"], third["restored"]) == (3, None)  # what fails by itself begins from the start
+    counts = [frame.status for frame in events_of(keyed, one) if frame.status in ("failed", "completed")]
+    assert counts == ["failed", "failed"]
+    assert one.owner.post(f"{one.path}/cancel").status_code == 202
+    refused = one.http.post(f"{one.path}/attempts")
+    assert (refused.status_code, "cancelled" in refused.json()["detail"]) == (409, True)
+
+
+def events_of(platform: Platform, one: Producer) -> list[Any]:
+    """All that there is of a task that is active; a stream ends with each end of its task."""
+    found: list[Any] = []
+    last = one.now["version"]
+    while not found or found[-1].id < last:
+        seen = found[-1].id if found else 0
+        with opened(f"{platform.url}{one.path}/events?last_event_id={seen}", **ALICE) as stream:
+            for frame in frames_of(stream):
+                found.append(frame)
+                if frame.id == last:
+                    break
+    return found
+
+
+def test_a_next_attempt_is_its_producers_alone(keyed: Platform) -> None:
+    one, other = Producer(keyed), Producer(keyed)
+    path = f"{one.path}/attempts"
+    reader = Caller(keyed.url, {"Authorization": f"Bearer {one.task['token']}"})
+    assert [who.post(path).status_code for who in (other.http, Caller(keyed.url, BOB), Caller(keyed.url, {}))] == [
+        404,
+        404,
+        401,
+    ]
+    assert reader.post(path).status_code == 403
+    bad: tuple[Any, ...] = ({"attempt": "1"}, {"attempt": 0}, {"x": 1}, [], 5)
+    for wrong in bad:
+        assert one.http.post(path, json=wrong).status_code == 422, wrong
+    assert one.now["attempt"] == 1
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: one.owner.post(path, json={"attempt": 1}).status_code, range(8)))
+    assert sorted(made) == [201, *[409] * 7]
+
+
+def test_many_tasks_are_reported_on_in_one_request(keyed: Platform) -> None:
+    ones = [Producer(keyed, total=10) for _ in range(3)]
+    ids = [one.task["task_id"] for one in ones]
+    ones[1].owner.post(f"{ones[1].path}/cancel")
+    said = [{"task_id": task_id, "attempt": 1, "advance": 2} for task_id in ids * 2]
+    said += [{"task_id": "0" * 32, "attempt": 1}, {"task_id": ids[2], "attempt": 7}]
+    answer = ones[0].owner.patch("/tasks/progress", json=said)
+    assert answer.status_code == 200
+    first, second, third, unknown = answer.json()["tasks"]
+    assert first == {"task_id": ids[0], "status": "processing", "cancelled": False, "version": 2}
+    assert (second["status"], second["cancelled"]) == ("cancelled", True)
+    assert (third["problem"]["status"], unknown["problem"]["status"]) == (409, 404)
+    assert [one.now["done"] for one in ones] == [4, 0, 0]
+    assert ones[0].http.patch("/tasks/progress", json=said).status_code == 403
+    assert Caller(keyed.url, BOB).patch("/tasks/progress", json=said[:1]).json()["tasks"][0]["problem"]["status"] == 404
+    bad: tuple[Any, ...] = ([], {}, [{"attempt": 1}], [{"task_id": "x", "attempt": 1}], [{"task_id": ids[0]}])
+    for wrong in bad:
+        assert ones[0].owner.patch("/tasks/progress", json=wrong).status_code == 422, wrong
+
+
 def test_the_same_report_counts_once(keyed: Platform) -> None:
     one = Producer(keyed, total=1000)
     for _ in range(3):
@@ -357,3 +451,12 @@ def test_a_worker_notices_who_is_silent_and_puts_no_such_task_on_the_queue(
         assert lost["error"]["type"] == "worker_lost"
         assert httpx.get(f"{url}/tasks/{kept['task_id']}").json()["attempt"] == 1
         assert "put back" not in log.log
+
+
+def test_who_says_that_the_next_report_takes_longer_is_not_lost_meanwhile(keyed: Platform) -> None:
+    waits, long, short = (Producer(keyed, lease_seconds=0.5, **more) for more in ({"waits_seconds": 60}, {}, {}))
+    assert long.says({"lease_seconds": 60, "message": "Tried again in a minute"}).status_code == 200
+    wait_for("the one that said nothing is lost", lambda: short.now["status"] == "failed")
+    assert (waits.now["status"], long.now["status"]) == ("processing", "processing")
+    long.says({})
+    wait_for("it was for once", lambda: long.now["status"] == "failed")

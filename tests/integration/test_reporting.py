@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -195,4 +196,65 @@ def test_wrong_use_is_said_and_a_wrong_report_stops_nothing(
         job.progress_to(float("inf"), float("nan"))
         job.summary["x"] = object()
         job.summary["y"] = float("nan")
+    assert task_of(reported, job)["status"] == "completed"
+
+
+def test_a_program_that_is_killed_and_started_again_goes_on_with_its_task(
+    reported: Platform, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = tmp_path / "run.headway"
+    script = f"""
+        import time
+        from headway import report
+        with report("train", total=10, url={reported.url!r}, keep={str(kept)!r}) as job:
+            job.advance(5)
+            job.checkpoint({{"epoch": 5}})
+            print(job.task_id, flush=True)
+            time.sleep(60)
+    """
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        task_id = process.stdout.readline().decode().strip()
+        url = f"{reported.url}/tasks/{task_id}"
+        wait_for("it is told", lambda: httpx.get(url).json()["done"] == 5)
+        process.kill()
+    assert kept.stat().st_mode & 0o777 == 0o600
+    with report("train", total=10, url=reported.url, keep=kept) as job:
+        assert (job.task_id, job.attempt, job.restored) == (task_id, 2, {"epoch": 5})
+        job.advance(10)
+    task = task_of(reported, job)
+    assert (task["status"], task["attempt"], task["done"]) == ("completed", 2, 10)
+    assert not kept.exists()
+    for text in ("{", "[]", json.dumps({"url": reported.url, "task_id": task_id, "producer_token": "x"})):
+        kept.write_text(text)
+        with report("train", url=reported.url, keep=kept) as job:
+            assert job.task_id != task_id
+            assert json.loads(kept.read_text())["task_id"] == job.task_id
+        assert task_of(reported, job)["attempt"] == 1
+
+
+def test_work_with_a_name_of_its_own_is_one_task_however_often_it_begins(reported: Platform) -> None:
+    asked: dict[str, Any] = {"url": reported.url, "idempotency_key": "nightly 2026-12-01"}
+    with report("nightly-report", **asked) as job:
+        job.checkpoint([1])
+        job.again("It is tried again", within_seconds=60)
+    first = task_of(reported, job)
+    assert (first["status"], first["message"], first["attempt"]) == ("processing", "It is tried again", 1)
+    with report("nightly-report", **asked) as job:
+        assert (job.task_id, job.attempt, job.restored) == (first["task_id"], 2, [1])
+    assert task_of(reported, job)["status"] == "completed"
+    with report("nightly-report", **asked) as job:  # it is over; the work runs all the same
+        job.advance(1)
+    assert task_of(reported, job)["attempt"] == 2
+
+
+def test_work_that_waits_elsewhere_is_the_first_attempt_of_who_begins_it(reported: Platform) -> None:
+    said = {"producer": "train", "waits_seconds": 600}
+    waits = httpx.post(f"{reported.url}/tasks", json=said, headers={"Idempotency-Key": "train 7"}).json()
+    assert (waits["status"], waits["message"], waits["started_at"]) == ("processing", "Waiting to be started", None)
+    with report("train", url=reported.url, idempotency_key="train 7") as job:
+        job.advance(1)
+        assert (job.task_id, job.attempt) == (waits["task_id"], 1)
+        wait_for("it has begun", lambda: task_of(reported, job)["started_at"] is not None)
+        assert task_of(reported, job)["message"] == "Started"
     assert task_of(reported, job)["status"] == "completed"

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +22,7 @@ import pytest
 from arq import Retry
 from redis.commands.core import AsyncScript
 
+from headway.shared import keys
 from headway.shared.errors import RedisAway
 from headway.shared.files.directory import DirectoryStorage
 from headway.shared.redis.client import RedisClient
@@ -30,11 +33,15 @@ from headway.shared.tasks.progress import Publisher
 from headway.shared.tasks.reader import Reader
 from headway.shared.tasks.registry import load_registry
 from headway.worker.jobs import Outcome, Runner
+from headway.worker.orphaned_files import UNNAMED_SECONDS, OrphanedFiles
 from headway.worker.sandbox import Sandbox
 from headway.worker.worker_metrics import WorkerMetrics
 from tests.contract.test_progress_channel import a_task
 
-FAULTS = ("lost answer", "time-out", "worker stops", "job is cancelled", "task is cancelled", "task is noted")
+FAULTS = (
+    *("lost answer", "time-out", "worker stops", "job is cancelled", "task is cancelled", "task is noted"),
+    "claim is lost",
+)
 
 
 @dataclass
@@ -79,9 +86,9 @@ class WatchedStorage(DirectoryStorage):
         await self._points.at_point("after results")
         return kept
 
-    async def discard_results(self, task_id: TaskId, attempt: int) -> None:
+    async def discard_results(self, task_id: TaskId, folder: str) -> None:
         await self._points.at_point("before results are removed")
-        await super().discard_results(task_id, attempt)
+        await super().discard_results(task_id, folder)
 
 
 @pytest.fixture
@@ -123,6 +130,7 @@ class Stage:
 
     async def run(self, task: Task, points: Points, fault: str) -> None:
         runner = self.runner(points)
+        before = await self._redis.hgetall(keys.state(task.task_id))  # type: ignore[misc]
         running = asyncio.create_task(runner.run(task.task_id))
 
         async def happens(point: str) -> None:
@@ -145,10 +153,23 @@ class Stage:
                     await self.others.emit(task.task_id, "note", {"text": "x"})
                     if point == "after a write":
                         raise RedisAway("the answer was lost")
+                case "claim is lost":  # at a promotion; and another worker's attempt of the same number completes
+                    await self._redis.hset(keys.state(task.task_id), mapping=before)  # type: ignore[misc]
+                    await self._redis.hdel(keys.state(task.task_id), "claim", "ended_version")  # type: ignore[misc]
+                    await self.runner(Points()).run(task.task_id)
+                    for output in (self._settings.data_dir / "partial").glob(f"{task.task_id}-*/*"):
+                        output.write_bytes(b"what the first one made")
 
         points.fault = happens
         with suppress(asyncio.CancelledError, Retry):
             await running
+
+    async def sweep(self, task: Task) -> None:
+        """When nothing has been put beside the task's files for long."""
+        storage = DirectoryStorage(self._settings.data_dir)
+        folder = self._settings.data_dir / "tasks" / task.task_id
+        os.utime(folder, times=(time.time() - 2 * UNNAMED_SECONDS,) * 2)
+        await OrphanedFiles(self._redis, self._settings, storage).remove_unknown()
 
     async def check(self, task: Task, why: str) -> None:
         found = await self.reader.task(task.task_id)
@@ -158,7 +179,7 @@ class Stage:
         if found.status is Status.COMPLETED:
             assert found.result is not None
             for file in found.result.files:
-                path = folder / f"result-{found.attempt}" / file.name
+                path = folder / str(found.results_name) / file.name
                 assert hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256, why
                 wanted.add(path)
             assert len(wanted) == 2, why
@@ -184,5 +205,7 @@ async def test_wherever_an_attempt_is_broken_off_state_and_files_agree(
         assert ended.status is (Status.CANCELLED if fault == "task is cancelled" else Status.COMPLETED) or (
             fault == "task is cancelled" and ended.status is Status.COMPLETED
         ), why
+        if fault == "claim is lost":  # with the end, if that was lost too: who wrote it never learns of it
+            await stage.sweep(task)
         await stage.check(task, why)
     assert at > 8

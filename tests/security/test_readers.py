@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from headway.api.serving.descriptors import downloads_of_one
-from headway.api.serving.turns import Turns
+from headway.api.serving.turns import Gone, Turns
 from tests.processes import Platform, RedisServer
 from tests.resilience.test_strangers import ALICE, BOB, KEYS
 from tests.streams import assert_true_story, frames_of, opened, watch
@@ -87,6 +87,30 @@ async def test_owners_take_turns_whatever_each_has_waiting() -> None:
     assert Counter(order) == {"greedy": 50, "healthy": 3}
     last = max(place for place, owner in enumerate(order) if owner == "healthy")
     assert last < 10, order
+
+
+async def test_who_has_left_takes_no_turn_of_those_behind_it() -> None:
+    """However many have left: whoever comes next is the next."""
+    turns, order, here = Turns(), list[str](), True
+
+    async def work(name: str) -> None:
+        try:
+            await turns.wait("address", lambda: here or name == "new")
+        except Gone:
+            order.append("gone")
+        else:
+            order.append(name)
+
+    first = asyncio.create_task(work("first"))
+    await asyncio.sleep(0)
+    left = [asyncio.create_task(work("left")) for _ in range(400)]
+    new = asyncio.create_task(work("new"))
+    await asyncio.sleep(0)
+    here = False
+    given = len(order)
+    await asyncio.gather(first, *left, new)
+    assert Counter(order[given:]) <= Counter({"gone": 400, "new": 1, "first": 1, "left": 1})
+    assert not turns._given
 
 
 async def test_turns_that_are_over_leave_room_for_the_next_ones() -> None:

@@ -7,14 +7,17 @@ import json
 import threading
 from collections import Counter
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import redis
 
+from headway.shared.tasks.progress import LEFT_OUT
 from tests.processes import Platform, RedisServer
 from tests.resilience.test_strangers import ALICE, BOB, KEYS
 from tests.security.test_limits_at_once import at_once, statuses
+from tests.streams import frames_of, opened
 from tests.waiting import wait_for
 
 MIB: Final = 1024 * 1024
@@ -49,6 +52,74 @@ def test_notes_have_a_rate_and_a_share(own_platform: Platform) -> None:
     httpx.post(f"{own_platform.url}/tasks/{task['task_id']}/cancel", headers=ALICE).raise_for_status()
     httpx.delete(f"{own_platform.url}/tasks/{task['task_id']}", headers=ALICE).raise_for_status()
     assert task_of(own_platform, ALICE).status_code == 202
+
+
+TALKS: Final = """
+import time
+from headway.shared.tasks.processors import processor
+
+@processor("talks", needs_file=False)
+def talks(job):
+    for number in range(60):
+        job.log("%d " % number + "x" * 400)
+        job.checkpoint({"number": number, "text": "y" * 100 * number})
+        time.sleep(0.02)
+    job.checkpoint({"last": "z" * 50_000})
+    time.sleep(0.3)
+    return {"said": 60}
+"""
+
+
+def words_of(server: RedisServer, owner: str) -> int:
+    with redis.Redis(port=server.port) as client:
+        return int(str(client.hget(f"headway:owner:{owner}:words", "total") or b"0", "ascii"))
+
+
+def logs_of(platform: Platform, task_id: str) -> list[str]:
+    with opened(f"{platform.url}/tasks/{task_id}/events?last_event_id=0", **ALICE) as answer:
+        return [frame.data["message"] for frame in frames_of(answer) if frame.name == "log"]
+
+
+def test_log_lines_and_checkpoints_of_a_running_task_count_and_what_has_no_room_is_left_out_and_told(
+    own_platform: Platform, own_redis: RedisServer, tmp_path: Path
+) -> None:
+    most = 12_000
+    (tmp_path / "headway_test_talks.py").write_text(TALKS)
+    env: dict[str, Any] = {"HEADWAY_API_KEYS": json.dumps(KEYS), "HEADWAY_OWNER_WORDS_BYTES": str(most)}
+    env |= {"HEADWAY_PROCESSORS": "headway_test_talks", "HEADWAY_APP_DIR": str(tmp_path)}
+    own_platform.start_api(**env)
+    own_platform.start_worker(**env)
+    made = httpx.post(f"{own_platform.url}/tasks", json={"processor": "talks"}, headers=ALICE)
+    task_id = made.raise_for_status().json()["task_id"]
+    wait_for(
+        "it has ended",
+        lambda: httpx.get(f"{own_platform.url}/tasks/{task_id}", headers=ALICE).json()["status"] == "completed",
+    )
+    said = logs_of(own_platform, task_id)
+    assert said.count(LEFT_OUT) == 1
+    assert "checkpoints" in said[-1]
+    assert said[-1].startswith("Left out for want of room: ")
+    assert 0 < words_of(own_redis, "alice") <= most + 3 * 500
+    httpx.delete(f"{own_platform.url}/tasks/{task_id}", headers=ALICE).raise_for_status()
+    assert words_of(own_redis, "alice") == 0
+
+
+def test_reports_count_where_their_lines_and_checkpoints_have_no_room(
+    own_platform: Platform, own_redis: RedisServer
+) -> None:
+    most = 12_000
+    own_platform.start_api(HEADWAY_API_KEYS=json.dumps(KEYS), HEADWAY_OWNER_WORDS_BYTES=str(most))
+    made = httpx.post(f"{own_platform.url}/tasks", json={"producer": "nightly"}, headers=ALICE).json()
+    path = f"{own_platform.url}/tasks/{made['task_id']}/progress"
+    for number in range(50):
+        report = {"attempt": 1, "done": number + 1, "log": ["x" * 400], "checkpoint": "y" * 100 * number}
+        httpx.patch(path, json=report, headers=ALICE).raise_for_status()
+    task = httpx.get(f"{own_platform.url}/tasks/{made['task_id']}", headers=ALICE).json()
+    assert task["done"] == 50
+    end = {"attempt": 1, "summary": {"said": 50}}
+    httpx.post(f"{own_platform.url}/tasks/{made['task_id']}/complete", json=end, headers=ALICE).raise_for_status()
+    assert logs_of(own_platform, made["task_id"]).count(LEFT_OUT) == 1
+    assert 0 < words_of(own_redis, "alice") <= most + 2 * 500
 
 
 def test_what_was_taken_ends_in_a_redis_that_is_nearly_full_and_then_all_is_well(

@@ -94,7 +94,7 @@ async def test_results_that_are_given_up_in_the_middle_leave_nothing(
     scratch = await storage.scratch(TASK, 1)
     (scratch / "small").write_bytes(b"x")
     (scratch / "large").write_bytes(DATA * 8)
-    keeping = asyncio.create_task(storage.keep_results(TASK, 1, scratch, {"small": None, "large": None}))
+    keeping = asyncio.create_task(storage.keep_results(TASK, "result-1", scratch, {"small": None, "large": None}))
     await wait_until("its parts are on their way", lambda: server.unfinished(folder))
     keeping.cancel()
     await asyncio.wait([keeping])
@@ -108,10 +108,10 @@ async def test_results_large_and_small_are_kept_with_their_type(
     names = {"large": "x/large", **{f"{number}.csv": None for number in range(30)}}
     for name in names:
         (scratch / name).write_bytes(DATA if name == "large" else name.encode())
-    kept = {file.name: file for file in await storage.keep_results(TASK, 1, scratch, names)}
+    kept = {file.name: file for file in await storage.keep_results(TASK, "result-1", scratch, names)}
     assert kept["large"].sha256 == hashlib.sha256(DATA).hexdigest()
     assert server.keys(folder) == {f"{folder}/tasks/{TASK}/result-1/{name}" for name in names}
-    found = await storage.result(TASK, 1, "large")
+    found = await storage.result(TASK, "result-1", "large")
     assert b"".join([data async for data in found.read(0, found.size_bytes)]) == DATA
 
 
@@ -238,7 +238,7 @@ async def test_an_attempt_waits_for_a_server_that_restarts(
     monkeypatch.setenv("AWS_ENDPOINT_URL", road.endpoint)
     scratch = await storage.scratch(TASK, 1)
     (scratch / "out").write_bytes(b"x")
-    keeping = asyncio.create_task(storage.keep_results(TASK, 1, scratch, {"out": None}))
+    keeping = asyncio.create_task(storage.keep_results(TASK, "result-1", scratch, {"out": None}))
     done, _ = await asyncio.wait([keeping], timeout=0.3)
     assert not done
     await road.open()
@@ -252,7 +252,7 @@ async def test_a_worker_that_stops_does_not_wait_for_a_server_that_never_answers
     await road.open(silent=True)
     scratch = await storage.scratch(TASK, 1)
     (scratch / "out").write_bytes(DATA)
-    keeping = asyncio.create_task(storage.keep_results(TASK, 1, scratch, {"out": None}))
+    keeping = asyncio.create_task(storage.keep_results(TASK, "result-1", scratch, {"out": None}))
     await asyncio.wait([keeping], timeout=0.3)
     keeping.cancel()
     done, _ = await asyncio.wait([keeping], timeout=30)

@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError, ResponseError
 
 from headway.api.lifespan import State
-from headway.api.routes.tasks import draft
+from headway.api.submission import draft
 from headway.api.uploads import doubtful_uploads
 from headway.api.uploads.doubtful_uploads import Doubtful
 from headway.api.uploads.receiving import abort_unless_queued

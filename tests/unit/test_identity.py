@@ -20,7 +20,7 @@ from starlette.routing import Mount, Route
 
 from headway.api.access.identity import Gate, Policy, address_of, policies_of
 from headway.api.access.keyring import Keyring
-from headway.api.access.limits import Gauge
+from headway.api.access.limits import Buckets, Gauge
 from headway.api.access.origin_check import _is_local, is_own_origin
 from headway.api.app import create_app
 from headway.shared.errors import TooMany
@@ -194,7 +194,7 @@ class TestPolicies:
     ],
 )
 def test_only_our_own_page_is_of_our_own_origin(headers: dict[str, str], own: bool) -> None:
-    assert is_own_origin(Headers({"Host": "headway.test"} | headers), "https") is own
+    assert is_own_origin(Headers({"Host": "headway.test"} | headers), {"scheme": "https"}) is own
 
 
 @pytest.mark.parametrize(
@@ -306,6 +306,29 @@ async def test_requests_in_a_second_are_counted_over_all_processes_and_for_stran
             kept = await redis_client.keys("headway:limits*")
             assert [key for key in kept if await redis_client.ttl(key) == -1] == []
         assert {(await one.get("/healthz")).status_code for _ in range(20)} == {200}
+
+
+async def test_requests_that_change_something_have_a_rate_by_default(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headway.api.access.limits.CHANGES_PER_SECOND", 0.001)
+    monkeypatch.setattr("headway.api.access.limits.CHANGES_AT_ONCE", 5)
+    async with served(create_app(settings.model_copy(update={"api_keys": KEYS}))) as client:
+        alice, bob = ({"Authorization": f"Bearer {key.get_secret_value()}"} for key in KEYS.values())
+        answers = [await client.post("/tasks/nothing/cancel", headers=alice) for _ in range(7)]
+        assert [answer.status_code for answer in answers] == [404] * 5 + [429] * 2
+        assert int(answers[-1].headers["retry-after"]) > 0
+        assert {(await client.get("/processors", headers=alice)).status_code for _ in range(10)} == {200}
+        assert (await client.post("/tasks/nothing/cancel", headers=bob)).status_code == 404
+
+
+def test_a_rate_is_remembered_only_as_long_as_it_says_something() -> None:
+    buckets = Buckets(10, 20)
+    assert [buckets.take("a", 0.0) for _ in range(21)] == [True] * 20 + [False]
+    assert [buckets.take("a", 0.5) for _ in range(6)] == [True] * 5 + [False]
+    for number in range(1000):
+        assert buckets.take(f"{number}", number / 10)
+    assert len(buckets) <= 21
 
 
 async def test_a_redis_that_is_away_limits_nobody(settings: Settings) -> None:

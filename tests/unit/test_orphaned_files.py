@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from dataclasses import replace
@@ -228,23 +229,23 @@ async def test_files_of_a_deletion_that_was_cut_off_go_and_those_of_one_made_aga
 @pytest.mark.parametrize(
     "status", [Status.QUEUED, Status.PROCESSING, Status.COMPLETED, Status.FAILED, Status.CANCELLED]
 )
+@pytest.mark.parametrize("named", [None, f"result-2-{'ab' * 8}"])
 async def test_what_a_known_tasks_state_does_not_name_goes_and_what_it_names_stays(
-    bench: Bench, status: Status
+    bench: Bench, status: Status, named: str | None
 ) -> None:
-    """An input whose task was never queued with it; results of an attempt that died before it said that it was done."""
+    """An input whose task was never queued with it; results of an attempt that died before it said that it was done, or
+    of another worker's of the same number. None: an older worker kept them."""
     task = await bench.created(input_name="input-00")
-    task = task.model_copy(update={"attempt": 2})
-    await bench.redis.hset(keys.state(task.task_id), mapping={"status": f'"{status}"', "attempt": "2"})  # type: ignore[misc]
+    fields = {"status": f'"{status}"', "attempt": "2", "results_name": json.dumps(named)}
+    await bench.redis.hset(keys.state(task.task_id), mapping=fields)  # type: ignore[misc]
     folder = bench.settings.data_dir / "tasks" / task.task_id
-    for entry in ("input-00", "input-11", "result-1/a", "result-2/a", "somebody's"):
+    for entry in ("input-00", "input-11", "result-1/a", "result-2/a", f"result-2-{'ab' * 8}/a", "somebody's"):
         (folder / entry).parent.mkdir(parents=True, exist_ok=True)
         (folder / entry).write_bytes(b"x")
     aged(folder, HOUR - 60)
     await bench.sweep()
-    assert len(list(folder.iterdir())) == 5, "somebody may be about to name them"
+    assert len(list(folder.iterdir())) == 6, "somebody may be about to name them"
     aged(folder, HOUR + 60)
     await bench.sweep()
-    has_results = status in (Status.PROCESSING, Status.COMPLETED)
-    assert {path.name for path in folder.iterdir()} == {"input-00", "somebody's"} | (
-        {"result-2"} if has_results else set()
-    )
+    ours = {Status.PROCESSING: {"result-2", f"result-2-{'ab' * 8}"}, Status.COMPLETED: {named or "result-2"}}
+    assert {path.name for path in folder.iterdir()} == {"input-00", "somebody's"} | ours.get(status, set())

@@ -15,6 +15,7 @@ import pytest
 from headway.shared.errors import BadInput, StorageFull
 from headway.shared.files.directory import DirectoryStorage
 from headway.shared.files.outputs import Stopped, take_outputs
+from headway.shared.files.storage import results_folder
 from headway.shared.tasks.models import TaskId
 from tests.waiting import wait_until
 
@@ -129,7 +130,7 @@ async def test_a_cancelled_keeping_of_results_ends_soon_and_leaves_nothing(tmp_p
         with (scratch / "out").open("wb") as file:
             file.truncate(2**40)
     keeping = [
-        asyncio.create_task(storage.keep_results(TASK, attempt, scratch, {"out": None}))
+        asyncio.create_task(storage.keep_results(TASK, results_folder(attempt), scratch, {"out": None}))
         for attempt, scratch in enumerate(scratches, 1)
     ]
     partial = tmp_path / "data" / "partial"

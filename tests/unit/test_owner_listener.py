@@ -19,11 +19,11 @@ from structlog.testing import capture_logs
 import headway.api.streams.listeners
 import headway.api.streams.relay
 import headway.shared.tasks.owner_feed
-from headway.api.routes.tasks import draft
 from headway.api.streams.listeners import Listener
 from headway.api.streams.owner_reader import OwnerReader
 from headway.api.streams.relay import Relay
 from headway.api.streams.sse import NDJSON, SSE, Comment
+from headway.api.submission import draft
 from headway.shared import keys
 from headway.shared.redis.client import RedisClient
 from headway.shared.settings import Settings

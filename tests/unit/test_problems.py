@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 
 from headway.api.app import create_app
 from headway.api.problems import PROBLEMS, install
-from headway.api.routes.tasks import draft
+from headway.api.submission import draft
 from headway.shared import errors
 from headway.shared.errors import HeadwayError
 from headway.shared.redis.client import RedisClient

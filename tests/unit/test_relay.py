@@ -12,12 +12,12 @@ import pytest
 from structlog.testing import capture_logs
 
 import headway.api.streams.relay
-from headway.api.routes.tasks import draft
 from headway.api.serving.tally import Tally
 from headway.api.streams.last_events import LastEvents
 from headway.api.streams.listeners import QUEUE_EVENTS, Listener
 from headway.api.streams.relay import Relay
 from headway.api.streams.sse import Comment
+from headway.api.submission import draft
 from headway.shared import keys
 from headway.shared.redis.client import RedisClient
 from headway.shared.settings import Settings

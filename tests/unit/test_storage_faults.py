@@ -68,7 +68,7 @@ class Api:
             storage = DirectoryStorage(self.settings.data_dir)
             scratch = await storage.scratch(task["task_id"], 1)
             (scratch / "out.txt").write_bytes(b"result")
-            kept = await storage.keep_results(task["task_id"], 1, scratch, {"out.txt": None})
+            kept = await storage.keep_results(task["task_id"], "result-1", scratch, {"out.txt": None})
             files = [ResultFile(**{n: getattr(kept[0], n) for n in kept[0].__slots__}, url="/x")]
             await publisher.complete(task["task_id"], Result(summary={}, files=files), **claim.fence)
             self.ids[name] = task["task_id"]

@@ -1,0 +1,348 @@
+"""From a request to a new task: a form with its file, an announced file, the work of an outside producer."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Final
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+from structlog.contextvars import bind_contextvars
+
+from headway.api.access.identity import check_processor, most_upload_bytes
+from headway.api.lifespan import State
+from headway.api.producing.reports import MOST_PHASES, WAITS, Name, Unit, Units, Weight
+from headway.api.uploads.capacity_check import check_capacity, reserved
+from headway.api.uploads.idempotency import Claim
+from headway.api.uploads.multipart_upload import (
+    Form,
+    body_of,
+    certain_length,
+    check_length,
+    clean_batch_id,
+    clean_content_type,
+    clean_filename,
+    declared_length,
+    invalid,
+    parse_options,
+    read_form,
+    too_large,
+)
+from headway.api.uploads.order import FIRST_COME, Order, clean_time
+from headway.api.uploads.receiving import UPLOAD_SHARE, abort_unless_queued
+from headway.api.uploads.upload_digests import clean_sha256
+from headway.api.uploads.webhook_field import AskedWebhook, webhook_of
+from headway.shared.errors import (
+    InvalidRequest,
+    NotTheAnnouncedFile,
+)
+from headway.shared.files.storage import StoredFile, Upload
+from headway.shared.settings import DAY_SECONDS
+from headway.shared.tasks.line import DEFAULT, HIGHEST, LOWEST
+from headway.shared.tasks.models import (
+    FieldError,
+    OwnerId,
+    Producer,
+    Status,
+    Task,
+    TaskId,
+    Webhook,
+    new_task_id,
+    utc_now,
+    waiting,
+)
+
+JSON_BODY_BYTES: Final = 128 * 1024
+
+
+class Announcement(BaseModel):
+    """The JSON form of `POST /tasks`: the file follows by `PUT {links.upload}`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    processor: str
+    filename: str | None = None
+    size_bytes: Annotated[int, Field(ge=0, le=2**53)] | None = None
+    content_type: str | None = None
+    options: dict[str, Any] = Field(default_factory=dict)
+    batch_id: str | None = None
+    priority: Annotated[
+        int, Field(ge=LOWEST, le=HIGHEST, strict=True, description="Among your own tasks the highest goes first")
+    ] = DEFAULT
+    not_before: Annotated[
+        str | None, Field(description="RFC 3339: the task waits until then", json_schema_extra={"format": "date-time"})
+    ] = None
+    webhook: AskedWebhook | None = None
+    #: Of the file, in hex. A file that turns out to be another ends the task as `failed`.
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
+
+
+class ProducerTask(BaseModel):
+    """The JSON form of `POST /tasks` for work that no worker of ours runs: `producer` names what does."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    producer: Annotated[Name, Field(description="Stands in the task's `processor`")]
+    title: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    total: Units | None = None
+    unit: Unit | None = None
+    phases: Annotated[
+        Annotated[list[Name], Field(max_length=MOST_PHASES)]
+        | Annotated[dict[Name, Weight], Field(max_length=MOST_PHASES)]
+        | None,
+        Field(description="Their names in order, or each with its weight"),
+    ] = None
+    lease_seconds: Annotated[
+        float,
+        Field(ge=0.5, le=DAY_SECONDS, allow_inf_nan=False, description="Silent for longer, the producer is lost"),
+    ] = 30.0
+    waits_seconds: Annotated[
+        float | None,
+        Field(
+            ge=0.5, le=DAY_SECONDS, allow_inf_nan=False,
+            description="It waits elsewhere for its turn: its first report comes within this",
+        ),
+    ] = None  # fmt: skip
+    batch_id: str | None = None
+    webhook: AskedWebhook | None = None
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return self.phases if isinstance(self.phases, dict) else dict.fromkeys(self.phases or (), 1.0)
+
+
+def draft(
+    processor: str,
+    *,
+    owner: OwnerId,
+    status: Status,
+    options: dict[str, Any],
+    task_id: TaskId | None = None,
+    filename: str | None = None,
+    content_type: str | None = None,
+    size_bytes: int | None = None,
+    batch_id: str | None = None,
+    stored: StoredFile | None = None,
+    order: Order = FIRST_COME,
+    webhook: Webhook | None = None,
+) -> Task:
+    """A new task, not yet known to Redis."""
+    now = utc_now()
+    uploading = status is Status.UPLOADING
+    task_id = task_id or new_task_id()
+    bind_contextvars(task_id=task_id)  # what is logged of this request from here on is about it
+    return Task(
+        task_id=task_id,
+        processor=processor,
+        filename=filename,
+        size_bytes=stored.size_bytes if stored else size_bytes,
+        content_type=content_type,
+        options=options,
+        batch_id=batch_id,
+        status=status,
+        progress=0,
+        step=0,
+        total_steps=0,
+        priority=order.priority,
+        not_before=order.not_before,
+        message="Waiting for the file" if uploading else waiting(order.not_before),
+        done=0,
+        total=size_bytes if uploading else None,
+        unit="bytes" if uploading else None,
+        rate=None,
+        eta_seconds=None,
+        attempt=1,
+        version=1,
+        created_at=now,
+        started_at=None,
+        updated_at=now,
+        finished_at=None,
+        result=None,
+        error=None,
+        owner=owner,
+        progress_base=UPLOAD_SHARE if uploading else 0.0,
+        input_name=stored.name if stored else None,
+        input_sha256=stored.sha256 if stored else None,
+        webhook=webhook,
+    )
+
+
+async def submit_form(
+    request: Request, state: State, owner: OwnerId, claim: Claim, default_processor: str | None = None
+) -> Task:
+    """Reads the form, stores the file while it arrives, makes the task. Nothing is left where it raises; but where
+    nobody says whether Redis knows the task now, the file is left to the sweeper."""
+    limit_bytes = most_upload_bytes(request.scope, state)
+    check_length(request, limit_bytes)
+    if claim.answered:
+        await state.redis.ping()  # a Redis that is away is said before the file is sent, not after
+    else:
+        await state.limits.check_tasks(owner)  # as above
+        await check_capacity(state, owner, certain_length(request))
+    upload = claim.upload(state.storage)
+    if claim.answered:
+        return await _make(request, state, owner, claim, default_processor, upload)
+    least_bytes, most_bytes = certain_length(request) or 0, declared_length(request) or 0
+    place = reserved(state, owner, claim.task_id, upload, least_bytes=least_bytes, most_bytes=most_bytes)
+    async with place as upload:
+        return await _make(request, state, owner, claim, default_processor, upload)
+
+
+async def _make(
+    request: Request, state: State, owner: OwnerId, claim: Claim, default_processor: str | None, upload: Upload
+) -> Task:
+    settled = False
+    try:
+        form = await read_form(
+            request,
+            upload,
+            limit_bytes=most_upload_bytes(request.scope, state),
+            patience_seconds=state.settings.receive_timeout_seconds,
+            count=state.metrics.tally.uploaded,
+        )
+        task = _asked(request, state, owner, claim, form, default_processor)
+        await claim.settle(task)
+        settled = True
+        await state.publisher.create(task)
+    except BaseException as error:
+        if settled and form.stored is not None:
+            await asyncio.shield(abort_unless_queued(state, task.task_id, upload, form.stored, error))
+        else:
+            await asyncio.shield(upload.abort())
+        raise
+    return task
+
+
+def _asked(
+    request: Request, state: State, owner: OwnerId, claim: Claim, form: Form, default_processor: str | None
+) -> Task:
+    """The task that a form asks for. Raises InvalidRequest, NotTheAnnouncedFile."""
+    name = form.fields.get("processor") or default_processor
+    if not name:
+        known = ", ".join(state.registry.processors)
+        raise invalid("processor", f"name one of: {known}")
+    check_processor(request.scope, name)
+    processor = state.registry.get(name)
+    options = processor.parse_options(parse_options(form.fields.get("options")))
+    batch_id = clean_batch_id(form.fields.get("batch_id"))
+    order = Order.of(form.fields)
+    if form.stored is None and processor.needs_file:
+        raise invalid("file", "missing; send the file as the form's part named 'file'")
+    try:
+        declared = clean_sha256(form.fields.get("sha256"))
+    except ValueError as wrong:
+        raise invalid("sha256", str(wrong)) from None
+    if form.stored is not None and declared not in (None, form.stored.sha256):
+        raise NotTheAnnouncedFile(
+            f"This is not the file that was announced: its SHA-256 is {form.stored.sha256}, not {declared}. "
+            "Submit the file again."
+        )
+    return draft(
+        processor.name,
+        owner=owner,
+        status=Status.QUEUED,
+        options=options.model_dump(mode="json"),
+        task_id=claim.task_id,
+        filename=form.filename,
+        content_type=form.content_type,
+        batch_id=batch_id,
+        stored=form.stored,
+        order=order,
+        webhook=webhook_of(form.fields.get("webhook"), state.settings),
+    )
+
+
+async def announce(request: Request, state: State, owner: OwnerId, claim: Claim) -> Task:
+    announcement = await _read_announcement(request, state.settings.receive_timeout_seconds)
+    if isinstance(announcement, ProducerTask):
+        check_processor(request.scope, announcement.producer)
+        return await _begin(announcement, state, owner, claim)
+    check_processor(request.scope, announcement.processor)
+    processor = state.registry.get(announcement.processor)
+    options = processor.parse_options(announcement.options)
+    if announcement.filename is None and processor.needs_file:
+        raise invalid("filename", f"missing; {processor.name} works on a file")
+    limit_bytes = most_upload_bytes(request.scope, state)
+    if announcement.size_bytes is not None and announcement.size_bytes > limit_bytes:
+        raise too_large(limit_bytes)
+    has_file = announcement.filename is not None
+    task = draft(
+        processor.name,
+        owner=owner,
+        status=Status.UPLOADING if has_file else Status.QUEUED,
+        options=options.model_dump(mode="json"),
+        task_id=claim.task_id,
+        filename=clean_filename(announcement.filename) if announcement.filename is not None else None,
+        content_type=clean_content_type(announcement.content_type),
+        size_bytes=announcement.size_bytes,
+        batch_id=clean_batch_id(announcement.batch_id),
+        order=Order(announcement.priority, clean_time(announcement.not_before)),
+        webhook=webhook_of(announcement.webhook, state.settings),
+    ).model_copy(update={"declared_sha256": clean_sha256(announcement.sha256)})
+    await claim.settle(task)
+    await state.limits.check_tasks(owner)
+    if has_file:
+        await state.storage.check_capacity(announcement.size_bytes or 0)
+    await state.publisher.create(task)
+    return task
+
+
+async def _begin(asked: ProducerTask, state: State, owner: OwnerId, claim: Claim) -> Task:
+    """A task that an outside producer runs: `processing` from its first moment on."""
+    weights = asked.weights
+    options = asked.model_dump(exclude={"producer", "batch_id", "webhook", "waits_seconds"}, exclude_none=True)
+    task = draft(
+        asked.producer,
+        owner=owner,
+        status=Status.PROCESSING,
+        options=options,
+        task_id=claim.task_id,
+        batch_id=clean_batch_id(asked.batch_id),
+        webhook=webhook_of(asked.webhook, state.settings),
+    )
+    task = task.model_copy(
+        update={
+            "message": asked.title or ("Started" if asked.waits_seconds is None else WAITS),
+            "started_at": task.created_at if asked.waits_seconds is None else None,
+            "total": asked.total,
+            "unit": asked.unit,
+            "total_steps": len(weights),
+            "producer": Producer(lease_seconds=asked.lease_seconds, phases=weights, waits_seconds=asked.waits_seconds),
+        }
+    )
+    await claim.settle(task)
+    await state.limits.check_tasks(owner)
+    await state.publisher.create(task)
+    return task
+
+
+async def _read_announcement(request: Request, patience_seconds: float) -> Announcement | ProducerTask:
+    body = bytearray()
+    async for chunk in body_of(request, patience_seconds=patience_seconds):
+        body += chunk
+        if len(body) > JSON_BODY_BYTES:
+            raise InvalidRequest(f"The JSON body is longer than {JSON_BODY_BYTES} bytes.")
+    form = ProducerTask if _names_a_producer(body) else Announcement
+    try:
+        return form.model_validate_json(bytes(body))
+    except ValidationError as error:
+        raise field_errors(error) from None
+
+
+def _names_a_producer(body: bytearray) -> bool:
+    try:
+        found = from_json(bytes(body))
+    except ValueError:
+        return False
+    return isinstance(found, dict) and "producer" in found
+
+
+def field_errors(error: ValidationError) -> InvalidRequest:
+    """What is wrong in a body, field by field."""
+    fields = [
+        FieldError(field=".".join(map(str, e["loc"])) or "body", message=e["msg"])
+        for e in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+    detail = "; ".join(f"{found.field}: {found.message}" for found in fields[:5])
+    return InvalidRequest(detail, fields)
