@@ -295,6 +295,9 @@ class Processor(BaseModel):
     accepts: Annotated[list[str], Field(description="Media types, `*` allowed")]
     needs_file: bool
     options: Annotated[dict[str, Any], Field(description="The JSON Schema of its options")]
+    alias_of: Annotated[
+        str | None, Field(description="This is a former name, which goes on to work; the name of today")
+    ] = None
 
 
 class ProcessorList(BaseModel):
