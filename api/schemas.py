@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from headway.api.uploads.multipart_upload import BATCH_ID
 from headway.shared.tasks import models
-from headway.shared.tasks.models import FieldError, Result, Status, TaskError, Time
+from headway.shared.tasks.models import FieldError, InputOf, Result, Status, TaskError, Time
 
 TaskPath = Annotated[str, Field(examples=["/tasks/6f1c0b4e9a7d4c52a7e0d8a3c1b2f4e6"])]
 Count = Annotated[int, Field(ge=0)]
@@ -50,6 +50,8 @@ class Task(models.Task):
 
     progress: Percent
     links: Links
+    input_of: InputOf | None
+    partial: Annotated[Any, Field(description="What the processor shows before its result is there")]
 
 
 class FormFields(BaseModel):
@@ -139,6 +141,7 @@ class TaskState(BaseModel):
     started_at: Time | None
     updated_at: Time
     finished_at: Time | None
+    partial: Annotated[Any, Field(description='As the task\'s; `{"truncated": true}` for one over 8 KiB')]
     result: Result | None
     error: TaskError | None
 

@@ -222,6 +222,7 @@ class Task(BaseModel):
     started_at: Time | None
     updated_at: Time
     finished_at: Time | None
+    partial: Any = None
     result: Result | None
     error: TaskError | None
 
@@ -263,8 +264,9 @@ class Task(BaseModel):
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Task:
         """The same, of the values themselves."""
-        if (whole := values.pop("whole_result", None)) is not None:
-            values["result"] = whole
+        for name in ("result", "partial"):
+            if (whole := values.pop(f"whole_{name}", None)) is not None:
+                values[name] = whole
         return cls.model_validate(_OF_BEFORE | values)
 
 

@@ -58,6 +58,9 @@ from headway.shared.webhooks.outbox import NOTICE_TTL_SECONDS
 EVENT_BYTES: Final = 16 * 1024
 RESULT_EVENT_BYTES: Final = EVENT_BYTES - 6 * 1024
 
+#: Beside it an event has room for an error and a message of the longest.
+PARTIAL_EVENT_BYTES: Final = 8 * 1024
+
 
 #: The message of a task whose file is another's, which has not ended.
 WAITS_FOR_ANOTHER: Final = "Its file is another task's: waiting for that one to end"
@@ -413,18 +416,27 @@ class Publisher:
         }
         return await self.change(claim.task.task_id, fields, allowed=(Status.PROCESSING,), **claim.fence)
 
-    async def complete(self, task_id: TaskId, result: Result, *, results_name: str | None = None, **fence: Any) -> int:
+    async def complete(
+        self,
+        task_id: TaskId,
+        result: Result,
+        *,
+        results_name: str | None = None,
+        partial_bytes: int = 0,
+        **fence: Any,
+    ) -> int:
         """`processing` → `completed`. The files are in their place already, `results_name`. A large result is cut
-        in the event only."""
+        in the event only, in which `partial_bytes` are taken."""
+        most_bytes = RESULT_EVENT_BYTES - partial_bytes
         whole = result.model_dump(mode="json", exclude_defaults=False)
         live = whole
         fields: dict[str, Any] = {}
-        if len(text_of(whole)) > RESULT_EVENT_BYTES:
+        if len(text_of(whole)) > most_bytes:
             fields["whole_result"] = whole
             live = {"summary": {}, "files": [], "truncated": True}
             for file in whole["files"]:
                 live["files"].append(file)
-                if len(text_of(live)) > RESULT_EVENT_BYTES:
+                if len(text_of(live)) > most_bytes:
                     live["files"].pop()
                     break
         fields |= {"progress": 100, "message": "Done", "eta_seconds": 0, "result": live, "results_name": results_name}
@@ -714,6 +726,8 @@ def _fresh_attempt(task: Task) -> dict[str, Any]:
         "unit": None,
         "rate": None,
         "eta_seconds": None,
+        "partial": None,
+        "whole_partial": None,
     }
 
 
