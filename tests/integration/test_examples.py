@@ -93,7 +93,8 @@ def test_work_in_other_languages_is_a_task(producer: str, key: str, redis_server
             command, cwd=EXAMPLES, env=where, capture_output=True, text=True, timeout=120, check=False
         )
         assert (done.returncode, done.stderr) == (0, "")
-        [task] = Client(platform.url, key or None).tasks(processor=producer)
+        with Client(platform.url, key or None) as client:
+            [task] = client.tasks(processor=producer)
         assert (task["status"], task["done"], task["total"]) == ("completed", 3, 3)
         assert task["result"] is not None
         assert task["result"]["summary"] == summary
