@@ -295,6 +295,9 @@ class Processor(BaseModel):
     timeout_seconds: Annotated[float | None, Field(description="Of one attempt; null: as the settings have it")]
     memory_bytes: Annotated[int | None, Field(description="Of one attempt; null: as the settings have it")]
     retries: Annotated[ProcessorRetries | None, Field(description="null: never by itself")]
+    alias_of: Annotated[
+        str | None, Field(description="This is a former name, which goes on to work; the name of today")
+    ] = None
 
 
 class ProcessorList(BaseModel):

@@ -15,6 +15,7 @@ from headway.api.lifespan import State
 from headway.api.producing.reports import MOST_PHASES, WAITS, Name, Unit, Units, Weight
 from headway.api.uploads.capacity_check import check_capacity, reserved
 from headway.api.uploads.idempotency import Claim
+from headway.api.uploads.input_field import AskedInput, source_of
 from headway.api.uploads.multipart_upload import (
     Form,
     body_of,
@@ -52,6 +53,7 @@ from headway.shared.tasks.models import (
     utc_now,
     waiting,
 )
+from headway.shared.tasks.progress import WAITS_FOR_ANOTHER
 
 JSON_BODY_BYTES: Final = 128 * 1024
 
@@ -74,6 +76,7 @@ class Announcement(BaseModel):
         str | None, Field(description="RFC 3339: the task waits until then", json_schema_extra={"format": "date-time"})
     ] = None
     webhook: AskedWebhook | None = None
+    input: AskedInput | None = None
     #: Of the file, in hex. A file that turns out to be another ends the task as `failed`.
     sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
 
@@ -261,6 +264,8 @@ async def announce(request: Request, state: State, owner: OwnerId, claim: Claim)
     check_processor(request.scope, announcement.processor)
     processor = state.registry.get(announcement.processor)
     options = processor.parse_options(announcement.options)
+    if announcement.input is not None:
+        return await _follow(announcement, announcement.input, options, request, state, owner, claim)
     if announcement.filename is None and processor.needs_file:
         raise invalid("filename", f"missing; {processor.name} works on a file")
     limit_bytes = most_upload_bytes(request.scope, state)
@@ -284,6 +289,37 @@ async def announce(request: Request, state: State, owner: OwnerId, claim: Claim)
     await state.limits.check_tasks(owner)
     if has_file:
         await state.storage.check_capacity(announcement.size_bytes or 0)
+    await state.publisher.create(task)
+    return task
+
+
+async def _follow(
+    announcement: Announcement,
+    asked: AskedInput,
+    options: BaseModel,
+    request: Request,
+    state: State,
+    owner: OwnerId,
+    claim: Claim,
+) -> Task:
+    """A task whose file is another's; it waits for that one to end (worker/followers.py)."""
+    for name in ("filename", "size_bytes", "content_type", "sha256"):
+        if getattr(announcement, name) is not None:
+            raise invalid(name, "does not go with `input`: the file is the other task's")
+    source = await source_of(asked, request, state, owner)
+    task = draft(
+        announcement.processor,
+        owner=owner,
+        status=Status.QUEUED,
+        options=options.model_dump(mode="json"),
+        task_id=claim.task_id,
+        filename=clean_filename(asked.file) if asked.file is not None else source.filename,
+        batch_id=clean_batch_id(announcement.batch_id),
+        order=Order(announcement.priority, clean_time(announcement.not_before)),
+        webhook=webhook_of(announcement.webhook, state.settings),
+    ).model_copy(update={"input_of": asked.input_of, "message": WAITS_FOR_ANOTHER})
+    await claim.settle(task)
+    await state.limits.check_tasks(owner)
     await state.publisher.create(task)
     return task
 

@@ -74,6 +74,11 @@ WEBHOOKS_BUSY = "headway:webhooks:busy:%s"
 WEBHOOKS_OF = "headway:webhooks:of:%s"
 #: Hash: one notice, with the task as it was, and what was tried.
 WEBHOOK = "headway:webhook:%s"
+#: Sorted set: tasks whose file is another's, of which that one has ended, by the moment in ms of Redis' time at which
+#: they are to be looked at (worker/followers.py).
+FOLLOWERS = "headway:followers"
+#: Set: those that wait for the end of one task.
+FOLLOWERS_OF = "headway:followers:of:%s"
 #: Hash: `replid` of the server and `number` of the epoch (shared/redis/epoch.py).
 EPOCH = "headway:era"
 #: What SCAN finds the tasks by, among others; those others are no hashes.
@@ -141,6 +146,7 @@ FILLED_IN = (
     ),
     "DELETED",
     "PRODUCERS",
+    *("FOLLOWERS", "FOLLOWERS_OF"),
     *("ANY_STATE", "QUEUE"),
     *("LINE_CLOCK", "LINE_JOBS", "LINE_WAITING", "LINE_LATER", "LINE_RUNNING", "LINE_PROCESSORS", "LINE_PAUSED"),
     *("LINE_TURNS", "LINE_FULL", "LINE_OWNERS", "LINE_GROUPS", "LINE_GROUP", "LINE_HELD_OWNER", "LINE_HELD_PROCESSOR"),

@@ -76,7 +76,16 @@ _PUT_BACK_ARGUMENTS: Final = (
 )
 _PUT_BACK: Final = """
 local line = LINE
-local known = redis.call('HMGET', KEY.state, 'status', 'attempt', 'processor', 'owner', 'priority', 'batch_id')
+local known = redis.call('HMGET', KEY.state, 'status', 'attempt', 'processor', 'owner', 'priority', 'batch_id',
+  'input_of', 'input_name')
+local source = string.match(known[7] or '', '"task_id":"(%x+)"')
+if source and (known[8] or 'null') == 'null' and known[1] == '"queued"' then -- it has no job while it waits for another
+  local status = redis.call('HGET', 'ANY_STATE' .. source, 'status')
+  if not status or status == '"completed"' or status == '"failed"' or status == '"cancelled"' then
+    redis.call('ZADD', 'FOLLOWERS', 'NX', 1, string.match(KEY.state, '%x+$'))
+  end
+  return 0
+end
 if (known[1] ~= '"queued"' and known[1] ~= '"processing"') or known[2] ~= ARG.attempt then return 0 end
 for i = ARG.jobs, #ARGV do
   local job = ARGV[i]

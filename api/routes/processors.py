@@ -48,6 +48,7 @@ def _shown(processor: Processor, paused: bool | None) -> dict[str, Any]:
         "accepts": list(processor.accepts),
         "needs_file": processor.needs_file,
         "options": processor.options.model_json_schema(),
+        "alias_of": processor.alias_of,
         "paused": paused,
         "concurrency": processor.concurrency,
         "timeout_seconds": processor.timeout_seconds,

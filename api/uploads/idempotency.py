@@ -116,6 +116,7 @@ def fingerprint(path: str, task: Task) -> str:
         asked += [task.priority, str(task.not_before)]
     content = [task.size_bytes, task.input_sha256, *([task.declared_sha256] if task.declared_sha256 else [])]
     more = [task.webhook.model_dump()] if task.webhook else []
+    more += [dict(task.input_of)] if task.input_of else []
     return hashlib.sha256(text_of([*asked, *content, *more]).encode()).hexdigest()
 
 

@@ -21,10 +21,11 @@
 --      has been silent for too long; empty: the write is no sign of life
 --      most_bytes, most_tasks, most_words: bytes that the owner may hold, tasks that it may have unfinished, bytes of words that
 --      it may hold in Redis, where this write is refused for more; else empty
+--      follows: the task whose end this one waits for, because its file is that one's; empty: none
 --      webhook: the platform's, which is told of every end, as a task's own is kept; empty: none
 --      webhook_lives_ms: time to live of a notice
 --      from ARG.fields on: field, JSON text, field, JSON text, …
--- Returns {'ok', version} or {reason, status}; reason: unknown, exists, stale, status, moved (as_of), alive (lease_ms), quota (with the bytes held), many (with
+-- Returns {'ok', version} or {reason, status}; reason: source (follows one that is not known), unknown, exists, stale, status, moved (as_of), alive (lease_ms), quota (with the bytes held), many (with
 -- the unfinished tasks), words (with the bytes held).
 -- Words in capitals that are no argument are filled in by shared/tasks/progress.py: LIVE_FIELDS; LIVE_STATE, the event of them,
 -- joined from `given` and `values`; and the keys of shared/keys.py.
@@ -247,6 +248,19 @@ if deletes then
   end
 end
 
+-- A task that takes another's file is looked at when that one has ended (worker/followers.py).
+local freed, source_lives = {}, false
+if ARG.follows ~= '' then
+  local source = redis.call('HGET', 'ANY_STATE' .. ARG.follows, 'status')
+  if is_new and not source then return {'source', ''} end
+  source_lives = source and not is_end(source)
+  redis.call('SCARD', string.format('FOLLOWERS_OF', ARG.follows))
+  if not source_lives then freed[1] = task_id end
+elseif ends then
+  freed = redis.call('SMEMBERS', string.format('FOLLOWERS_OF', task_id))
+end
+if freed[1] then redis.call('ZSCORE', 'FOLLOWERS', task_id) end
+
 -- Who is told of this end: the task's own webhook and the platform's. A notice holds the task as it is at this end, so
 -- that it says the same at each try, whatever becomes of the task (shared/webhooks/outbox.py).
 local notices, settled = {}, {}
@@ -314,6 +328,7 @@ else
   set('version', version)
   if begins_epoch then set('era', whole(epoch)) end
   if ends then set('ended_version', version) end
+  if ARG.follows ~= '' then set('source_had_ended', source_lives and 'false' or 'true') end
   if ledger then -- this one, and of those before as many as fit
     local before = string.match(string.sub(string.gsub(written, '"', ','), 1, 400), '^(.*),') or ''
     set(ledger, '"' .. ARG.write_id .. '=' .. version .. before .. '"')
@@ -387,6 +402,16 @@ elseif ARG.queue == 'remove' then
   redis.call('ZREM', 'QUEUE', ARG.job_id)
   redis.call('DEL', KEY.job)
   line.cancel(ARG.job_id)
+end
+if source_lives then
+  redis.call('SADD', string.format('FOLLOWERS_OF', ARG.follows), task_id)
+  redis.call('PEXPIRE', string.format('FOLLOWERS_OF', ARG.follows), ARG.owner_lives_ms)
+end
+for _, follower in ipairs(freed) do redis.call('ZADD', 'FOLLOWERS', 1, follower) end
+if freed[1] then
+  redis.call('PEXPIRE', 'FOLLOWERS', ARG.owner_lives_ms)
+  if ends then redis.call('DEL', string.format('FOLLOWERS_OF', task_id)) end
+  redis.call('PUBLISH', ARG.control, 'wake')
 end
 for _, notice in ipairs(notices) do
   local id, of, to = notice.id, string.format('WEBHOOKS_OF', task_id), string.format('WEBHOOKS_TO', notice.receiver)

@@ -57,6 +57,9 @@ EVENT_BYTES: Final = 16 * 1024
 RESULT_EVENT_BYTES: Final = EVENT_BYTES - 6 * 1024
 
 
+#: The message of a task whose file is another's, which has not ended.
+WAITS_FOR_ANOTHER: Final = "Its file is another task's: waiting for that one to end"
+
 #: A task that has not ended is kept at least this long, even where HEADWAY_TASK_TTL_SECONDS is short: a queue without
 #: workers over a holiday must not lose anything.
 ACTIVE_TTL_SECONDS: Final = 30 * DAY_SECONDS
@@ -92,7 +95,7 @@ _ARGUMENTS: Final = (
     *("allowed", "attempt", "write_id", "event", "data", "history_length", "lives_ms", "owner_lives_ms"),
     *("queue", "job_id", "payload", "due_ms", "control", "message", "created_ms", "task_id", "step"),
     *("most_bytes", "claim", "most_tasks", "most_words", "as_of", "lease_ms"),
-    *("webhook", "webhook_lives_ms", "fields"),
+    *("follows", "webhook", "webhook_lives_ms", "fields"),
 )
 
 
@@ -172,7 +175,9 @@ class Publisher:
             "one_more": True,
             "within_words": True,
         }
-        if task.status is Status.QUEUED:
+        if task.follows is not None:
+            write["follows"] = task.follows
+        elif task.status is Status.QUEUED:
             return await self._queue(task, task.attempt, fields, allowed=(), **write)
         fields |= self._traced()
         if task.producer is not None:
@@ -236,6 +241,13 @@ class Publisher:
             if ticket.due_ms is not None:
                 write["ttl_seconds"] = self._active_ttl_seconds + ticket.wait_seconds
             return await self._write(task.task_id, {**fields, **traced}, ticket=ticket, **write)
+
+    async def take_input(self, task: Task, fields: Mapping[str, Any]) -> int:
+        """The file that a task waited for is there: its job is queued. Raises QuotaFull; Refused where anything else
+        has been written of it meanwhile."""
+        fields = {**fields, "status": Status.QUEUED, "message": waiting(task.not_before), "updated_at": _now()}
+        fence: dict[str, Any] = {"allowed": (Status.QUEUED,), "attempt": task.attempt, "as_of": task.version}
+        return await self._queue(task, task.attempt, fields, link=task.traceparent, **fence, within_quota=True)
 
     def _traced(self) -> dict[str, str]:
         """What joins whatever happens next to the task to the span of this moment."""
@@ -437,6 +449,9 @@ class Publisher:
         try:
             fence: dict[str, Any] = {"allowed": (Status.FAILED, Status.CANCELLED), "attempt": task.attempt}
             fence["one_more"] = True
+            if task.follows is not None:
+                waits = {"message": WAITS_FOR_ANOTHER, **self._traced()}
+                return await self._write(task.task_id, fields | waits, follows=task.follows, **fence)
             # In the trace that it has, whoever asks for it again.
             again: dict[str, Any] = (
                 {"parent": task.traceparent, "link": self._tracing.here()} if task.traceparent else {}
@@ -585,6 +600,7 @@ class Publisher:
         lease_seconds: float | None = None,
         lease_over: bool = False,
         write_id: str | None = None,
+        follows: TaskId | None = None,
     ) -> int:
         """`write_id`: what makes two writes the same one, where the caller may send it again."""
         ttl_seconds = self._active_ttl_seconds if ttl_seconds is None else ttl_seconds
@@ -621,6 +637,7 @@ class Publisher:
             "most_tasks": (one_more and self._settings.max_unfinished_tasks) or "",
             "most_words": (within_words and self._most_words()) or "",
             "as_of": "" if as_of is None else as_of,
+            "follows": follows or "",
             "webhook": self._webhook_of_all if ended else "",
             "webhook_lives_ms": self._webhook_ttl_seconds * 1000,
             "lease_ms": "over" if lease_over else "" if lease_seconds is None else int(lease_seconds * 1000),
@@ -639,6 +656,8 @@ class Publisher:
             raise QuotaFull.of(int(detail), int(self._settings.owner_quota_bytes))
         if reason == b"words":
             raise WordsFull
+        if reason == b"source":
+            raise UnknownTask("There is no task with the id in `input`.")
         if reason == b"many":
             raise TooMany.tasks(int(detail), self._settings.max_unfinished_tasks)
         raise Refused(reason.decode(), (detail or b"").decode().strip('"') or None)
