@@ -147,6 +147,16 @@ def test_progress_never_falls_and_phases_share_the_bar(keyed: Platform) -> None:
     assert "read, write" in unknown.json()["detail"]
 
 
+def test_a_whole_number_may_be_written_as_a_double(keyed: Platform) -> None:
+    """Some languages have no other numbers."""
+    one = Producer(keyed, total=10.0)
+    assert one.http.patch(f"{one.path}/progress", json={"attempt": 1.0, "done": 4.0, "seq": 1.0}).status_code == 200
+    assert (one.now["done"], one.now["total"]) == (4, 10)
+    for wrong in (1.5, True, "1", None):
+        assert one.http.patch(f"{one.path}/progress", json={"attempt": wrong}).status_code == 422
+    assert one.http.post(f"{one.path}/complete", json={"attempt": 1.0, "summary": {}}).status_code == 200
+
+
 def test_an_older_attempt_is_refused(keyed: Platform) -> None:
     one = Producer(keyed)
     assert one.http.patch(f"{one.path}/progress", json={"attempt": 2, "done": 1}).status_code == 409
