@@ -34,6 +34,7 @@ MS_NOEXEC: Final = 8
 MS_BIND: Final = 4096
 MS_REC: Final = 16384
 MS_PRIVATE: Final = 1 << 18
+MS_SLAVE: Final = 1 << 19
 _MNT_DETACH: Final = 2
 
 MOUNT_ATTR_RDONLY: Final = 1
