@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from headway.shared import keys
-from headway.shared.redis.client import RedisClient
+from headway.shared.redis.client import RedisClient, channel_on
 from headway.shared.tasks.queue import WAKE, is_job_id
 
 #: Lets go of the jobs from ARGV[10] on: the first ARGV[9] have ended and leave the queue with their payload, the others
@@ -113,7 +113,8 @@ class Leases:
 
         May be called again with the same jobs where it failed.
         """
-        args: list[str | int] = [self._worker_id, self._lease_ms, keys.job_lease(""), keys.job(""), keys.CONTROL, WAKE]
+        args: list[str | int] = [self._worker_id, self._lease_ms, keys.job_lease(""), keys.job("")]
+        args += [channel_on(self._redis, keys.CONTROL), WAKE]
         args += [count, look_at, len(ended), *ended, *given_back]
         queued, *taken = await self._turn(keys=[keys.QUEUE], args=args)
         jobs = dict(zip(taken[::2], taken[1::2], strict=True))

@@ -16,14 +16,14 @@ import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from importlib.resources import files
 from typing import Any, Final
 
 from headway.shared import keys
 from headway.shared.errors import Conflict, QuotaFull, Refused, TooMany, UnknownTask, WordsFull
 from headway.shared.json_text import text_of
-from headway.shared.redis.client import RedisClient
+from headway.shared.redis.client import RedisClient, channel_on
 from headway.shared.redis.script_pipeline import ScriptPipeline
 from headway.shared.settings import DAY_SECONDS, Settings
 from headway.shared.tasks.lost import lost_text
@@ -91,8 +91,9 @@ _ARGUMENTS: Final = (
 )
 
 
-@cache
-def _lua() -> str:
+def _lua(redis: RedisClient) -> str:
+    """Of this client's namespace and database."""
+    channels = {name: channel_on(redis, getattr(keys, name)) for name in ("OWNER_LIVE", "BATCH_LIVE")}
     lua = (files("headway.shared.tasks") / "progress.lua").read_text(encoding="utf-8")
     lua = re.sub(r"\bKEY\.(\w+)", lambda found: f"KEYS[{_KEYS.index(found[1]) + 1}]", lua)
     lua = re.sub(r"\bARG\.fields\b", str(len(_ARGUMENTS)), lua)
@@ -105,7 +106,7 @@ def _lua() -> str:
     )
     lua = lua.replace("LIVE_STATE", f"'{{'..{state}..'}}'")
     for pattern in keys.FILLED_IN:
-        lua = re.sub(rf"(?<=')\b{pattern}\b(?=\$?')", getattr(keys, pattern), lua)
+        lua = re.sub(rf"(?<=')\b{pattern}\b(?=\$?')", channels.get(pattern) or getattr(keys, pattern), lua)
     return lua
 
 
@@ -136,7 +137,7 @@ class Publisher:
         self._on_event = on_event
         self._redis = redis
         self._calls = ScriptPipeline(redis)
-        self._script = redis.register_script(_lua())
+        self._script = redis.register_script(_lua(redis))
         self._keep_checkpoint = redis.register_script(self._CHECKPOINT)
         self._let_go = redis.register_script(self._LET_GO)
         self._hear = redis.register_script(self._HEARD)
@@ -201,8 +202,9 @@ class Publisher:
         however many a reader causes, the history of what was written has room for what was written."""
         text = text_of({"task_id": task.task_id, **data})
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.publish(keys.channel(task.task_id), f"0 {name} {text}")
-            pipe.publish(keys.OWNER_LIVE % task.owner, f"0 {task.task_id} 0 {task.batch_id or ''} {name} {text}")
+            pipe.publish(channel_on(self._redis, keys.channel(task.task_id)), f"0 {name} {text}")
+            feed = channel_on(self._redis, keys.OWNER_LIVE) % task.owner
+            pipe.publish(feed, f"0 {task.task_id} 0 {task.batch_id or ''} {name} {text}")
             await pipe.execute()
 
     async def enqueue(self, task: Task, fields: Mapping[str, Any]) -> int:
@@ -515,7 +517,11 @@ class Publisher:
         patterns = (keys.OWNER_STORED, keys.OWNER_EVENTS, keys.OWNER_CHANGED, keys.OWNER_TASKS, keys.OWNER_ACTIVE)
         if task_ids:
             deleted = text_of({"task_id": "<TASK>", "batch_id": "<BATCH>", "at": _now()})
-            args: list[Any] = [keys.state(TaskId("")), keys.OWNER_LIVE % owner, self._settings.history_length]
+            args: list[Any] = [
+                keys.state(TaskId("")),
+                channel_on(self._redis, keys.OWNER_LIVE) % owner,
+                self._settings.history_length,
+            ]
             args += [deleted, lost_text(), *task_ids]
             here = [pattern % owner for pattern in (*patterns, keys.OWNER_VERSION)]
             held = (keys.OWNER_RESERVED % owner, keys.OWNER_WORDS % owner)
@@ -564,7 +570,7 @@ class Publisher:
         named_keys = {
             "state": keys.state(task_id),
             "events": keys.events(task_id),
-            "live": keys.channel(task_id),
+            "live": channel_on(self._redis, keys.channel(task_id)),
             "queue": keys.QUEUE,
             "job": keys.job(job),
         }
@@ -583,7 +589,7 @@ class Publisher:
             "job_id": job,
             "payload": ticket.payload if ticket else "",
             "score": ticket.score_ms if ticket else "",
-            "control": keys.CONTROL,
+            "control": channel_on(self._redis, keys.CONTROL),
             "message": WAKE if ticket else control,
             "created_ms": "" if created_ms is None else int(created_ms),
             "task_id": task_id,
