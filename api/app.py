@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
 from headway.api import problems
-from headway.api.access.identity import PUBLIC, Gate, Identify, policies_of
+from headway.api.access.identity import PUBLIC, Gate, Identify, methods_of, policies_of
 from headway.api.access.keyring import Keyring
 from headway.api.access.origin_check import OriginCheck
 from headway.api.access.tokens import secret_of
@@ -41,9 +41,11 @@ from headway.api.routes import (
     tasks,
     tutorial,
     uploads,
+    webhooks,
 )
 from headway.api.serving.api_metrics import counted
 from headway.api.serving.lingering import Lingering
+from headway.api.serving.methods import MethodLayer, Methods
 from headway.api.streams.task_streams import TaskStreams
 from headway.shared.settings import Settings
 from headway.shared.tasks.registry import load_registry
@@ -54,12 +56,7 @@ STATIC = Path(__file__).parent / "static"
 #: Package and folder; what /docs loads (routes/description.py).
 SWAGGER_UI = ("fastapi_offline", "static")
 
-#: What tus clients of other origins send and read.
-TUS_ASKED = (
-    *("Tus-Resumable", "Upload-Length", "Upload-Offset", "Upload-Metadata", "Upload-Checksum", "Upload-Defer-Length"),
-    *("Headway-Want-Digest", "Headway-Upload-Digest"),
-    *("X-HTTP-Method-Override", "X-Request-ID", "X-Requested-With"),
-)
+#: What tus clients of other origins read.
 TUS_ANSWERED = (
     *("Tus-Resumable", "Tus-Version", "Tus-Extension", "Tus-Max-Size", "Tus-Checksum-Algorithm"),
     *("Upload-Length", "Upload-Offset", "Upload-Metadata", "Upload-Expires", "Headway-Task-Id", "Headway-Task-Token"),
@@ -140,6 +137,7 @@ class Application(FastAPI):
 
     open_mode: bool
     root_path_of_requests: RootPath
+    methods: Methods
     #: None: the lifespan has not been entered, or is over.
     entered: State | None = None
 
@@ -161,6 +159,7 @@ class Application(FastAPI):
                 raise RuntimeError(NOT_ENTERED)
             if (state := scope.get("state", {})).get("headway") is not self.entered:  # mounted: the state is another's
                 scope["state"] = {**state, "headway": self.entered}
+                scope["headway.mounted"] = True
             self.root_path_of_requests.settle(scope)
         if scope["type"] == "http" and (found := _TASK_ID.search(scope["path"])) is not None:
             bind_contextvars(task_id=found[0])  # a request has a context of its own, so nothing undoes it
@@ -226,6 +225,7 @@ def create_app(settings: Settings, *, identify: Identify | None = None) -> Appli
         events,
         batches,
         notes,
+        webhooks,
         files,
         producers,
         processors,
@@ -251,16 +251,20 @@ def create_app(settings: Settings, *, identify: Identify | None = None) -> Appli
         return _Page(STATIC / "index.html", media_type="text/html", headers=headers)
 
     app.mount("/static", _Static(directory=STATIC, packages=[SWAGGER_UI]), name="static")
-    app.root_path_of_requests = RootPath(settings.root_path, (stated.path for stated in policies_of(app)))
+    routes = policies_of(app)
+    app.root_path_of_requests = RootPath(settings.root_path, (stated.path for stated in routes))
+    app.methods = methods_of(routes)
     # The last one is the outermost: first what holds for everybody, then who asks.
+    app.add_middleware(MethodLayer, methods=app.methods)
     app.add_middleware(TaskStreams)
-    app.add_middleware(Gate, keyring=keyring, routes=policies_of(app), identify=identify)
+    app.add_middleware(Gate, keyring=keyring, routes=routes, identify=identify)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH"],
-            allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "Idempotency-Key", *TUS_ASKED],
+            # Who may read may say what it likes: tracers, polyfills and tus clients add headers of their own.
+            allow_headers=["*"],
             expose_headers=["Location", "Retry-After", "Idempotency-Replayed", *TUS_ANSWERED],
         )
     local_only = keyring.is_open and not settings.insecure

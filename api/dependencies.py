@@ -135,14 +135,18 @@ async def get_last_event_id(
     last_event_id: Annotated[
         str | None, Query(description="As the Last-Event-ID header, for a first connection; the header wins")
     ] = None,
+    last_event_id_of_polyfills: Annotated[
+        str | None, Query(alias="lastEventId", description="The same, as polyfills of EventSource name it")
+    ] = None,
 ) -> int | None:
     """The version a client has seen. What is not a number of ours is what a client of another server sends: ignored,
     so that it gets the snapshot, which is always true."""
-    return version_seen(last_event_id_header, last_event_id)
+    return version_seen(last_event_id_header, last_event_id, last_event_id_of_polyfills)
 
 
-def version_seen(header: str | None, query: str | None) -> int | None:
-    given = query if header is None else header
+def version_seen(*told: str | None) -> int | None:
+    """By the first of these that is there."""
+    given = next((one for one in told if one is not None), None)
     if given is None or not re.fullmatch(r"[0-9]{1,15}", given.strip()):
         return None
     return int(given)

@@ -183,14 +183,17 @@ def is_refusal(error: Exception) -> bool:
     return isinstance(error, HTTPException) and error.status_code in (401, 403)
 
 
-async def _framework(_: Request, error: Exception) -> Response:
+async def _framework(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == 405 and (methods := getattr(request.app, "methods", None)) is not None:
+        headers["Allow"] = methods.allow(request.scope) or headers.get("Allow", "")
     status = HTTPStatus(error.status_code)
     problem = Problem(status, status.phrase.lower().replace(" ", "-"), status.phrase)
     detail = {404: "There is nothing at this path; /docs lists what there is.", 405: _WRONG_METHOD}.get(
         status, str(error.detail)
     )
-    return problem_response(problem, detail, headers=dict(error.headers or {}))
+    return problem_response(problem, detail, headers=headers)
 
 
 async def _validation(_: Request, error: Exception) -> Response:

@@ -9,16 +9,16 @@ comes before a link when an answer is made (`rooted`), so one platform may be se
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
-from uvicorn.middleware.proxy_headers import _TrustedHosts
 
+from headway.api.access.forwarded import TrustedProxies
 from headway.shared.errors import SettingsError
 from headway.shared.settings import clean_root_path
+from headway.shared.tasks.representation import rooted
 
 HEADER: Final = b"x-forwarded-prefix"
 
@@ -42,8 +42,7 @@ class RootPath:
     def __init__(self, prefix: str, paths: Iterable[str]) -> None:
         self._prefix = prefix
         self._own = frozenset(path.split("/")[1] for path in paths if path.count("/")) - {""}
-        # As uvicorn reads it for the other forwarded headers.
-        self._proxies = _TrustedHosts(os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1"))
+        self._proxies = TrustedProxies()
         if self._is_own(prefix):
             raise SettingsError(
                 f"HEADWAY_ROOT_PATH: {prefix} begins as a path of Headway's own. Example: HEADWAY_ROOT_PATH=/headway"
@@ -53,7 +52,9 @@ class RootPath:
         return bool(prefix) and prefix.split("/")[1] in self._own
 
     def settle(self, scope: Scope) -> None:
-        """Sets the request's `root_path`, and `path` to it and what is behind it."""
+        """Sets the request's `root_path`, and `path` to it and what is behind it; host and scheme as a trusted proxy
+        says them."""
+        self._proxies.settle(scope)
         prefix = self._prefix or self._told(scope)
         if not prefix:
             return
@@ -67,36 +68,13 @@ class RootPath:
     def _told(self, scope: Scope) -> str:
         """What a trusted proxy says. Empty where it says nothing, more than one thing, or what is no prefix."""
         given = [value for name, value in scope["headers"] if name == HEADER]
-        if len(given) != 1 or not self._is_from_proxy(scope):
+        if len(given) != 1 or not self._proxies.sent(scope):
             return ""
         try:
             prefix = clean_root_path(given[0].decode("latin-1"))
         except ValueError:
             return ""
         return "" if self._is_own(prefix) else prefix
-
-    def _is_from_proxy(self, scope: Scope) -> bool:
-        """By the other end of the connection. uvicorn has put the client in its place if it is a trusted proxy that
-        names one (X-Forwarded-For), mostly without a port, which no real connection is."""
-        client = scope.get("client")
-        transport = getattr(getattr(scope.get("headway.send"), "__self__", None), "transport", None)
-        peer = scope.get("headway.peer") or (transport.get_extra_info("peername") if transport is not None else None)
-        if isinstance(peer, (tuple, list)) and peer:
-            return peer[0] in self._proxies
-        return client is not None and (client[0] in self._proxies or (bool(client[0]) and client[1] == 0))
-
-
-def rooted(task: dict[str, Any], root: str) -> dict[str, Any]:
-    """A task, or a live state of one, with its links and the addresses of its results under `root`."""
-    if not root:
-        return task
-    found = dict(task)
-    if links := found.get("links"):
-        found["links"] = {name: root + link for name, link in links.items()}
-    if result := found.get("result"):
-        files = [{**file, "url": root + file["url"]} for file in result["files"]]
-        found["result"] = {**result, "files": files}
-    return found
 
 
 def rooted_event(data: bytes, root: str) -> bytes:

@@ -62,6 +62,10 @@ class FormFields(BaseModel):
         str | SkipJsonSchema[None],
         Field(pattern="^[0-9a-fA-F]{64}$", description="Of the file, in hex; another file is refused"),
     ] = None
+    webhook: Annotated[
+        str | SkipJsonSchema[None],
+        Field(description='Who is told of the end: `{"url", "events"?}` as JSON text, as in the JSON form'),
+    ] = None
 
 
 class Submission(FormFields):
@@ -230,6 +234,36 @@ class NoteList(BaseModel):
     """The notes that the task's history still holds, oldest first."""
 
     notes: list[Note]
+
+
+class WebhookTry(BaseModel):
+    """One POST to a webhook's receiver."""
+
+    at: Time
+    status_code: Annotated[int | None, Field(description="Of the answer; null where there was none")]
+    error: Annotated[str | None, Field(description="What went wrong; null where it was taken")]
+    seconds: float
+
+
+class Notice(BaseModel):
+    """One end of a task, told to one receiver."""
+
+    id: Annotated[str, Field(description="The `webhook-id`, the same at each try")]
+    type: Literal["task.completed", "task.failed", "task.cancelled"]
+    url: Annotated[str | None, Field(description="null for the platform's own receiver")]
+    status: Annotated[
+        Literal["pending", "delivered", "gone", "given_up"],
+        Field(description="gone: the receiver answered 410. given_up: all tries failed"),
+    ]
+    created_at: Time
+    next_try_at: Annotated[Time | None, Field(description="null where none is to come")]
+    tries: Annotated[list[WebhookTry], Field(description="The last 50, oldest first")]
+
+
+class NoticeList(BaseModel):
+    """What was sent of a task's ends."""
+
+    webhooks: list[Notice]
 
 
 class Processor(BaseModel):

@@ -31,13 +31,24 @@ from headway.api.uploads.multipart_upload import (
 )
 from headway.api.uploads.receiving import UPLOAD_SHARE, abort_unless_queued
 from headway.api.uploads.upload_digests import clean_sha256
+from headway.api.uploads.webhook_field import AskedWebhook, webhook_of
 from headway.shared.errors import (
     InvalidRequest,
     NotTheAnnouncedFile,
 )
 from headway.shared.files.storage import StoredFile, Upload
 from headway.shared.settings import DAY_SECONDS
-from headway.shared.tasks.models import FieldError, OwnerId, Producer, Status, Task, TaskId, new_task_id, utc_now
+from headway.shared.tasks.models import (
+    FieldError,
+    OwnerId,
+    Producer,
+    Status,
+    Task,
+    TaskId,
+    Webhook,
+    new_task_id,
+    utc_now,
+)
 
 JSON_BODY_BYTES: Final = 128 * 1024
 
@@ -53,6 +64,7 @@ class Announcement(BaseModel):
     content_type: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     batch_id: str | None = None
+    webhook: AskedWebhook | None = None
     #: Of the file, in hex. A file that turns out to be another ends the task as `failed`.
     sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
 
@@ -84,6 +96,7 @@ class ProducerTask(BaseModel):
         ),
     ] = None  # fmt: skip
     batch_id: str | None = None
+    webhook: AskedWebhook | None = None
 
     @property
     def weights(self) -> dict[str, float]:
@@ -102,6 +115,7 @@ def draft(
     size_bytes: int | None = None,
     batch_id: str | None = None,
     stored: StoredFile | None = None,
+    webhook: Webhook | None = None,
 ) -> Task:
     """A new task, not yet known to Redis."""
     now = utc_now()
@@ -138,6 +152,7 @@ def draft(
         progress_base=UPLOAD_SHARE if uploading else 0.0,
         input_name=stored.name if stored else None,
         input_sha256=stored.sha256 if stored else None,
+        webhook=webhook,
     )
 
 
@@ -220,6 +235,7 @@ def _asked(
         content_type=form.content_type,
         batch_id=batch_id,
         stored=form.stored,
+        webhook=webhook_of(form.fields.get("webhook"), state.settings),
     )
 
 
@@ -247,6 +263,7 @@ async def announce(request: Request, state: State, owner: OwnerId, claim: Claim)
         content_type=clean_content_type(announcement.content_type),
         size_bytes=announcement.size_bytes,
         batch_id=clean_batch_id(announcement.batch_id),
+        webhook=webhook_of(announcement.webhook, state.settings),
     ).model_copy(update={"declared_sha256": clean_sha256(announcement.sha256)})
     await claim.settle(task)
     await state.limits.check_tasks(owner)
@@ -259,7 +276,7 @@ async def announce(request: Request, state: State, owner: OwnerId, claim: Claim)
 async def _begin(asked: ProducerTask, state: State, owner: OwnerId, claim: Claim) -> Task:
     """A task that an outside producer runs: `processing` from its first moment on."""
     weights = asked.weights
-    options = asked.model_dump(exclude={"producer", "batch_id", "waits_seconds"}, exclude_none=True)
+    options = asked.model_dump(exclude={"producer", "batch_id", "webhook", "waits_seconds"}, exclude_none=True)
     task = draft(
         asked.producer,
         owner=owner,
@@ -267,6 +284,7 @@ async def _begin(asked: ProducerTask, state: State, owner: OwnerId, claim: Claim
         options=options,
         task_id=claim.task_id,
         batch_id=clean_batch_id(asked.batch_id),
+        webhook=webhook_of(asked.webhook, state.settings),
     )
     task = task.model_copy(
         update={

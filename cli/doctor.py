@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import asdict
-from typing import Any
 
 import httpx
 import typer
@@ -20,6 +19,7 @@ import typer
 from headway.cli import findings
 from headway.cli.exits import ExitCode, complain, printable
 from headway.cli.findings import Finding
+from headway.cli.known_proxies import proxy_of
 from headway.cli.probes import Answer, Probes
 from headway.client.calls import is_loopback
 from headway.client.errors import ClientError, Unreachable
@@ -64,6 +64,7 @@ async def examine(
     if "checks" not in ready:
         raise Unreachable(f"{probes.url} answers {answer.status}, but not as Headway does. Is the URL right?")
     tell(Finding("reach", "ok", f"{probes.url} answers in {answer.seconds * 1000:.0f} ms."))
+    proxy = proxy_of(answer.headers)
     tell(findings.version(VERSION, ready))
     for finding in findings.redis(ready):
         tell(finding)
@@ -72,6 +73,7 @@ async def examine(
     tell(findings.workers(ready))
     if answer.status != 200:
         return  # what it needs is not there: a stream would only wait
+    tell(findings.origin(await probes.from_our_page(), probes.url, proxy))
     async with probes.waiting_task() as (task, ahead_seconds):
         tell(findings.clock(ahead_seconds))
         doing("Listening to a stream of paced events …")
@@ -81,20 +83,23 @@ async def examine(
             counting = group.create_task(probes.streams_at_once(task))
             choosing = group.create_task(probes.protocol())
             paced = await listening
-            for judge in (findings.buffering, findings.headers, findings.compression):
-                tell(judge(paced))
+            tell(findings.buffering(paced, proxy))
+            tell(findings.headers(paced))
+            tell(findings.compression(paced, proxy))
             doing("Opening streams until no more are answered …")
             loopback = is_loopback(httpx.URL(probes.url).host)
-            tell(findings.connections(await counting, await choosing, loopback=loopback))
+            tell(findings.connections(await counting, await choosing, proxy, loopback=loopback))
             doing(f"Holding a stream that says nothing, for {idle_seconds:g} s in all …")
-            tell(findings.idle(await holding, ready.get("heartbeat_seconds")))
+            tell(findings.idle(await holding, ready.get("heartbeat_seconds"), proxy))
         doing("Sending a file …")
-        tell(findings.uploads(await _uploaded(probes, task)))
+        tell(findings.uploads(await _or_cut(probes.upload(task)), proxy))
+        doing("Sending a file slowly …")
+        tell(findings.progress(await probes.slow_upload(), proxy))
 
 
-async def _uploaded(probes: Probes, task: Any) -> Answer:
+async def _or_cut(asked: Awaitable[Answer]) -> Answer:
     """A proxy that refuses a body may do so by cutting the line."""
     try:
-        return await probes.upload(task)
+        return await asked
     except ClientError as error:
         return Answer(0, httpx.Headers(), json.dumps({"detail": str(error)}).encode(), 0.0)

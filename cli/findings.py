@@ -10,7 +10,8 @@ from itertools import pairwise
 from typing import Any, Final, Literal
 
 from headway.cli.bar import duration
-from headway.cli.probes import PACE_SECONDS, STREAMS, UPLOAD_BYTES, Answer, Idle, Paced
+from headway.cli.known_proxies import lines
+from headway.cli.probes import PACE_SECONDS, SLOW_BYTES, SLOW_SECONDS, STREAMS, UPLOAD_BYTES, Answer, Idle, Paced, Slow
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -19,15 +20,6 @@ Level = Literal["ok", "warning", "problem"]
 BUNCHED_SECONDS: Final = 1.5
 #: A clock this far off, or a heartbeat this late, makes no difference that a person sees.
 SKEW_SECONDS: Final = 2.0
-
-STREAMING: Final = (
-    "nginx: `proxy_buffering off;` in the location, and no `proxy_ignore_headers X-Accel-Buffering`. "
-    "Caddy: `flush_interval -1` in reverse_proxy."
-)
-PLAIN: Final = (
-    "nginx: leave text/event-stream out of `gzip_types`. Caddy: `encode` with a `match` on other types. "
-    "Elsewhere: respect `Cache-Control: no-transform`."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +109,13 @@ def clock(ahead_seconds: float) -> Finding:
     return Finding("clock", "warning", what, "Run a time service (chrony, systemd-timesyncd) on both.")
 
 
-def buffering(paced: Paced) -> Finding:
+def buffering(paced: Paced, proxy: str | None = None) -> Finding:
     """Whether events that were made one by one came one by one."""
     events = paced.events[1:]  # without the snapshot, which was made before anybody listened
     if len(events) < 3:
         what = "The paced events did not come" + (", the line was cut." if paced.cut else ".")
-        return Finding("buffering", "problem", what, "See the other findings; then ask again.")
+        what += " A page asks every few seconds instead, and says so; other clients of a stream see nothing."
+        return Finding("buffering", "problem", what, lines("buffering", proxy))
     delays = [event.came - event.made for event in events]
     spread = max(delays) - min(delays)
     if spread <= BUNCHED_SECONDS:
@@ -132,7 +125,7 @@ def buffering(paced: Paced) -> Finding:
         f"{len(events)} events that were made one by one came in {bunches} bunch{'es' if bunches > 1 else ''}, "
         f"up to {duration(spread)} late: something between here and the API collects them."
     )
-    return Finding("buffering", "problem", what, STREAMING)
+    return Finding("buffering", "problem", what, lines("buffering", proxy))
 
 
 def headers(paced: Paced) -> Finding:
@@ -155,15 +148,20 @@ def headers(paced: Paced) -> Finding:
     return Finding("headers", "ok", "The stream's headers arrive as the API sends them.")
 
 
-def compression(paced: Paced) -> Finding:
+def compression(paced: Paced, proxy: str | None = None) -> Finding:
     encoding = paced.headers.get("content-encoding", "identity")
     if encoding == "identity":
         return Finding("compression", "ok", "The stream is not compressed on the way.")
     what = f"The stream is compressed on the way ({encoding}), which holds events back."
-    return Finding("compression", "problem", what, PLAIN)
+    return Finding(
+        "compression",
+        "problem",
+        what,
+        f"{lines('compression', proxy)} Elsewhere: respect `Cache-Control: no-transform`.",
+    )
 
 
-def idle(found: Idle, heartbeat_seconds: float | None) -> Finding:
+def idle(found: Idle, heartbeat_seconds: float | None, proxy: str | None = None) -> Finding:
     beat = f"every {heartbeat_seconds:g} s" if heartbeat_seconds else "now and then"
     if found.cut_after_seconds is not None:
         seconds = found.cut_after_seconds
@@ -171,42 +169,68 @@ def idle(found: Idle, heartbeat_seconds: float | None) -> Finding:
         what = (
             f"A stream with nothing to say was cut after {seconds:.1f} s of silence; the API's heartbeat comes {beat}."
         )
-        change = (
-            f"nginx: `proxy_read_timeout 1h;` in the location. A load balancer: a longer idle timeout. "
-            f"Or a heartbeat that comes sooner: HEADWAY_HEARTBEAT_SECONDS={sooner}"
-        )
+        change = f"{lines('idle', proxy)} Or a heartbeat that comes sooner: HEADWAY_HEARTBEAT_SECONDS={sooner}"
         return Finding("idle", "problem", what, change)
     watched = f"{found.watched_seconds:.0f} s"
     if heartbeat_seconds and found.watched_seconds > heartbeat_seconds + SKEW_SECONDS and not found.comments:
-        return Finding("idle", "problem", f"No heartbeat came within {watched}, though it is sent {beat}.", STREAMING)
+        what = f"No heartbeat came within {watched}, though it is sent {beat}."
+        return Finding("idle", "problem", what, lines("buffering", proxy))
     return Finding("idle", "ok", f"A stream with nothing to say stayed open for {watched} (heartbeat {beat}).")
 
 
-def connections(spoke: int, protocol: str | None, *, loopback: bool) -> Finding:
+def connections(spoke: int, protocol: str | None, proxy: str | None = None, *, loopback: bool) -> Finding:
     if not spoke:
         what = f"Of {STREAMS} streams at a time none spoke in time, so they cannot be counted."
         return Finding("connections", "warning", what, "Change what the other findings name; then ask again.")
     if spoke < STREAMS:
         what = f"Of {STREAMS} streams at a time only {spoke} spoke."
-        change = "Raise the limit on connections a client may have (nginx: `limit_conn`), or the proxy's own."
+        change = f"Raise the limit on connections a client may have. {lines('connections', proxy)}"
         return Finding("connections", "problem", what, change)
     if protocol == "h2":
         return Finding("connections", "ok", f"{STREAMS} streams at a time, and browsers get HTTP/2: no limit of six.")
     if loopback:
         return Finding("connections", "ok", f"{STREAMS} streams at a time (a browser opens six over HTTP/1.1).")
     what = f"{STREAMS} streams at a time work, but over HTTP/1.1 a browser opens six connections to a site in all."
-    change = "Serve HTTP/2: nginx `listen 443 ssl http2;`, Caddy by itself with TLS. Or one GET /events a page."
+    change = f"Serve HTTP/2. {lines('multiplexing', proxy)} Or one GET /events a page."
     return Finding("connections", "warning", what, change)
 
 
-def uploads(answer: Answer) -> Finding:
+def uploads(answer: Answer, proxy: str | None = None) -> Finding:
     size = f"{UPLOAD_BYTES // 1024**2} MiB"
     if answer.status == 200:
         return Finding("uploads", "ok", f"A file of {size} went through in {duration(answer.seconds)}.")
     if answer.status == 413:
         what = f"A file of {size} is refused as too large."
-        change = "nginx: `client_max_body_size 0;`. At the API: HEADWAY_MAX_UPLOAD_BYTES."
+        change = f"{lines('size', proxy)} At the API: HEADWAY_MAX_UPLOAD_BYTES."
         return Finding("uploads", "problem", what, change)
     said = answer.json().get("detail", "no more is said")
     what = f"A file of {size} was answered with {answer.status}: {said}"
     return Finding("uploads", "problem", what, "Look at the proxy's log and the API's.")
+
+
+def progress(slow: Slow, proxy: str | None = None) -> Finding:
+    """Whether a file that is sent slowly is seen to come. Collected on its way, it goes from nothing to all."""
+    size = f"{SLOW_BYTES // 1024**2} MiB"
+    if slow.answer.status != 200:
+        what = f"A file of {size} that was sent slowly was answered with {slow.answer.status or 'a cut'}."
+        return Finding("progress", "problem", what, "Look at the proxy's time limits for a request's body.")
+    if not slow.seen:
+        return Finding("progress", "warning", "The stream said nothing while a file came slowly.", "See `buffering`.")
+    if any(0 < done < SLOW_BYTES for done in slow.seen):
+        return Finding("progress", "ok", f"A file of {size}, sent over {SLOW_SECONDS:g} s, was seen to come.")
+    what = (
+        f"A file of {size}, sent over {SLOW_SECONDS:g} s, came all at once: something between here and the API "
+        "collects it first, so an upload's bar does not move. (The page shows what the browser has sent beside it.)"
+    )
+    return Finding("progress", "warning", what, lines("progress", proxy))
+
+
+def origin(answer: Answer, url: str, proxy: str | None = None) -> Finding:
+    """Whether a page that was loaded from this URL may change anything."""
+    if answer.status != 403:
+        return Finding("origin", "ok", f"A page of {url} may submit, cancel and sign in: its origin arrives as ours.")
+    what = (
+        f"A page of {url} is refused whatever it would change, as one of another site: the proxy puts another host or "
+        f"scheme in its place. The API says: {answer.json().get('detail', 'nothing more')}"
+    )
+    return Finding("origin", "problem", what, lines("origin", proxy))

@@ -32,6 +32,10 @@ SPEAK_SECONDS: Final = 8.0
 TOGETHER_SECONDS: Final = 2.0
 #: nginx takes bodies of 1 MiB unless told otherwise.
 UPLOAD_BYTES: Final = 2 * 1024 * 1024
+#: A file that is sent slowly: over what an eye sees, in pieces that are counted as they come.
+SLOW_BYTES: Final = 1024 * 1024
+SLOW_SECONDS: Final = 3.0
+SLOW_PIECES: Final = 12
 #: A stream that should speak and does not is given up.
 PATIENCE_SECONDS: Final = 15.0
 
@@ -76,6 +80,14 @@ class Answer:
         except ValueError:
             return {}
         return found if isinstance(found, dict) else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Slow:
+    """The answer to a file that was sent slowly, and what its stream said had come while it was sent."""
+
+    answer: Answer
+    seen: list[int]
 
 
 class Probes:
@@ -199,6 +211,56 @@ class Probes:
 
     async def upload(self, task: Task) -> Answer:
         return await self.ask("PUT", task["links"]["upload"], content=bytes(UPLOAD_BYTES))
+
+    async def slow_upload(self) -> Slow:
+        body = {"processor": "checksum", "filename": "headway-doctor-slow.bin", "size_bytes": SLOW_BYTES}
+        task = await self.client.create(body)
+        sending = True
+        seen: list[int] = []
+        async with self._gone_at_the_end(task):
+            listening = asyncio.Event()
+
+            async def listen() -> None:
+                try:
+                    async with self._stream(f"{path_of(task['task_id'])}/events", PATIENCE_SECONDS) as response:
+                        async for line in response.aiter_lines():
+                            listening.set()
+                            if sending and line.startswith("data: {"):
+                                seen.append(json.loads(line[6:]).get("done") or 0)
+                except httpx.TransportError:
+                    pass
+                finally:
+                    listening.set()
+
+            async def pieces() -> AsyncIterator[bytes]:
+                for _ in range(SLOW_PIECES):
+                    yield bytes(SLOW_BYTES // SLOW_PIECES)
+                    await asyncio.sleep(SLOW_SECONDS / SLOW_PIECES)
+                if rest := SLOW_BYTES % SLOW_PIECES:
+                    yield bytes(rest)
+
+            hearing = asyncio.create_task(listen())
+            try:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(SPEAK_SECONDS):
+                        await listening.wait()
+                headers = {"Content-Length": str(SLOW_BYTES)}
+                answer = await self.ask("PUT", task["links"]["upload"], content=pieces(), headers=headers)
+            except ClientError:  # the line was cut
+                answer = Answer(0, httpx.Headers(), b"", 0.0)
+            finally:
+                sending = False
+                hearing.cancel()
+                await asyncio.gather(hearing, return_exceptions=True)
+        return Slow(answer, seen)
+
+    async def from_our_page(self) -> Answer:
+        """A change as a browser asks for it whose page came from this URL; of nothing that is there."""
+        url = httpx.URL(self.url)
+        headers = {"Origin": f"{url.scheme}://{url.netloc.decode()}"}
+        if url.scheme == "https":  # by plain http a browser says it to this machine alone
+            headers["Sec-Fetch-Site"] = "same-origin"
+        return await self.ask("POST", f"/tasks/{'0' * 32}/cancel", headers=headers)
 
     async def protocol(self) -> str | None:
         """What a TLS server chooses of HTTP/2 and HTTP/1.1; None without TLS."""

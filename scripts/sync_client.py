@@ -27,6 +27,7 @@ WORDS = (
     ("async with", "with"),
     ("async for", "for"),
     ("AsyncClient", "Client"),
+    ("merged_async", "merged"),
     ("AsyncGenerator[Event, None]", "Generator[Event, None, None]"),
     ("AsyncGenerator, AsyncIterator, Callable, Collection", "Callable, Collection, Generator, Iterator"),
     ("AsyncIterator", "Iterator"),

@@ -38,6 +38,18 @@ DELETED = "headway:deleted"
 #: Sorted set: tasks that outside producers run, by the moment in ms of Redis' time at which one has been silent for too
 #: long (shared/tasks/silent_producers.py).
 PRODUCERS = "headway:producers"
+#: Sorted set: receivers of webhooks that something is to be sent to, `{owner}/{origin}.{URL}` in digests, by the
+#: moment in ms of Redis' time at which the next try of one is due, or the claim of a sender is over
+#: (shared/webhooks/outbox.py).
+WEBHOOKS_DUE = "headway:webhooks"
+#: Sorted set: the notices for one receiver that are still to be sent, by the moment in ms of the next try.
+WEBHOOKS_TO = "headway:webhooks:to:%s"
+#: The token of the sender that has a receiver at present.
+WEBHOOKS_BUSY = "headway:webhooks:busy:%s"
+#: Sorted set: the notices of one task by the moment in ms at which each was written.
+WEBHOOKS_OF = "headway:webhooks:of:%s"
+#: Hash: one notice, with the task as it was, and what was tried.
+WEBHOOK = "headway:webhook:%s"
 #: Hash: `replid` of the server and `number` of the epoch (shared/redis/epoch.py).
 EPOCH = "headway:era"
 #: What SCAN finds the tasks by, among others; those others are no hashes.
@@ -103,6 +115,7 @@ FILLED_IN = (
     ),
     "DELETED",
     "PRODUCERS",
+    *("WEBHOOKS_DUE", "WEBHOOKS_TO", "WEBHOOKS_OF", "WEBHOOK"),
 )
 
 #: What follows a batch's name in BATCH_TASKS, and what stands for it in a key where the name itself ends so: `;` is in

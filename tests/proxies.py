@@ -1,6 +1,6 @@
-"""nginx, Caddy and HAProxy as real processes in front of APIs: each in a folder of its own, on loopback, ended by
-whoever entered it. What a test says is what stands inside nginx's `http` block, in Caddy's file behind its options, or
-in HAProxy's behind its defaults."""
+"""nginx, Caddy, HAProxy, Apache, lighttpd and Varnish as real processes in front of APIs: each in a folder of its own,
+on loopback, ended by whoever entered it. What a test says is what stands inside nginx's `http` block, or in the others'
+files behind what they need to run at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ import httpx
 from tests.processes import free_port
 from tests.waiting import wait_for
 
-Kind = Literal["nginx", "caddy", "haproxy"]
+Kind = Literal["nginx", "caddy", "haproxy", "apache", "lighttpd", "varnish"]
+
+#: What has to be there for each, where it is not a program of the same name.
+_NEEDS: Final = {"apache": ("apache2",), "varnish": ("varnishd", "cc")}
 
 #: A proxied stream takes two connections.
 CONNECTIONS: Final = 16_384
@@ -55,7 +58,35 @@ defaults
   option forwardfor
 {inside}
 """
-_FRAMES: Final[dict[Kind, str]] = {"nginx": _NGINX, "caddy": _CADDY, "haproxy": _HAPROXY}
+_MODULES: Final = ("mpm_event", "authz_core", "setenvif", "headers", "deflate", "proxy", "proxy_http", "http2", "ssl")
+_APACHE: Final = """
+ServerRoot {folder}
+ServerName localhost
+PidFile {folder}/pid
+DefaultRuntimeDir {folder}
+Mutex file:{folder} default
+ErrorLog {folder}/error.log
+{modules}
+{user}
+{inside}
+"""
+_LIGHTTPD: Final = """
+server.modules = ("mod_proxy", "mod_deflate", "mod_openssl")
+server.document-root = "{folder}"
+server.upload-dirs = ("{folder}")
+server.errorlog = "{folder}/error.log"
+server.bind = "127.0.0.1"
+server.port = {port}
+{inside}
+"""
+_FRAMES: Final[dict[Kind, str]] = {
+    "nginx": _NGINX,
+    "caddy": _CADDY,
+    "haproxy": _HAPROXY,
+    "apache": _APACHE,
+    "lighttpd": _LIGHTTPD,
+    "varnish": "{inside}",
+}
 
 # What a deploy one process at a time needs of a proxy: what cannot be connected to is passed over, request by request,
 # and one broken connection does not take the API that is left out of service (nginx answers 502 then, at once, and that
@@ -93,7 +124,8 @@ http://127.0.0.1:{port} {{
 
 def missing(*programs: str) -> str | None:
     """Why a test that needs them is skipped; None: they are all there."""
-    absent = [program for program in programs if shutil.which(program) is None]
+    needed = [one for program in programs for one in _NEEDS.get(program, (program,))]
+    absent = [program for program in needed if shutil.which(program) is None]
     return f"there is no {absent[0]} here" if absent else None
 
 
@@ -103,11 +135,24 @@ def running(kind: Kind, folder: Path, inside: str, url: str) -> Iterator[str]:
     folder.mkdir(exist_ok=True)
     text = _FRAMES[kind]
     config = folder / "config"
-    config.write_text(text.format(folder=folder, connections=CONNECTIONS, inside=inside))
+    modules = [f"LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so" for name in _MODULES]
+    names = {
+        "modules": "\n".join(modules),
+        "user": "User www-data\nGroup www-data" if os.geteuid() == 0 else "",
+        "port": urlsplit(url).port,
+    }
+    config.write_text(text.format(folder=folder, connections=CONNECTIONS, inside=inside, **names))
     if kind == "nginx":
         command = ["nginx", "-p", str(folder), "-e", str(folder / "error.log"), "-c", str(config)]
     elif kind == "haproxy":
         command = ["haproxy", "-db", "-f", str(config)]
+    elif kind == "apache":
+        command = ["apache2", "-D", "FOREGROUND", "-f", str(config)]
+    elif kind == "lighttpd":
+        command = ["lighttpd", "-D", "-f", str(config)]
+    elif kind == "varnish":
+        command = ["varnishd", "-F", "-j", "none", "-n", str(folder / "work"), "-s", "malloc,32m", "-f", str(config)]
+        command += ["-a", urlsplit(url).netloc]
     else:
         command = ["caddy", "run", "--config", str(config), "--adapter", "caddyfile"]
     home = {key: str(folder) for key in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")}

@@ -40,6 +40,7 @@ from headway.worker.leases import Leases
 from headway.worker.sandbox import Sandbox
 from headway.worker.sweeper import Sweeper
 from headway.worker.wall_notice import WallNotice
+from headway.worker.webhook_sender import WebhookSender
 from headway.worker.worker_metrics import WorkerMetrics, served
 
 log = get_logger(__name__)
@@ -134,6 +135,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 group.create_task(worker.main(), name="arq"),
                 group.create_task(sweeper.run(), name="sweeper"),
                 group.create_task(SilentProducers(redis, publisher).run(), name="silent producers"),
+                group.create_task(WebhookSender(redis, settings, count=metrics.webhook_tried).run(), name="webhooks"),
                 group.create_task(_say_trouble(redis), name="trouble"),
                 group.create_task(notice.run(), name="walls"),
             ]

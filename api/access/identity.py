@@ -34,6 +34,7 @@ from headway.api.access.origin_check import SAFE_METHODS, is_own_origin
 from headway.api.lifespan import State
 from headway.api.problems import answer_to, is_refusal
 from headway.api.root_path import route_path
+from headway.api.serving.methods import Methods
 from headway.api.serving.turns import Gone
 from headway.shared.errors import HeadwayError, NoPolicy, NotAllowed, NotWithToken, UnknownTask
 from headway.shared.logging import get_logger
@@ -146,6 +147,10 @@ def _walk(routes: Iterable[BaseRoute]) -> Iterator[Stated]:
         yield Stated(path, frozenset(methods) if methods else None, policy, route)
 
 
+def methods_of(routes: Iterable[Stated]) -> Methods:
+    return Methods((stated.methods, stated.route) for stated in routes)
+
+
 def _stated(dependant: Dependant) -> Policy | None:
     """The strictest of those it depends on."""
     found = {_stated(needed) for needed in dependant.dependencies} | {_STATEMENTS.get(dependant.call or public)}
@@ -224,6 +229,8 @@ class Gate:
         self._app = app
         self._keyring = keyring
         self._app_says = identify
+        routes = list(routes)
+        self._methods = methods_of(routes)
         #: What a narrowed request needs, by the route's method and path.
         self._needs: list[tuple[str, re.Pattern[str], Action | str]] = []
         self._public: set[tuple[str, str]] = set()
@@ -240,6 +247,9 @@ class Gate:
                 self._public_mounts += (f"{stated.path}/",)
             elif stated.policy is Policy.PUBLIC:
                 self._public |= {(method, stated.path) for method in stated.methods or ()}
+        #: Where nobody is asked, nobody is asked before a method is refused.
+        self._public_paths = {path for _, path in self._public}
+        self._public_paths -= {stated.path for stated in routes if stated.policy is not Policy.PUBLIC}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -270,8 +280,9 @@ class Gate:
 
     async def _let_in(self, state: State, scope: Scope, headers: Headers) -> None:
         """Raises what is to be answered instead."""
-        path, method = route_path(scope) or "/", scope["method"]
-        is_public = (method, path) in self._public or path.startswith(self._public_mounts)
+        path = route_path(scope) or "/"
+        method = self._methods.routed(scope["method"], path)
+        is_public = (method, path) in self._public or path in self._public_paths or path.startswith(self._public_mounts)
         open_to_all = is_public and method in SAFE_METHODS
         # What everybody may see asks nobody who they are: it is there without Redis too.
         who = OPEN if self._keyring.is_open else None
@@ -293,6 +304,8 @@ class Gate:
 
     def _check_grant(self, identity: Identity, path: str, method: str, headers: Headers) -> None:
         """Raises NotWithToken for what the narrowing does not name, UnknownTask for another task than its own."""
+        if method == "OPTIONS":
+            return  # what a path takes is the same for everybody
         if method == "POST" and _OVERRIDDEN.fullmatch(path):
             method = headers.get("x-http-method-override", "").upper()
         need = next((need for known, pattern, need in self._needs if known == method and pattern.match(path)), None)
@@ -310,7 +323,7 @@ class Gate:
     def _check(self, identity: Identity, path: str, method: str) -> None:
         if identity.task_id is not None:
             found = (_PRODUCERS if identity.produces else _TASK).fullmatch(path)
-            if found is None or (method in ("GET", "HEAD")) is identity.produces:
+            if found is None or (method in SAFE_METHODS) is identity.produces:
                 raise NotWithToken(_PRODUCERS_ALONE if identity.produces else None)
             if found[1] != identity.task_id:
                 raise UnknownTask
@@ -326,7 +339,7 @@ class Gate:
         kind, _, credential = headers.get("authorization", "").partition(" ")
         known = await self._bearer(state, credential.strip()) if kind.lower() == "bearer" else None
         if known is None and self._app_says is not None:
-            if scope["method"] not in SAFE_METHODS and not is_own_origin(headers, scope["scheme"]):
+            if scope["method"] not in SAFE_METHODS and not is_own_origin(headers, scope):
                 # A page of another site asks. What its browser sends by itself, the app's cookie, does not count.
                 kept = [pair for pair in scope["headers"] if pair[0] != b"cookie"]
                 return await _by_word_of(self._app_says, {**scope, "headers": kept, "session": {}})
@@ -334,7 +347,7 @@ class Gate:
         if kind.lower() == "bearer":
             return known
         # A cookie is sent by the browser, whoever made it ask; so it counts for our own page alone.
-        if "cookie" not in headers or not is_own_origin(headers, scope["scheme"]):
+        if "cookie" not in headers or not is_own_origin(headers, scope):
             return None
         cookies = [cookie_parser(part).get(COOKIE) for part in headers["cookie"].split(";")]
         if len(given := {cookie for cookie in cookies if cookie is not None}) != 1:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from headway.api.access.forwarded import forwarded_host, is_host
 from headway.api.problems import answer_to
 from headway.shared.errors import Forbidden, ForeignHost, HeadwayError, Stopping
 
@@ -59,7 +60,7 @@ class OriginCheck:
                 message = {**message, "headers": headers + [pair for pair in _HEADERS if pair[0] not in names]}
             await send(message)
 
-        refused = self._refuse(scope["method"], Headers(scope=scope), scope["scheme"])
+        refused = self._refuse(scope["method"], Headers(scope=scope), scope)
         answer = answer_to(refused) if refused is not None else None
         try:
             await (answer or self._app)(scope, receive, send_with_headers)
@@ -69,16 +70,18 @@ class OriginCheck:
                 raise
             await stopping(scope, receive, send_with_headers)
 
-    def _refuse(self, method: str, headers: Headers, scheme: str) -> HeadwayError | None:
+    def _refuse(self, method: str, headers: Headers, scope: Scope) -> HeadwayError | None:
         # A page of another site can have its own name lead to 127.0.0.1 (DNS rebinding), and is then of our origin.
-        if self._local_only and not _is_local(headers.get("host", "")):
+        if self._local_only and not all(map(_is_local, _hosts(headers, scope))):
             return ForeignHost()
-        if method in SAFE_METHODS or headers.get("origin") in self._allowed_origins or is_own_origin(headers, scheme):
+        if method in SAFE_METHODS or headers.get("origin") in self._allowed_origins or is_own_origin(headers, scope):
             return None
-        return Forbidden()
+        if "sec-fetch-site" in headers:
+            return Forbidden()
+        return Forbidden(_other_host(headers, scope))
 
 
-def is_own_origin(headers: Headers, scheme: str) -> bool:
+def is_own_origin(headers: Headers, scope: Scope) -> bool:
     """Whether our own page asks, or no page at all. A page of the same site is not our own: `other.example.com` may be
     anybody's."""
     site = headers.get("sec-fetch-site")
@@ -89,9 +92,31 @@ def is_own_origin(headers: Headers, scheme: str) -> bool:
         if origin is None:
             return True
         theirs = urlsplit(origin)
-        return (theirs.scheme, theirs.netloc.lower()) == (scheme, headers.get("host", "").lower())
+        return any((theirs.scheme, theirs.netloc.lower()) == (scope["scheme"], host) for host in _hosts(headers, scope))
     except ValueError:
         return False
+
+
+def _hosts(headers: Headers, scope: Scope) -> list[str]:
+    """The names by which the request was sent: to us, and by a trusted proxy's word to that."""
+    told = forwarded_host(scope)
+    return [headers.get("host", "").lower(), *([_without_own_port(told, scope["scheme"])] if told else [])]
+
+
+def _without_own_port(host: str, scheme: str) -> str:
+    return host.removesuffix({"http": ":80", "https": ":443"}.get(scheme, ""))
+
+
+def _other_host(headers: Headers, scope: Scope) -> str:
+    """What is told of a page whose name is not ours; a browser may show it to who runs the proxy between."""
+    scheme, _, host = headers.get("origin", "").partition("://")
+    theirs = f"{scheme}://{host}" if scheme in ("http", "https") and is_host(host) else "no site"
+    ours = " and ".join(f"{scope['scheme']}://{host}" for host in _hosts(headers, scope) if is_host(host))
+    return (
+        f"The page that asks is of {theirs}, and the request came for {ours or 'no name'}. If both are this platform, "
+        "its proxy names another host or scheme than the browser did: let it pass `Host` on, or say it by "
+        "X-Forwarded-Host and X-Forwarded-Proto from an address in FORWARDED_ALLOW_IPS (docs/proxies.md)."
+    )
 
 
 def _within(location: bytes) -> bytes:

@@ -60,6 +60,7 @@ from headway.api.uploads.tus import (
     whole_sha256,
 )
 from headway.api.uploads.upload_digests import clean_sha256, wanted_prefix
+from headway.api.uploads.webhook_field import webhook_of
 from headway.shared.errors import (
     AnotherFile,
     BadHeader,
@@ -167,7 +168,8 @@ async def options(request: Request, state: StateDep, _: OwnerDep) -> Response:
         **_SPOKEN,
         Upload_Length=asked("The bytes of the whole file", _BYTES, required=True),
         Upload_Metadata=asked(
-            "`key BASE64,…`: filename, processor, and as wanted filetype, options, batch_id, sha256", required=True
+            "`key BASE64,…`: filename, processor, and as wanted filetype, options, batch_id, sha256, webhook",
+            required=True,
         ),
         Upload_Checksum=_CHECKSUM,
     ),
@@ -287,7 +289,7 @@ async def overridden(request: Request, state: StateDep, task: TaskDep) -> Respon
             return await terminate(request, state, task)
         case "HEAD":
             return await head(request, state, task)
-    return wrong_method("HEAD, PATCH, DELETE, OPTIONS")
+    return wrong_method("DELETE, HEAD, OPTIONS, PATCH, POST")
 
 
 def _drafted(request: Request, state: State, owner: OwnerId) -> Task:
@@ -316,6 +318,7 @@ def _drafted(request: Request, state: State, owner: OwnerId) -> Task:
         content_type=clean_content_type(metadata.get("filetype")),
         size_bytes=size_bytes,
         batch_id=clean_batch_id(metadata.get("batch_id")),
+        webhook=webhook_of(metadata.get("webhook"), state.settings),
     )
     try:
         declared = clean_sha256(metadata.get("sha256"))

@@ -74,7 +74,8 @@ async def stream_numbers(_: OwnerDep) -> StreamingResponse:
             if number < 10:
                 await asyncio.sleep(1)
 
-    headers = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
+    # Encoded already, for who would compress it otherwise: a proxy, an application that this one is mounted in.
+    headers = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no", "Content-Encoding": "identity"}
     return StreamingResponse(numbers(), media_type="text/plain", headers=headers)
 
 

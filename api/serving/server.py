@@ -111,6 +111,7 @@ def run(settings: Settings, *, host: str = "127.0.0.1", port: int = 8000, worker
         http=StreamProtocol,
         ws="none",
         timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type] # goes to `call_later`
         server_header=False,
         timeout_worker_healthcheck=START_SECONDS,
     )

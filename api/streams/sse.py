@@ -246,9 +246,10 @@ class EventStreamResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with AsyncExitStack() as stack:
             source = await stack.enter_async_context(self._enter)
-            if _came_through_a_proxy(scope):
+            if _may_be_compressed(scope, self._encoder):
                 # `no-transform` forbids it, and yet Caddy 2.6 with `encode`, and nginx with `gzip_types *`, compress a
-                # stream, the first until nothing arrives at all. What is encoded already they leave alone.
+                # stream, the first until nothing arrives at all. So does a GZipMiddleware of an application that this
+                # one is mounted in. What is encoded already they leave alone.
                 self.headers["Content-Encoding"] = "identity"
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if scope["method"] == "HEAD":
@@ -294,7 +295,12 @@ class EventStreamResponse(Response):
             await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
-def _came_through_a_proxy(scope: Scope) -> bool:
+def _may_be_compressed(scope: Scope, encoder: Encoder) -> bool:
+    """Where something stands between that may not know a stream when it sees one."""
+    return type(encoder) is not SSE or scope.get("headway.mounted", False) or came_through_a_proxy(scope)
+
+
+def came_through_a_proxy(scope: Scope) -> bool:
     """By what proxies add to a request: a header, or HTTP/1.0, as nginx asks where nobody told it better."""
     names = {name for name, _ in scope.get("headers", ())}
     return scope.get("http_version") == "1.0" or not names.isdisjoint((b"x-forwarded-for", b"forwarded", b"via"))

@@ -50,6 +50,6 @@ class TaskStreams:
 async def _answer(scope: Scope, task_id: str) -> ASGIApp:
     state: State = scope["state"]["headway"]
     headers = Headers(scope=scope)
-    asked = QueryParams(scope["query_string"]).get("last_event_id") if scope["query_string"] else None
-    after = version_seen(headers.get("last-event-id"), asked)
+    asked = QueryParams(scope["query_string"]) if scope["query_string"] else {}
+    after = version_seen(headers.get("last-event-id"), asked.get("last_event_id"), asked.get("lastEventId"))
     return await open_task_stream(scope, state, get_task_id(task_id), after)

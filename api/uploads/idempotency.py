@@ -112,7 +112,8 @@ def fingerprint(path: str, task: Task) -> str:
     """What makes two requests the same: not their bytes (a form's boundary is new each time) but the task asked for."""
     asked = [path, task.processor, task.options, task.filename, task.content_type, task.batch_id]
     content = [task.size_bytes, task.input_sha256, *([task.declared_sha256] if task.declared_sha256 else [])]
-    return hashlib.sha256(text_of([*asked, *content]).encode()).hexdigest()
+    more = [task.webhook.model_dump()] if task.webhook else []
+    return hashlib.sha256(text_of([*asked, *content, *more]).encode()).hexdigest()
 
 
 class Idempotency:

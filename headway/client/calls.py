@@ -26,6 +26,8 @@ DEFAULT_URL: Final = "http://127.0.0.1:8000"
 #: A large upload's answer comes after its fsync.
 ANSWER_SECONDS: Final = 300.0
 CONNECT_SECONDS: Final = 5.0
+#: The most that the platform takes by name in one address, and what proxies have room for (8 KB).
+NAMED_TASKS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,9 @@ class Address:
         self.http_options: dict[str, Any] = {
             "headers": {"Authorization": f"Bearer {key}"} if key else {},
             "timeout": httpx.Timeout(answer_seconds, connect=min(answer_seconds, CONNECT_SECONDS)),
-            # Reading the certificates takes longer than a whole request on loopback.
-            "verify": parsed.scheme == "https",
+            # Reading the certificates takes longer than a whole request on loopback. Whom to trust (SSL_CERT_FILE) is
+            # heeded there too.
+            "verify": httpx.create_ssl_context() if parsed.scheme == "https" else False,
             # A proxy for the world outside cannot reach this machine's own loopback.
             "trust_env": not is_loopback(parsed.host),
         }
@@ -204,8 +207,9 @@ def processors() -> Call[list[dict[str, Any]]]:
     return Call("GET", "/processors", listed)
 
 
-def events_link(task_ids: Collection[str], batch_id: str | None) -> str:
-    """Of many tasks: those named, those of a batch, or all."""
-    named = [f"task={quote(task_id, safe='')}" for task_id in task_ids]
-    named += [f"batch_id={quote(batch_id, safe='')}"] if batch_id is not None else []
-    return "/events" + (f"?{'&'.join(named)}" if named else "")
+def events_links(task_ids: Collection[str], batch_id: str | None) -> list[str]:
+    """Of many tasks: those named, so many to an address; those of a batch, or all."""
+    named = [f"task={quote(task_id, safe='')}" for task_id in dict.fromkeys(task_ids)]
+    of_batch = [f"batch_id={quote(batch_id, safe='')}"] if batch_id is not None else []
+    groups = [named[at : at + NAMED_TASKS] for at in range(0, len(named), NAMED_TASKS)] or [[]]
+    return ["/events" + (f"?{'&'.join(group + of_batch)}" if group or of_batch else "") for group in groups]

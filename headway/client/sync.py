@@ -18,6 +18,7 @@ from headway.client.calls import Address, Call
 from headway.client.errors import ClientError, Declined, WrongUse
 from headway.client.files import CHUNK_BYTES, Incoming, Outgoing, Source, outgoing
 from headway.client.following import SILENCE_SECONDS, Ends, Following, NoStream
+from headway.client.merging import merged
 from headway.client.wire import Batch, BatchCancelled, Event, ResultFile, Task
 
 T = TypeVar("T")
@@ -177,9 +178,11 @@ class Client:
         last_event_id: int | str = "",
         patient: bool = True,
     ) -> Generator[Event, None, None]:
-        """Many tasks on one connection: those named, until all have ended; or, for ever, those of a batch, or all."""
-        link = calls.events_link(task_ids, batch_id)
-        return self._follow(link, lambda _: False, last_event_id, patient)
+        """Many tasks on one connection: those named, until all have ended; or, for ever, those of a batch, or all.
+        More than 200 named ones take a connection for each 200, and after a reconnect some events may come again."""
+        links = calls.events_links(task_ids, batch_id)
+        streams = [self._follow(link, lambda _: False, last_event_id, patient) for link in links]
+        return streams[0] if len(streams) == 1 else merged(streams, str(last_event_id))
 
     def _follow(self, link: str, ends: Ends, last_event_id: int | str, patient: bool) -> Generator[Event, None, None]:
         following = Following(

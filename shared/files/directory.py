@@ -23,7 +23,7 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -640,9 +640,11 @@ def _input_name() -> str:
 
 
 async def _entries(folder: Path) -> AsyncIterator[_Entry]:
-    entries = await on_disk(os.scandir, folder)
-    with entries:
-        while page := await on_disk(_next_page, entries):
+    with (
+        ExitStack() as opened
+    ):  # whoever is cancelled waits for the thread: what it has opened is closed, and not before
+        entries = await change_on_disk(lambda: opened.enter_context(os.scandir(folder)))
+        while page := await change_on_disk(_next_page, entries):
             for entry in page:
                 yield entry
 

@@ -143,6 +143,16 @@ class Producer(BaseModel):
     seqs: list[int] = Field(default_factory=list)
 
 
+class Webhook(BaseModel):
+    """Who is told of a task's end. progress.lua reads its JSON text, so the fields stay in this order."""
+
+    #: The receiver: a digest of the URL's origin, a point, and one of the URL.
+    to: str
+    #: Of TERMINAL, those that are told.
+    events: list[str]
+    url: str
+
+
 class ProducedFile(BaseModel):
     """A result that an outside producer has sent. `stored` is its name in the storage, where it is as an input is."""
 
@@ -202,6 +212,7 @@ class Task(BaseModel):
     #: None where a worker runs it. And what it has sent, by name.
     producer: Producer | None = Field(default=None, exclude=True)
     produced: dict[str, ProducedFile] = Field(default_factory=dict, exclude=True)
+    webhook: Webhook | None = Field(default=None, exclude=True)
     #: The version of the terminal event; transfers may follow it.
     ended_version: int | None = Field(default=None, exclude=True)
     #: The span of its last attempt, or that of its queueing; None where nobody traces.
@@ -210,7 +221,11 @@ class Task(BaseModel):
     @classmethod
     def from_fields(cls, fields: Mapping[bytes, bytes]) -> Task:
         """Reads the hash of shared/tasks/progress.py; `whole_result` stands in where the live one was truncated."""
-        values = {name.decode(): json.loads(text) for name, text in fields.items() if name != b"write"}
+        return cls.from_values({name.decode(): json.loads(text) for name, text in fields.items() if name != b"write"})
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> Task:
+        """The same, of the values themselves."""
         if (whole := values.pop("whole_result", None)) is not None:
             values["result"] = whole
         return cls.model_validate(values)

@@ -21,6 +21,8 @@
 --      has been silent for too long; empty: the write is no sign of life
 --      most_bytes, most_tasks, most_words: bytes that the owner may hold, tasks that it may have unfinished, bytes of words that
 --      it may hold in Redis, where this write is refused for more; else empty
+--      webhook: the platform's, which is told of every end, as a task's own is kept; empty: none
+--      webhook_lives_ms: time to live of a notice
 --      from ARG.fields on: field, JSON text, field, JSON text, …
 -- Returns {'ok', version} or {reason, status}; reason: unknown, exists, stale, status, moved (as_of), alive (lease_ms), quota (with the bytes held), many (with
 -- the unfinished tasks), words (with the bytes held).
@@ -235,6 +237,44 @@ if deletes then
   end
 end
 
+-- Who is told of this end: the task's own webhook and the platform's. A notice holds the task as it is at this end, so
+-- that it says the same at each try, whatever becomes of the task (shared/webhooks/outbox.py).
+local notices, settled = {}, {}
+if ends then
+  local time = redis.call('TIME')
+  local now_ms = whole(time[1] * 1000 + math.floor(time[2] / 1000))
+  local hooks = {given.webhook or redis.call('HGET', state, 'webhook') or '', ARG.webhook}
+  for i, hook in ipairs(hooks) do
+    local to, events, url = string.match(hook, '^{"to":"([%w.]+)","events":%[([^%]]*)%],"url":(".*")}$')
+    if to and string.find(events, new_status, 1, true) and not (notices[1] and notices[1].url == url) then
+      local id = 'msg_' .. task_id .. '_' .. whole(new_version) .. (i == 2 and '_all' or '')
+      local receiver = owner .. '/' .. to
+      redis.call('ZSCORE', 'WEBHOOKS_DUE', receiver)
+      redis.call('ZSCORE', string.format('WEBHOOKS_TO', receiver), id)
+      redis.call('ZSCORE', string.format('WEBHOOKS_OF', task_id), id)
+      notices[#notices + 1] = {id = id, receiver = receiver, url = url, at = now_ms, from = i == 1 and 'task' or 'platform'}
+    end
+  end
+  if notices[1] then
+    local inside = {version = true, write = true, checkpoint = true, produced = true, status_writes = true,
+      named_writes = true, webhook = true}
+    local parts = {'"version":' .. whole(new_version)}
+    local function add(field, text)
+      if not inside[field] then parts[#parts + 1] = '"' .. field .. '":' .. text end
+      inside[field] = true
+    end
+    for field, text in pairs(given) do add(field, text) end
+    local kept = redis.call('HGETALL', state)
+    for i = 1, #kept, 2 do add(kept[i], kept[i + 1]) end
+    notices.task = '{' .. table.concat(parts, ',') .. '}'
+  end
+elseif deletes then -- what is still to be sent is sent
+  for _, id in ipairs(redis.call('ZRANGE', string.format('WEBHOOKS_OF', task_id), 0, -1)) do
+    local notice = string.format('WEBHOOK', id)
+    if redis.call('HGET', notice, 'status') ~= 'pending' then settled[#settled + 1] = notice end
+  end
+end
+
 -- Progress is most of what comes here, and a fifth of its cost was to say each time anew when all its keys expire: that
 -- is said where the status changes, and else once an hour. A task that has ended is kept no longer for what is said of it.
 local lives_ms = redis.call('PTTL', state)
@@ -337,5 +377,19 @@ elseif ARG.queue == 'remove' then
   redis.call('ZREM', KEY.queue, ARG.job_id)
   redis.call('DEL', KEY.job)
 end
+for _, notice in ipairs(notices) do
+  local id, of, to = notice.id, string.format('WEBHOOKS_OF', task_id), string.format('WEBHOOKS_TO', notice.receiver)
+  redis.call('HSET', string.format('WEBHOOK', id), 'id', id, 'task_id', task_id, 'receiver', notice.receiver, 'url',
+    notice.url, 'from', notice.from, 'type', 'task.' .. string.sub(new_status, 2, -2), 'task', notices.task,
+    'created_ms', notice.at, 'status', 'pending')
+  redis.call('PEXPIRE', string.format('WEBHOOK', id), ARG.webhook_lives_ms)
+  redis.call('ZADD', of, notice.at, id)
+  redis.call('PEXPIRE', of, ARG.webhook_lives_ms)
+  redis.call('ZADD', to, notice.at, id)
+  redis.call('PEXPIRE', to, ARG.owner_lives_ms)
+  redis.call('ZADD', 'WEBHOOKS_DUE', 'LT', notice.at, notice.receiver)
+  redis.call('PEXPIRE', 'WEBHOOKS_DUE', ARG.owner_lives_ms)
+end
+if deletes then redis.call('DEL', string.format('WEBHOOKS_OF', task_id), unpack(settled)) end
 if ARG.message ~= '' then redis.call('PUBLISH', ARG.control, ARG.message) end
 return {'ok', new_version}

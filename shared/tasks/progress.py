@@ -46,6 +46,8 @@ from headway.shared.tasks.models import (
 from headway.shared.tasks.queue import WAKE, JobTicket, stop_message
 from headway.shared.tasks.reader import LIVE_FIELDS, Reader, patiently
 from headway.shared.tracing import OFF, TRACEPARENT, Tracing
+from headway.shared.webhooks.address import webhook_to
+from headway.shared.webhooks.outbox import NOTICE_TTL_SECONDS
 
 #: CONTRACT section 4: one event is at most this on the wire. 512 bytes are left for the `id:` line and the rest of the
 #: state beside the result.
@@ -87,7 +89,8 @@ _KEYS: Final = ("state", "events", "live", "queue", "job")
 _ARGUMENTS: Final = (
     *("allowed", "attempt", "write_id", "event", "data", "history_length", "lives_ms", "owner_lives_ms"),
     *("queue", "job_id", "payload", "score", "control", "message", "created_ms", "task_id", "step"),
-    *("most_bytes", "claim", "most_tasks", "most_words", "as_of", "lease_ms", "fields"),
+    *("most_bytes", "claim", "most_tasks", "most_words", "as_of", "lease_ms"),
+    *("webhook", "webhook_lives_ms", "fields"),
 )
 
 
@@ -144,6 +147,8 @@ class Publisher:
         self._settings = settings
         self._ttl_seconds = settings.task_ttl_seconds
         self._active_ttl_seconds = max(settings.task_ttl_seconds, ACTIVE_TTL_SECONDS)
+        self._webhook_ttl_seconds = max(settings.task_ttl_seconds, NOTICE_TTL_SECONDS)
+        self._webhook_of_all = text_of(webhook_to(settings.webhook_url).model_dump()) if settings.webhook_url else ""
 
     async def create(self, task: Task) -> int:
         """Makes the task known with its first event, and queues it if it is `queued`. Returns the version.
@@ -163,6 +168,8 @@ class Publisher:
         del fields["version"]
         if task.producer is not None:
             fields["producer"] = task.producer.model_dump()
+        if task.webhook is not None:
+            fields["webhook"] = task.webhook.model_dump()
         write: dict[str, Any] = {
             "created_ms": task.created_at.timestamp() * 1000,
             "within_quota": True,
@@ -598,6 +605,8 @@ class Publisher:
             "most_tasks": (one_more and self._settings.max_unfinished_tasks) or "",
             "most_words": (within_words and self._most_words()) or "",
             "as_of": "" if as_of is None else as_of,
+            "webhook": self._webhook_of_all if ended else "",
+            "webhook_lives_ms": self._webhook_ttl_seconds * 1000,
             "lease_ms": "over" if lease_over else "" if lease_seconds is None else int(lease_seconds * 1000),
         }
         write = partial(

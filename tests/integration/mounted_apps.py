@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route
@@ -59,6 +60,13 @@ def with_one() -> Starlette:
             yield
 
     return Starlette(routes=[Route("/healthz", _healthy), Mount("/one", headway)], lifespan=lifespan)
+
+
+def compressing() -> FastAPI:
+    """Its own middleware compresses whatever it may."""
+    app = with_two()
+    app.add_middleware(GZipMiddleware, minimum_size=1)
+    return app
 
 
 def forgotten() -> Starlette:

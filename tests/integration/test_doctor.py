@@ -28,7 +28,7 @@ from tests.proxies import missing, running
 IDLE_SECONDS = 5.0
 CUT_SECONDS = 2.0
 
-RIGHT = "proxy_buffering off; proxy_read_timeout 1h; client_max_body_size 0;"
+RIGHT = "proxy_set_header Host $http_host; proxy_buffering off; proxy_read_timeout 1h; client_max_body_size 0;"
 #: Buffering on, whatever the API asks for, and all compressed, which is what holds a stream back; and the body's limit
 #: as nginx has it.
 WRONG = (
@@ -199,7 +199,7 @@ def test_a_healthy_way_has_no_problem_and_exit_0(examinations: dict[str, Examina
     assert (found.problems, found.code, found.stderr) == (set(), 0, "")
     assert set(found.findings) == {
         *("reach", "version", "redis", "durability", "relay", "storage", "workers", "clock", "buffering", "headers"),
-        *("compression", "connections", "idle", "uploads"),
+        *("compression", "connections", "idle", "uploads", "origin", "progress"),
     }
     assert all(finding["change"] == "" for finding in found.findings.values() if finding["level"] == "ok")
 
@@ -216,10 +216,19 @@ def test_every_check_is_documented_and_no_other(examinations: dict[str, Examinat
 def test_a_buffering_nginx_is_told_with_the_line_to_change(examinations: dict[str, Examination]) -> None:
     found = examinations["nginx that buffers"]
     assert found.code == 1
-    assert found.problems == {"buffering", "compression", "uploads"}
+    assert found.problems == {"buffering", "compression", "uploads", "origin"}
     assert "in 1 bunch" in found.findings["buffering"]["what"]
     assert "proxy_buffering off" in found.findings["buffering"]["change"]
     assert "client_max_body_size" in found.findings["uploads"]["change"]
+    assert "Host $http_host" in found.findings["origin"]["change"]
+    assert not any(name in found.findings["origin"]["change"] for name in ("Caddy", "Apache"))
+
+
+@needs_nginx
+def test_an_nginx_that_collects_bodies_is_told_with_the_line_to_change(examinations: dict[str, Examination]) -> None:
+    collected = examinations["nginx"].findings["progress"]
+    assert (collected["level"], "proxy_request_buffering off" in collected["change"]) == ("warning", True)
+    assert examinations["nothing between"].findings["progress"]["level"] == "ok"
 
 
 def test_a_proxy_that_cuts_idle_lines_is_told_with_its_seconds(examinations: dict[str, Examination]) -> None:

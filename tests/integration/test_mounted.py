@@ -195,3 +195,21 @@ def test_where_the_lifespan_was_forgotten_the_first_request_says_so(
         assert httpx.get(f"{url}/one/healthz").status_code == 500
         wait_for("the log says it", lambda: "RuntimeError: Headway's lifespan has not been entered" in process.log)
         assert "async with headway.running()" in process.log
+
+
+@pytest.mark.parametrize("accept", ["text/event-stream", "application/x-ndjson", "text/plain"])
+def test_a_middleware_that_compresses_holds_no_stream_back(
+    platforms: tuple[Platform, Platform], tmp_path: Path, accept: str
+) -> None:
+    """The task waits for its file, so what comes is the stream's beginning alone."""
+    with served("uvicorn", "compressing", platforms, tmp_path) as (url, _):
+        body = {"processor": "checksum", "filename": "a", "size_bytes": 1}
+        task = httpx.post(f"{url}/one/tasks", json=body).json()
+        headers = {"Accept": accept, "Accept-Encoding": "gzip"}
+        with opened(f"{url}{task['links']['events']}", **headers) as answer:
+            assert next(answer.iter_raw())
+            assert answer.headers["content-encoding"] == "identity"
+        with opened(f"{url}/one/stream-numbers", **headers) as answer:
+            assert b"Number: 1\n" in next(answer.iter_raw())
+        compressed = httpx.get(f"{url}/one/processors", headers=headers)
+        assert compressed.headers["content-encoding"] == "gzip"

@@ -97,7 +97,7 @@ def test_the_users_of_another_namespace_are_made_from_the_same_file(
     """As docs/operating.md says it, with `sed`."""
     for line in USERS.read_text().replace("headway:", "blue:").splitlines():
         _, name, *rules = line.split()
-        admin.execute_command("ACL", "SETUSER", name, "reset", *rules)
+        admin.execute_command("ACL", "SETUSER", name, "reset", *rules)  # type: ignore[no-untyped-call]
     env: dict[str, Any] = {"HEADWAY_NAMESPACE": "blue"}
     own_platform.start_api(HEADWAY_REDIS_URL=url_of(own_redis, "api"), **env)
     own_platform.start_worker(HEADWAY_REDIS_URL=url_of(own_redis, "worker"), **env)

@@ -194,7 +194,7 @@ class TestPolicies:
     ],
 )
 def test_only_our_own_page_is_of_our_own_origin(headers: dict[str, str], own: bool) -> None:
-    assert is_own_origin(Headers({"Host": "headway.test"} | headers), "https") is own
+    assert is_own_origin(Headers({"Host": "headway.test"} | headers), {"scheme": "https"}) is own
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,10 @@ from headway.worker.box.walls import LANDLOCK, NAMESPACES, Wall, temporary_folde
 
 #: What the keeper tells the fork server at its end: the child's wait status, and how many processes it left behind.
 REPORT: Final = struct.Struct("=ii")
+#: What it is called, before it has an attempt and from then on; and what its child is.
+AHEAD: Final = "headway-ahead"
+KEEPER: Final = "headway-keeper"
+CHILD: Final = "headway-task"
 #: Of the memory of a task; besides it, because it is counted where it is mapped.
 SHM_SHARE: Final = 4
 _GPU: Final = ("nvidia", "dri", "kfd", "dxg")
@@ -127,6 +131,7 @@ def keep(
     is a pipe for REPORT; `leave` closes what `wait` hears through; `network`: it is for attempts that have one."""
     trouble, proc = None, -1
     try:
+        kernel.name_process(AHEAD)
         if plan is not None and Wall.PID in plan.walls and os.getpid() != 1:
             _go_on_as_process_1(leave)
         kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
@@ -137,6 +142,7 @@ def keep(
     attempt = wait()
     leave()
     try:
+        kernel.name_process(KEEPER)
         if trouble is not None:
             raise trouble  # noqa: TRY301
         _run(plan, attempt, proc, report=report)
@@ -154,6 +160,7 @@ def _run(plan: Plan | None, attempt: Attempt, proc: int, *, report: int) -> None
     child = os.fork()
     if child == 0:
         os.setsid()
+        kernel.name_process(CHILD)
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != keeper:
             os._exit(0)
