@@ -205,7 +205,7 @@ def _use_namespace(settings: Settings) -> None:
         raise SettingsError(f"HEADWAY_NAMESPACE: {error}. Example: HEADWAY_NAMESPACE={keys.DEFAULT}") from None
 
 
-def channel_on(redis: RedisClient, channel: str) -> str:
+def channel_on(redis: Any, channel: str) -> str:
     """What a channel of shared/keys.py is called on the database that this client uses."""
     return keys.on_database(channel, int(redis.connection_pool.connection_kwargs.get("db") or 0))
 
