@@ -58,6 +58,13 @@ class FormFields(BaseModel):
     file: Annotated[bytes | SkipJsonSchema[None], Field(description="Not for a processor that needs none")] = None
     options: Annotated[str | SkipJsonSchema[None], Field(description="A JSON object, as text")] = None
     batch_id: Annotated[str | SkipJsonSchema[None], Field(pattern=f"^{BATCH_ID}$")] = None
+    priority: Annotated[
+        int | SkipJsonSchema[None], Field(ge=0, le=9, description="Among your own tasks the highest goes first")
+    ] = None
+    not_before: Annotated[
+        str | SkipJsonSchema[None],
+        Field(description="RFC 3339: the task waits until then", json_schema_extra={"format": "date-time"}),
+    ] = None
     sha256: Annotated[
         str | SkipJsonSchema[None],
         Field(pattern="^[0-9a-fA-F]{64}$", description="Of the file, in hex; another file is refused"),
@@ -274,6 +281,9 @@ class Processor(BaseModel):
     accepts: Annotated[list[str], Field(description="Media types, `*` allowed")]
     needs_file: bool
     options: Annotated[dict[str, Any], Field(description="The JSON Schema of its options")]
+    alias_of: Annotated[
+        str | None, Field(description="This is a former name, which goes on to work; the name of today")
+    ] = None
 
 
 class ProcessorList(BaseModel):

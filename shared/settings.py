@@ -301,6 +301,7 @@ class Settings(BaseSettings):
     task_timeout_seconds: float = Field(default=3600, ge=0.1, le=30 * DAY_SECONDS, examples=["3600"])
     task_memory_bytes: ByteSize = Field(default=ByteSize(GIB), ge=64 * 1024**2, le=1024 * GIB, examples=["1GiB"])
     task_disk_bytes: ByteSize = Field(default=ByteSize(10 * GIB), ge=1024**2, le=2**53, examples=["10GiB"])
+    owner_concurrency: int = Field(default=0, ge=0, le=1_000_000, examples=["4"])
     worker_concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024, examples=["2"])
     heartbeat_seconds: float = Field(default=15, ge=0.1, le=3600, examples=["15"])
     send_timeout_seconds: float = Field(default=20, ge=0.1, le=3600, examples=["20"])

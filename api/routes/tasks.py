@@ -71,6 +71,7 @@ class TaskPage(BaseModel):
             202: answer("Queued", SubmittedTask, SUBMITTED_HEADERS),
         },
         FORM_PROBLEMS,
+        problems(UnknownTask),
     ),
     openapi_extra=body({"multipart/form-data": reference(Submission, "validation"), JSON: ANNOUNCED}),
 )
@@ -180,7 +181,7 @@ async def retry(request: Request, state: StateDep, task: TaskDep, root: RootPath
             "An outside producer runs this task, so no worker can. The producer begins it again: POST …/attempts."
         )
     check_processor(request.scope, task.processor)
-    if task.status.is_terminal and task.filename is not None and task.input_name is None:
+    if task.status.is_terminal and task.filename is not None and task.input_name is None and task.follows is None:
         raise Conflict("The file of this task never arrived whole, so there is nothing to run. Submit it again.")
     state.limits.check_head_room()
     if await Outbox(state.redis).count(task.task_id) >= MOST_NOTICES:

@@ -18,7 +18,9 @@ def represent(task: Task, root: str = "") -> dict[str, Any]:
             links |= {name: f"{here}/{name}" for name in ("progress", "complete", "fail")}
         if task.status in (Status.PROCESSING, Status.FAILED):
             links["attempts"] = f"{here}/attempts"
-    elif task.status in (Status.FAILED, Status.CANCELLED) and (task.filename is None or task.input_name is not None):
+    elif task.status in (Status.FAILED, Status.CANCELLED) and (
+        task.filename is None or task.input_name is not None or task.follows is not None
+    ):
         links["retry"] = f"{here}/retry"
     if task.input_name is not None:
         links["input"] = f"{here}/input"

@@ -134,6 +134,7 @@ CASES: Final[dict[str, Case]] = {
     "task_timeout_seconds": Case(3600.0, "2.5", 2.5, ("0", "nan", "1h")),
     "task_memory_bytes": Case(GIB, "512MiB", 512 * 1024**2, ("1MiB", "lots")),
     "task_disk_bytes": Case(10 * GIB, "512MiB", 512 * 1024**2, ("1KiB", "lots")),
+    "owner_concurrency": Case(0, "3", 3, ("-1", "1.5", "all")),
     "worker_concurrency": Case(os.cpu_count() or 1, "2", 2, ("0", "1.5", "all")),
     "heartbeat_seconds": Case(15.0, "0.2", 0.2, ("0", "nan", "often")),
     "send_timeout_seconds": Case(20.0, "5", 5.0, ("0", "-5", "late")),
