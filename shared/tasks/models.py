@@ -190,6 +190,8 @@ class Task(BaseModel):
     work; `done` of `total` `unit`s is the count inside the phase `step` of `total_steps`.
     """
 
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
     task_id: TaskId
     processor: str
     filename: str | None
