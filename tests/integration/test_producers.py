@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -470,3 +471,23 @@ def test_who_says_that_the_next_report_takes_longer_is_not_lost_meanwhile(keyed:
     assert (waits.now["status"], long.now["status"]) == ("processing", "processing")
     long.says({})
     wait_for("it was for once", lambda: long.now["status"] == "failed")
+
+
+def test_many_requests_about_many_tasks_at_once_are_all_answered(keyed: Platform) -> None:
+    """More reads at a time than Redis has connections for."""
+    ones = [Producer(keyed, total=10_000) for _ in range(40)]
+    said = [{"task_id": one.task["task_id"], "attempt": 1, "advance": 1} for one in ones]
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: ones[0].owner.patch("/tasks/progress", json=said), range(32)))
+    assert [answer.status_code for answer in answers] == [200] * 32
+    assert {one.now["done"] for one in ones} == {32}
+
+
+def test_a_redis_that_is_away_is_said_of_all_tasks_at_once(tmp_path: Path) -> None:
+    with RedisServer(tmp_path / "redis") as server, Platform(tmp_path / "platform", server.url) as platform:
+        platform.start_api()
+        made = httpx.post(f"{platform.url}/tasks", json={"producer": "x"}).json()
+        server.kill()
+        said = [{"task_id": made["task_id"], "attempt": 1}, {"task_id": "0" * 32, "attempt": 1}]
+        answer = httpx.patch(f"{platform.url}/tasks/progress", json=said, timeout=60)
+        assert (answer.status_code, "retry-after" in answer.headers) == (503, True)
