@@ -170,6 +170,14 @@ class DeletedEvent(BaseModel):
     task_id: str
 
 
+class AliveEvent(BaseModel):
+    """`alive`: a sign of life, for who asked by `?alive=1`. `version`: the newest that is known; null while it is being
+    read, or has to be."""
+
+    version: int | None
+    heartbeat_seconds: float
+
+
 class Counts(BaseModel):
     """Tasks of a batch by status."""
 
