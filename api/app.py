@@ -41,6 +41,7 @@ from headway.api.routes import (
     tasks,
     tutorial,
     uploads,
+    webhooks,
 )
 from headway.api.serving.api_metrics import counted
 from headway.api.serving.lingering import Lingering
@@ -224,6 +225,7 @@ def create_app(settings: Settings, *, identify: Identify | None = None) -> Appli
         events,
         batches,
         notes,
+        webhooks,
         files,
         producers,
         processors,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
@@ -18,6 +18,7 @@ from starlette.types import Scope
 from headway.api.access.forwarded import TrustedProxies
 from headway.shared.errors import SettingsError
 from headway.shared.settings import clean_root_path
+from headway.shared.tasks.representation import rooted
 
 HEADER: Final = b"x-forwarded-prefix"
 
@@ -74,19 +75,6 @@ class RootPath:
         except ValueError:
             return ""
         return "" if self._is_own(prefix) else prefix
-
-
-def rooted(task: dict[str, Any], root: str) -> dict[str, Any]:
-    """A task, or a live state of one, with its links and the addresses of its results under `root`."""
-    if not root:
-        return task
-    found = dict(task)
-    if links := found.get("links"):
-        found["links"] = {name: root + link for name, link in links.items()}
-    if result := found.get("result"):
-        files = [{**file, "url": root + file["url"]} for file in result["files"]]
-        found["result"] = {**result, "files": files}
-    return found
 
 
 def rooted_event(data: bytes, root: str) -> bytes:

@@ -58,9 +58,20 @@ class FormFields(BaseModel):
     file: Annotated[bytes | SkipJsonSchema[None], Field(description="Not for a processor that needs none")] = None
     options: Annotated[str | SkipJsonSchema[None], Field(description="A JSON object, as text")] = None
     batch_id: Annotated[str | SkipJsonSchema[None], Field(pattern=f"^{BATCH_ID}$")] = None
+    priority: Annotated[
+        int | SkipJsonSchema[None], Field(ge=0, le=9, description="Among your own tasks the highest goes first")
+    ] = None
+    not_before: Annotated[
+        str | SkipJsonSchema[None],
+        Field(description="RFC 3339: the task waits until then", json_schema_extra={"format": "date-time"}),
+    ] = None
     sha256: Annotated[
         str | SkipJsonSchema[None],
         Field(pattern="^[0-9a-fA-F]{64}$", description="Of the file, in hex; another file is refused"),
+    ] = None
+    webhook: Annotated[
+        str | SkipJsonSchema[None],
+        Field(description='Who is told of the end: `{"url", "events"?}` as JSON text, as in the JSON form'),
     ] = None
 
 
@@ -240,6 +251,36 @@ class NoteList(BaseModel):
     notes: list[Note]
 
 
+class WebhookTry(BaseModel):
+    """One POST to a webhook's receiver."""
+
+    at: Time
+    status_code: Annotated[int | None, Field(description="Of the answer; null where there was none")]
+    error: Annotated[str | None, Field(description="What went wrong; null where it was taken")]
+    seconds: float
+
+
+class Notice(BaseModel):
+    """One end of a task, told to one receiver."""
+
+    id: Annotated[str, Field(description="The `webhook-id`, the same at each try")]
+    type: Literal["task.completed", "task.failed", "task.cancelled"]
+    url: Annotated[str | None, Field(description="null for the platform's own receiver")]
+    status: Annotated[
+        Literal["pending", "delivered", "gone", "given_up"],
+        Field(description="gone: the receiver answered 410. given_up: all tries failed"),
+    ]
+    created_at: Time
+    next_try_at: Annotated[Time | None, Field(description="null where none is to come")]
+    tries: Annotated[list[WebhookTry], Field(description="The last 50, oldest first")]
+
+
+class NoticeList(BaseModel):
+    """What was sent of a task's ends."""
+
+    webhooks: list[Notice]
+
+
 class Processor(BaseModel):
     """What can be done with a file here."""
 
@@ -248,6 +289,9 @@ class Processor(BaseModel):
     accepts: Annotated[list[str], Field(description="Media types, `*` allowed")]
     needs_file: bool
     options: Annotated[dict[str, Any], Field(description="The JSON Schema of its options")]
+    alias_of: Annotated[
+        str | None, Field(description="This is a former name, which goes on to work; the name of today")
+    ] = None
 
 
 class ProcessorList(BaseModel):

@@ -15,6 +15,7 @@ from headway.api.lifespan import State
 from headway.api.producing.reports import MOST_PHASES, WAITS, Name, Unit, Units, Weight
 from headway.api.uploads.capacity_check import check_capacity, reserved
 from headway.api.uploads.idempotency import Claim
+from headway.api.uploads.input_field import AskedInput, source_of
 from headway.api.uploads.multipart_upload import (
     Form,
     body_of,
@@ -29,15 +30,30 @@ from headway.api.uploads.multipart_upload import (
     read_form,
     too_large,
 )
+from headway.api.uploads.order import FIRST_COME, Order, clean_time
 from headway.api.uploads.receiving import UPLOAD_SHARE, abort_unless_queued
 from headway.api.uploads.upload_digests import clean_sha256
+from headway.api.uploads.webhook_field import AskedWebhook, webhook_of
 from headway.shared.errors import (
     InvalidRequest,
     NotTheAnnouncedFile,
 )
 from headway.shared.files.storage import StoredFile, Upload
 from headway.shared.settings import DAY_SECONDS
-from headway.shared.tasks.models import FieldError, OwnerId, Producer, Status, Task, TaskId, new_task_id, utc_now
+from headway.shared.tasks.line import DEFAULT, HIGHEST, LOWEST
+from headway.shared.tasks.models import (
+    FieldError,
+    OwnerId,
+    Producer,
+    Status,
+    Task,
+    TaskId,
+    Webhook,
+    new_task_id,
+    utc_now,
+    waiting,
+)
+from headway.shared.tasks.progress import WAITS_FOR_ANOTHER
 
 JSON_BODY_BYTES: Final = 128 * 1024
 
@@ -53,6 +69,14 @@ class Announcement(BaseModel):
     content_type: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
     batch_id: str | None = None
+    priority: Annotated[
+        int, Field(ge=LOWEST, le=HIGHEST, strict=True, description="Among your own tasks the highest goes first")
+    ] = DEFAULT
+    not_before: Annotated[
+        str | None, Field(description="RFC 3339: the task waits until then", json_schema_extra={"format": "date-time"})
+    ] = None
+    webhook: AskedWebhook | None = None
+    input: AskedInput | None = None
     #: Of the file, in hex. A file that turns out to be another ends the task as `failed`.
     sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
 
@@ -84,6 +108,7 @@ class ProducerTask(BaseModel):
         ),
     ] = None  # fmt: skip
     batch_id: str | None = None
+    webhook: AskedWebhook | None = None
 
     @property
     def weights(self) -> dict[str, float]:
@@ -102,6 +127,8 @@ def draft(
     size_bytes: int | None = None,
     batch_id: str | None = None,
     stored: StoredFile | None = None,
+    order: Order = FIRST_COME,
+    webhook: Webhook | None = None,
 ) -> Task:
     """A new task, not yet known to Redis."""
     now = utc_now()
@@ -120,7 +147,9 @@ def draft(
         progress=0,
         step=0,
         total_steps=0,
-        message="Waiting for the file" if uploading else "Waiting for a worker",
+        priority=order.priority,
+        not_before=order.not_before,
+        message="Waiting for the file" if uploading else waiting(order.not_before),
         done=0,
         total=size_bytes if uploading else None,
         unit="bytes" if uploading else None,
@@ -138,6 +167,7 @@ def draft(
         progress_base=UPLOAD_SHARE if uploading else 0.0,
         input_name=stored.name if stored else None,
         input_sha256=stored.sha256 if stored else None,
+        webhook=webhook,
     )
 
 
@@ -199,6 +229,7 @@ def _asked(
     processor = state.registry.get(name)
     options = processor.parse_options(parse_options(form.fields.get("options")))
     batch_id = clean_batch_id(form.fields.get("batch_id"))
+    order = Order.of(form.fields)
     if form.stored is None and processor.needs_file:
         raise invalid("file", "missing; send the file as the form's part named 'file'")
     try:
@@ -220,6 +251,8 @@ def _asked(
         content_type=form.content_type,
         batch_id=batch_id,
         stored=form.stored,
+        order=order,
+        webhook=webhook_of(form.fields.get("webhook"), state.settings),
     )
 
 
@@ -231,6 +264,8 @@ async def announce(request: Request, state: State, owner: OwnerId, claim: Claim)
     check_processor(request.scope, announcement.processor)
     processor = state.registry.get(announcement.processor)
     options = processor.parse_options(announcement.options)
+    if announcement.input is not None:
+        return await _follow(announcement, announcement.input, options, request, state, owner, claim)
     if announcement.filename is None and processor.needs_file:
         raise invalid("filename", f"missing; {processor.name} works on a file")
     limit_bytes = most_upload_bytes(request.scope, state)
@@ -247,6 +282,8 @@ async def announce(request: Request, state: State, owner: OwnerId, claim: Claim)
         content_type=clean_content_type(announcement.content_type),
         size_bytes=announcement.size_bytes,
         batch_id=clean_batch_id(announcement.batch_id),
+        order=Order(announcement.priority, clean_time(announcement.not_before)),
+        webhook=webhook_of(announcement.webhook, state.settings),
     ).model_copy(update={"declared_sha256": clean_sha256(announcement.sha256)})
     await claim.settle(task)
     await state.limits.check_tasks(owner)
@@ -256,10 +293,41 @@ async def announce(request: Request, state: State, owner: OwnerId, claim: Claim)
     return task
 
 
+async def _follow(
+    announcement: Announcement,
+    asked: AskedInput,
+    options: BaseModel,
+    request: Request,
+    state: State,
+    owner: OwnerId,
+    claim: Claim,
+) -> Task:
+    """A task whose file is another's; it waits for that one to end (worker/followers.py)."""
+    for name in ("filename", "size_bytes", "content_type", "sha256"):
+        if getattr(announcement, name) is not None:
+            raise invalid(name, "does not go with `input`: the file is the other task's")
+    source = await source_of(asked, request, state, owner)
+    task = draft(
+        announcement.processor,
+        owner=owner,
+        status=Status.QUEUED,
+        options=options.model_dump(mode="json"),
+        task_id=claim.task_id,
+        filename=clean_filename(asked.file) if asked.file is not None else source.filename,
+        batch_id=clean_batch_id(announcement.batch_id),
+        order=Order(announcement.priority, clean_time(announcement.not_before)),
+        webhook=webhook_of(announcement.webhook, state.settings),
+    ).model_copy(update={"input_of": asked.input_of, "message": WAITS_FOR_ANOTHER})
+    await claim.settle(task)
+    await state.limits.check_tasks(owner)
+    await state.publisher.create(task)
+    return task
+
+
 async def _begin(asked: ProducerTask, state: State, owner: OwnerId, claim: Claim) -> Task:
     """A task that an outside producer runs: `processing` from its first moment on."""
     weights = asked.weights
-    options = asked.model_dump(exclude={"producer", "batch_id", "waits_seconds"}, exclude_none=True)
+    options = asked.model_dump(exclude={"producer", "batch_id", "webhook", "waits_seconds"}, exclude_none=True)
     task = draft(
         asked.producer,
         owner=owner,
@@ -267,6 +335,7 @@ async def _begin(asked: ProducerTask, state: State, owner: OwnerId, claim: Claim
         options=options,
         task_id=claim.task_id,
         batch_id=clean_batch_id(asked.batch_id),
+        webhook=webhook_of(asked.webhook, state.settings),
     )
     task = task.model_copy(
         update={

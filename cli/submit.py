@@ -81,7 +81,7 @@ async def choose(url: str, key: str | None, paths: Sequence[Path]) -> str:
     if not paths:
         raise WrongUse("Say which files, or with --processor which processor that takes none.")
     types = {mimetypes.guess_type(path.name)[0] or "application/octet-stream" for path in paths}
-    takers = [one for one in processors if one["needs_file"]]
+    takers = [one for one in processors if one["needs_file"] and not one.get("alias_of")]
     fits = [one["name"] for one in takers if all(_takes(one["accepts"], content_type) for content_type in types)]
     if len(fits) == 1:
         complain(f"--processor {fits[0]}: the only one that takes {'it' if len(paths) == 1 else 'them'}.")

@@ -3,7 +3,7 @@ interface alone, and imports nothing else of ours. The platform itself is `headw
 `headway.processors`.
 
     client = Client("http://127.0.0.1:8000")
-    for event in client.watch(client.submit("trips.csv", "csv-profile")["task_id"]):
+    for event in client.watch(client.submit("trips.csv", "table-profile")["task_id"]):
         print(event.progress, event.message)
 
 `report` shows the progress of work that no worker of Headway's runs (client/reporting.py):

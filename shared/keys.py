@@ -10,8 +10,38 @@ from arq.constants import in_progress_key_prefix, job_key_prefix
 
 from headway.shared.tasks.models import OwnerId, TaskId
 
-#: arq's sorted set of waiting and running jobs.
+#: arq's sorted set of jobs: the way into the line for versions of before there was one, and for arq's own client.
 QUEUE = "headway:queue"
+
+# The line of waiting jobs (shared/tasks/line.lua). It waits for ever, so nothing of it expires but the clock.
+
+#: Number: turns and arrivals so far.
+LINE_CLOCK = "headway:line:clock"
+#: Hash: job id to its place, `processor owner priority order batch`.
+LINE_JOBS = "headway:line:jobs"
+#: Sorted set: the jobs that wait, by the moment in µs since when.
+LINE_WAITING = "headway:line:waiting"
+#: Sorted set: the jobs that are not due yet, by the moment in ms at which they are.
+LINE_LATER = "headway:line:later"
+#: Sorted set: the jobs that workers have, by the moment in ms at which their lease is over.
+LINE_RUNNING = "headway:line:running"
+#: Set: the processors that somebody waits for.
+LINE_PROCESSORS = "headway:line:processors"
+#: Set: the processors that are paused.
+LINE_PAUSED = "headway:line:paused"
+#: Sorted set: owners by their next turn, those that have just left the line too.
+LINE_TURNS = "headway:line:turns"
+#: Sorted set: owners that wait and have as many tasks running as they may.
+LINE_FULL = "headway:line:full"
+#: Sorted set: a processor's owners by their next turn.
+LINE_OWNERS = "headway:line:owners:%s"
+#: Sorted set: `priority:batch` of an owner's tasks of a processor, by priority and then by the last turn.
+LINE_GROUPS = "headway:line:groups:%s:%s"
+#: Sorted set: the jobs of one processor, owner, priority and batch, by the moment in µs since when they wait.
+LINE_GROUP = "headway:line:group:%s:%s:%s:%s"
+#: Sets: the jobs of an owner, and of a processor, that workers have.
+LINE_HELD_OWNER = "headway:line:held:owner:%s"
+LINE_HELD_PROCESSOR = "headway:line:held:processor:%s"
 #: Pub/sub: `wake` when a job was enqueued or given back, `stop TASK_ID` when a task was cancelled.
 CONTROL = "headway:control"
 #: Pub/sub: nobody publishes here; a subscription needs a first channel.
@@ -32,10 +62,29 @@ DELETED = "headway:deleted"
 #: Sorted set: tasks that outside producers run, by the moment in ms of Redis' time at which one has been silent for too
 #: long (shared/tasks/silent_producers.py).
 PRODUCERS = "headway:producers"
+#: Sorted set: receivers of webhooks that something is to be sent to, `{owner}/{origin}.{URL}` in digests, by the
+#: moment in ms of Redis' time at which the next try of one is due, or the claim of a sender is over
+#: (shared/webhooks/outbox.py).
+WEBHOOKS_DUE = "headway:webhooks"
+#: Sorted set: the notices for one receiver that are still to be sent, by the moment in ms of the next try.
+WEBHOOKS_TO = "headway:webhooks:to:%s"
+#: The token of the sender that has a receiver at present.
+WEBHOOKS_BUSY = "headway:webhooks:busy:%s"
+#: Sorted set: the notices of one task by the moment in ms at which each was written.
+WEBHOOKS_OF = "headway:webhooks:of:%s"
+#: Hash: one notice, with the task as it was, and what was tried.
+WEBHOOK = "headway:webhook:%s"
+#: Sorted set: tasks whose file is another's, of which that one has ended, by the moment in ms of Redis' time at which
+#: they are to be looked at (worker/followers.py).
+FOLLOWERS = "headway:followers"
+#: Set: those that wait for the end of one task.
+FOLLOWERS_OF = "headway:followers:of:%s"
 #: Hash: `replid` of the server and `number` of the epoch (shared/redis/epoch.py).
 EPOCH = "headway:era"
 #: What SCAN finds the tasks by, among others; those others are no hashes.
 ANY_TASK = "headway:task:*"
+#: How a task's own key begins.
+ANY_STATE = "headway:task:"
 
 
 def state(task_id: TaskId) -> str:
@@ -97,6 +146,11 @@ FILLED_IN = (
     ),
     "DELETED",
     "PRODUCERS",
+    *("FOLLOWERS", "FOLLOWERS_OF"),
+    *("ANY_STATE", "QUEUE"),
+    *("LINE_CLOCK", "LINE_JOBS", "LINE_WAITING", "LINE_LATER", "LINE_RUNNING", "LINE_PROCESSORS", "LINE_PAUSED"),
+    *("LINE_TURNS", "LINE_FULL", "LINE_OWNERS", "LINE_GROUPS", "LINE_GROUP", "LINE_HELD_OWNER", "LINE_HELD_PROCESSOR"),
+    *("WEBHOOKS_DUE", "WEBHOOKS_TO", "WEBHOOKS_OF", "WEBHOOK"),
 )
 
 #: What follows a batch's name in BATCH_TASKS, and what stands for it in a key where the name itself ends so: `;` is in

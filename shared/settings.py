@@ -34,6 +34,8 @@ from headway.shared.errors import SettingsError
 from headway.shared.redis.sentinel import SentinelUrl
 from headway.shared.redis.urls import url_parts
 from headway.shared.tasks.models import OwnerId, is_owner_name
+from headway.shared.webhooks.address import Place, clean_url
+from headway.shared.webhooks.signature import secret_bytes
 
 GIB = 1024**3
 DAY_SECONDS = 86_400
@@ -151,6 +153,32 @@ def _owners(value: dict[OwnerId, SecretStr]) -> dict[OwnerId, SecretStr]:
     if len({key.get_secret_value() for key in value.values()}) < len(value):
         raise ValueError("two owners have the same key")
     return value
+
+
+def _webhook_secrets(value: Any) -> Any:
+    """One, or two while they are changed: `whsec_a, whsec_b`; a file may have them on lines of their own."""
+    return value.replace(",", " ").split() if isinstance(value, str) else value
+
+
+def _whole_secrets(values: list[SecretStr]) -> list[SecretStr]:
+    if len(values) > 2:
+        raise ValueError("has more than two secrets; two are for the time in which one replaces the other")
+    for value in values:
+        try:
+            secret_bytes(value.get_secret_value())
+        except ValueError as error:
+            raise ValueError(str(error)) from None
+    return values
+
+
+def _webhook_url(value: str) -> str:
+    return clean_url(value) if value else value
+
+
+def _allowed_places(values: list[str]) -> list[str]:
+    for value in values:
+        Place.parse(value)
+    return values
 
 
 #: What the hash of HS256 gives, and so the least that its key may have (RFC 7518, section 3.2).
@@ -272,6 +300,7 @@ class Settings(BaseSettings):
     task_timeout_seconds: float = Field(default=3600, ge=0.1, le=30 * DAY_SECONDS, examples=["3600"])
     task_memory_bytes: ByteSize = Field(default=ByteSize(GIB), ge=64 * 1024**2, le=1024 * GIB, examples=["1GiB"])
     task_disk_bytes: ByteSize = Field(default=ByteSize(10 * GIB), ge=1024**2, le=2**53, examples=["10GiB"])
+    owner_concurrency: int = Field(default=0, ge=0, le=1_000_000, examples=["4"])
     worker_concurrency: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=1024, examples=["2"])
     heartbeat_seconds: float = Field(default=15, ge=0.1, le=3600, examples=["15"])
     send_timeout_seconds: float = Field(default=20, ge=0.1, le=3600, examples=["20"])
@@ -286,6 +315,15 @@ class Settings(BaseSettings):
     max_requests_per_second: int | None = Field(default=None, ge=0, le=1_000_000, examples=["100"])
     metrics_host: Annotated[str, AfterValidator(_host)] = Field(default="127.0.0.1", examples=["10.0.0.7"])
     metrics_port: int = Field(default=0, ge=0, le=65_535, examples=["9100"])
+    webhook_secret: Annotated[
+        list[SecretStr], NoDecode, BeforeValidator(_webhook_secrets), AfterValidator(_whole_secrets)
+    ] = Field(default_factory=list, examples=["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"])
+    webhook_url: Annotated[str, AfterValidator(_webhook_url)] = Field(
+        default="", examples=["https://hooks.example.com/headway"]
+    )
+    webhook_allow: Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(_allowed_places)] = Field(
+        default_factory=list, examples=["10.1.0.0/16, hooks.internal:8443"]
+    )
     processors: Annotated[list[str], NoDecode, BeforeValidator(_split), AfterValidator(_modules)] = Field(
         default_factory=list, examples=["mypackage.processors"]
     )
@@ -301,6 +339,13 @@ class Settings(BaseSettings):
     def _audience_is_named(cls, value: str, info: ValidationInfo) -> str:
         if not value and info.data.get("jwt_key") is not None:
             raise ValueError("must be set with HEADWAY_JWT_KEY, or a token for any other service would be good here")
+        return value
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _webhooks_are_signed(cls, value: str, info: ValidationInfo) -> str:
+        if value and not info.data.get("webhook_secret", True):
+            raise ValueError("needs HEADWAY_WEBHOOK_SECRET: what is sent there is signed with it")
         return value
 
     @property

@@ -19,7 +19,7 @@ from tests.poison_images import images
 
 SEED: Final = 20240131
 
-TABLE: Final = ("csv-profile", "csv-to-parquet")
+TABLE: Final = ("table-profile", "table-to-parquet")
 TEXT: Final = ("text-stats", *TABLE)
 ANY: Final = ("checksum", "compress")
 ALL: Final = (*ANY, *TEXT, "extract", "image-thumbnails")

@@ -1,9 +1,9 @@
 """arq's Worker with a lease and a wake-up.
 
-The queue's layout, the payload and the functions are arq's. What differs: one call to Redis lets go of the jobs that
-have ended and claims as many others with their payloads, so a job costs no call of its own; claims are leased
-(worker/leases.py), not locked for as long as the longest job; the loop waits for a wake-up and looks by itself only to
-find what a dead worker left; Redis being away ends nothing.
+The payload and the functions are arq's. What differs: who goes first (shared/tasks/line.lua); one call to Redis lets go
+of the jobs that have ended and claims as many others with their payloads, so a job costs no call of its own; claims are
+leased (worker/leases.py), not locked for as long as the longest job; the loop waits for a wake-up and looks by itself
+only for what a dead worker left or what is due; Redis being away ends nothing.
 """
 
 from __future__ import annotations
@@ -34,9 +34,6 @@ POLL_SECONDS: Final = 1.0
 #: Where the queue is empty there is none to find: whatever comes wakes the worker, and so does a subscription that was
 #: lost and is back. This is for what nobody thought of.
 EMPTY_POLL_SECONDS: Final = 10.0
-
-#: How far into the queue to look: running jobs stay on it, so this is the most jobs a fleet runs at once.
-QUEUE_LOOK: Final = 2000
 
 #: arq counts a try whenever a job is picked up, and gives up by itself. Attempts are ours to count.
 _NO_LIMIT: Final = 2**31
@@ -126,7 +123,6 @@ class LeasedWorker(Worker):
                 return
             turn = await self._leases.turn(
                 free,
-                QUEUE_LOOK,
                 ended=[end.job_id for end in ends if end.ended],
                 given_back=[end.job_id for end in ends if not end.ended],
             )
@@ -142,6 +138,8 @@ class LeasedWorker(Worker):
                 self.tasks[job_id] = self.loop.create_task(self.run_job(job_id, 1), name=f"job {job_id}")
         if not turn.queued:
             self._look_again_seconds = EMPTY_POLL_SECONDS
+        if turn.due_seconds is not None:
+            self._look_again_seconds = min(self._look_again_seconds, turn.due_seconds)
 
     async def run_job(self, job_id: str, score: int) -> None:
         """arq's, without a call to Redis of its own. When it returns, the job has been let go of."""

@@ -2,86 +2,65 @@
 
 arq's in-progress key is that lease; arq itself sets it without an owner and for as long as the longest job, so a dead
 worker's job came back after minutes. Here it holds the worker's id, lives HEADWAY_LEASE_SECONDS, and is renewed three
-times as often. Time is Redis's (PX), never a machine's. A lease is an optimisation, not the guard: two workers that
-both think they have a job are told apart by the attempt (shared/tasks/progress.py).
+times as often. A job that a worker has is no longer in the line (shared/tasks/line.lua); where its lease runs out, the
+next turn of any worker puts it back in its place. Time is Redis's (PX), never a machine's. A lease is an optimisation,
+not the guard: two workers that both think they have a job are told apart by the attempt (shared/tasks/progress.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any, Final
 
 from headway.shared import keys
 from headway.shared.redis.client import RedisClient
+from headway.shared.tasks.line import script_with_line
 from headway.shared.tasks.queue import WAKE, is_job_id
 
-#: Lets go of the jobs from ARGV[10] on: the first ARGV[9] have ended and leave the queue with their payload, the others
-#: are given back, which wakes the other workers. Then takes up to ARGV[7] jobs that nobody has, oldest first. Answers
-#: how many jobs the queue held and each job taken with its payload. Looks at no more than ARGV[8] of the queue, where
-#: running jobs still are, and at a page at a time, because a long queue is not to be read for one job. A Redis that is
-#: full refuses a lease only where nothing was let go of before it, so what has ended always gets through.
-_TURN = """
-local queue, worker, lease, payload = KEYS[1], ARGV[1], ARGV[3], ARGV[4]
--- What can fail comes before the first write, because Redis rolls nothing back.
-local owners, given_back = {}, false
-redis.call('ZCARD', queue)
-for i = 10, #ARGV do owners[i] = redis.call('GET', lease .. ARGV[i]) end
-for i = 10, #ARGV do
-  local job, owner = ARGV[i], owners[i]
-  if not owner or owner == worker then
-    if i < 10 + ARGV[9] then
-      redis.call('DEL', lease .. job, payload .. job)
-      redis.call('ZREM', queue, job)
-    else
-      redis.call('DEL', lease .. job)
-      given_back = true
-    end
-  end
-end
-if given_back then redis.call('PUBLISH', ARGV[5], ARGV[6]) end
-local wanted, look, at, answer = 2 * ARGV[7], tonumber(ARGV[8]), 0, {0}
-while #answer - 1 < wanted and at < look do
-  local page = redis.call('ZRANGE', queue, at, at + 127)
-  for _, job in ipairs(page) do
-    if #answer - 1 >= wanted then break end
-    if redis.call('SET', lease .. job, worker, 'NX', 'PX', ARGV[2]) then
-      answer[#answer + 1] = job
-      local found = redis.pcall('GET', payload .. job)
-      answer[#answer + 1] = type(found) == 'string' and found or ''
-    end
-  end
-  at = at + #page
-  if #page < 128 then break end
-end
-answer[1] = at
-return answer
-"""
+#: What turn.lua calls KEY.name and ARG.name.
+_TURN_KEYS: Final = ("queue",)
+_TURN_ARGUMENTS: Final = (
+    *("worker", "lease_ms", "lease", "payload", "control", "wake", "wanted", "ended", "owner_limit", "limits"),
+    "jobs",
+)
 
 #: Renews ours, takes back one that ran out and nobody took, and returns those that somebody else has or that ended.
 #: PEXPIRE and not SET for ours: a Redis that is full still takes it, so nobody loses a task to a full Redis.
 #: Registers the worker by Redis's clock; a new one drops those that have been silent for a minute.
-_RENEW = """
+_RENEW_KEYS: Final = ("workers",)
+_RENEW_ARGUMENTS: Final = ("worker", "lease_ms", "lease", "jobs")
+_RENEW: Final = """
+local line = LINE
 local lost, ours, free = {}, {}, {}
-redis.call('ZSCORE', KEYS[2], ARGV[1])
-for i = 4, #ARGV do
-  local key = ARGV[3] .. ARGV[i]
-  local owner = redis.call('GET', key)
-  if owner == ARGV[1] then
-    ours[#ours + 1] = key
-  elseif not owner and redis.call('ZSCORE', KEYS[1], ARGV[i]) then
-    free[#free + 1] = key
+redis.call('ZSCORE', KEY.workers, ARG.worker)
+line.check('')
+for i = ARG.jobs, #ARGV do
+  local job = ARGV[i]
+  line.check(job)
+  local owner = redis.call('GET', ARG.lease .. job)
+  if owner == ARG.worker then
+    ours[#ours + 1] = job
+  elseif not owner and line.knows(job) then
+    free[#free + 1] = job
   else
-    lost[#lost + 1] = ARGV[i]
+    lost[#lost + 1] = job
   end
 end
-for _, key in ipairs(ours) do redis.call('PEXPIRE', key, ARGV[2]) end
-for _, key in ipairs(free) do redis.call('SET', key, ARGV[1], 'PX', ARGV[2]) end
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if redis.call('ZADD', KEYS[2], now, ARGV[1]) == 1 then
-  redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - 60000)
+local now_ms = math.floor(line.now_us() / 1000)
+local until_ms = string.format('%d', now_ms + ARG.lease_ms)
+for _, job in ipairs(ours) do redis.call('PEXPIRE', ARG.lease .. job, ARG.lease_ms) end
+for _, job in ipairs(free) do
+  redis.call('SET', ARG.lease .. job, ARG.worker, 'PX', ARG.lease_ms)
+  line.hold(job, line.place_of(job), until_ms)
 end
-redis.call('PEXPIRE', KEYS[2], 120000)
+for _, job in ipairs(ours) do redis.pcall('ZADD', 'LINE_RUNNING', 'XX', until_ms, job) end
+if redis.call('ZADD', KEY.workers, now_ms, ARG.worker) == 1 then
+  redis.call('ZREMRANGEBYSCORE', KEY.workers, '-inf', now_ms - 60000)
+end
+redis.call('PEXPIRE', KEY.workers, 120000)
 return lost
 """
 
@@ -90,44 +69,57 @@ return lost
 class Turn:
     #: Job id to payload, empty where it has expired.
     taken: dict[str, bytes]
-    #: How many jobs the queue held, running ones included; 0 is an empty queue, more may not be all.
+    #: How many jobs wait or run; those that are not due yet are not counted.
     queued: int
+    #: When the next job is due; None: none is waiting for that.
+    due_seconds: float | None = None
     #: Members of the queue that are no job of anybody's; they were taken off it.
     strange: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many tasks may run at once, over all workers: of one owner (0: no limit), and of processors, by name."""
+
+    of_owner: int = 0
+    of_processors: Mapping[str, int] = field(default_factory=dict)
 
 
 class Leases:
     """Errors: headway.shared.redis.client.AWAY."""
 
-    def __init__(self, redis: RedisClient, worker_id: str, lease_seconds: float) -> None:
+    def __init__(self, redis: RedisClient, worker_id: str, lease_seconds: float, limits: Limits | None = None) -> None:
+        limits = limits or Limits()
         self._redis = redis
         self._worker_id = worker_id
         self._lease_ms = int(lease_seconds * 1000)
-        self._turn = redis.register_script(_TURN)
-        self._renew = redis.register_script(_RENEW)
+        self._limits = [limits.of_owner, json.dumps(dict(limits.of_processors))]
+        turn = (files("headway.worker") / "turn.lua").read_text(encoding="utf-8")
+        self._turn = redis.register_script(script_with_line(turn, _TURN_KEYS, _TURN_ARGUMENTS))
+        self._renew = redis.register_script(script_with_line(_RENEW, _RENEW_KEYS, _RENEW_ARGUMENTS))
 
-    async def turn(
-        self, count: int = 0, look_at: int = 0, *, ended: Sequence[str] = (), given_back: Sequence[str] = ()
-    ) -> Turn:
-        """Lets go of jobs, but for those that another worker has, and takes up to `count` waiting ones, oldest first.
+    async def turn(self, count: int = 0, *, ended: Sequence[str] = (), given_back: Sequence[str] = ()) -> Turn:
+        """Lets go of jobs, but for those that another worker has, and takes up to `count` waiting ones, in turn.
 
         May be called again with the same jobs where it failed.
         """
-        args: list[str | int] = [self._worker_id, self._lease_ms, keys.job_lease(""), keys.job(""), keys.CONTROL, WAKE]
-        args += [count, look_at, len(ended), *ended, *given_back]
-        queued, *taken = await self._turn(keys=[keys.QUEUE], args=args)
+        queued, due_ms, *taken = await self._call(count, ended, given_back)
         jobs = dict(zip(taken[::2], taken[1::2], strict=True))
         if strange := [job for job in jobs if not is_job_id(job)]:
-            await self._redis.zrem(keys.QUEUE, *strange)
-            await self._redis.delete(*(keys.job_lease("").encode() + job for job in strange))
+            await self._call(0, strange, ())
         ours = {job.decode(): payload for job, payload in jobs.items() if job not in strange}
-        return Turn(ours, int(queued), len(strange))
+        return Turn(ours, int(queued), None if due_ms < 0 else due_ms / 1000, len(strange))
+
+    async def _call(self, count: int, ended: Sequence[str | bytes], given_back: Sequence[str]) -> list[Any]:
+        args: list[Any] = [self._worker_id, self._lease_ms, keys.job_lease(""), keys.job(""), keys.CONTROL, WAKE]
+        args += [count, len(ended), *self._limits, *ended, *given_back]
+        answer: list[Any] = await self._turn(keys=[keys.QUEUE], args=args)
+        return answer
 
     async def renew(self, jobs: Iterable[str]) -> list[str]:
         """Renews these and says that this worker is alive. Returns those that are no longer ours."""
-        lost = await self._renew(
-            keys=[keys.QUEUE, keys.WORKERS], args=[self._worker_id, self._lease_ms, keys.job_lease(""), *jobs]
-        )
+        args: list[Any] = [self._worker_id, self._lease_ms, keys.job_lease(""), *jobs]
+        lost = await self._renew(keys=[keys.WORKERS], args=args)
         return [job.decode() for job in lost]
 
     async def leave(self) -> None:

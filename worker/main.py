@@ -34,11 +34,13 @@ from headway.shared.tracing import tracing_of
 from headway.worker.arq_worker import LeasedWorker
 from headway.worker.box.descendants import adopt
 from headway.worker.box.walls import Box, Standing
+from headway.worker.followers import Followers
 from headway.worker.jobs import Outcome, Runner, process_file
-from headway.worker.leases import Leases
+from headway.worker.leases import Leases, Limits
 from headway.worker.sandbox import Sandbox
 from headway.worker.sweeper import Sweeper
 from headway.worker.wall_notice import WallNotice
+from headway.worker.webhook_sender import WebhookSender
 from headway.worker.worker_metrics import WorkerMetrics, served
 
 log = get_logger(__name__)
@@ -72,7 +74,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         _refuse_without(box, sandbox.standing)
         metrics.walls_stand(sandbox.standing.walls)
         notice = WallNotice(redis, worker_id, box, sandbox.standing)
-        leases = Leases(redis, worker_id, settings.lease_seconds)
+        leases = Leases(redis, worker_id, settings.lease_seconds, Limits(settings.owner_concurrency))
         runner = Runner(
             settings,
             publisher=Publisher(
@@ -92,6 +94,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         )
         # Not patient: what is swept can wait for the next round.
         publisher = Publisher(redis, settings, on_event=metrics.event_published)
+        followers = Followers(redis, publisher, Reader(redis), storage)
         sweeper = Sweeper(redis, settings, publisher=publisher, storage=storage, worker_id=worker_id)
         worker = LeasedWorker(
             func(process_file, name=PROCESS_FILE),
@@ -114,6 +117,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 return
             if task_id is None:
                 worker.wake()
+                followers.wake()
             else:
                 runner.stop(task_id, "it was cancelled", Outcome.CANCELLED)
 
@@ -132,6 +136,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 group.create_task(worker.main(), name="arq"),
                 group.create_task(sweeper.run(), name="sweeper"),
                 group.create_task(SilentProducers(redis, publisher).run(), name="silent producers"),
+                group.create_task(followers.run(), name="followers"),
+                group.create_task(WebhookSender(redis, settings, count=metrics.webhook_tried).run(), name="webhooks"),
                 group.create_task(_say_trouble(redis), name="trouble"),
                 group.create_task(notice.run(), name="walls"),
             ]

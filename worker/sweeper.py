@@ -30,6 +30,7 @@ from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY, RedisClient, why_away
 from headway.shared.redis.memory import Memory, look_at_memory
 from headway.shared.settings import DAY_SECONDS, Settings
+from headway.shared.tasks.line import script_with_line
 from headway.shared.tasks.models import ANYONE, UPLOAD_CUT, ErrorType, OwnerId, Status, TaskId
 from headway.shared.tasks.progress import ACTIVE_TTL_SECONDS, Publisher
 from headway.shared.tasks.queue import WAKE, JobTicket
@@ -67,16 +68,36 @@ SAY_SECONDS: Final = 60.0
 #: Uploads that are watched, at most: those that were not looked at for longest are learned again.
 UPLOADS: Final = 10_000
 
-#: Puts the job of a task on the queue, if the task still waits or runs and none of its jobs is there or leased.
-_PUT_BACK = """
-local known = redis.call('HMGET', KEYS[1], 'status', 'attempt')
-if (known[1] ~= '"queued"' and known[1] ~= '"processing"') or known[2] ~= ARGV[1] then return 0 end
-for i = 9, #ARGV do
-  if redis.call('ZSCORE', KEYS[2], ARGV[i]) or redis.call('EXISTS', ARGV[8] .. ARGV[i]) == 1 then return 0 end
+#: Puts the job of a task in the line, if the task still waits or runs and none of its jobs is there or leased.
+_PUT_BACK_KEYS: Final = ("state", "job")
+_PUT_BACK_ARGUMENTS: Final = (
+    *("attempt", "job_id", "payload", "due_ms", "lives_ms", "control", "wake", "lease"),
+    "jobs",
+)
+_PUT_BACK: Final = """
+local line = LINE
+local known = redis.call('HMGET', KEY.state, 'status', 'attempt', 'processor', 'owner', 'priority', 'batch_id',
+  'input_of', 'input_name')
+local source = string.match(known[7] or '', '"task_id":"(%x+)"')
+if source and (known[8] or 'null') == 'null' and known[1] == '"queued"' then -- it has no job while it waits for another
+  local status = redis.call('HGET', 'ANY_STATE' .. source, 'status')
+  if not status or status == '"completed"' or status == '"failed"' or status == '"cancelled"' then
+    redis.call('ZADD', 'FOLLOWERS', 'NX', 1, string.match(KEY.state, '%x+$'))
+  end
+  return 0
 end
-redis.call('SET', KEYS[3], ARGV[3], 'PX', ARGV[5])
-redis.call('ZADD', KEYS[2], ARGV[4], ARGV[2])
-redis.call('PUBLISH', ARGV[6], ARGV[7])
+if (known[1] ~= '"queued"' and known[1] ~= '"processing"') or known[2] ~= ARG.attempt then return 0 end
+for i = ARG.jobs, #ARGV do
+  local job = ARGV[i]
+  if line.knows(job) or redis.call('ZSCORE', 'QUEUE', job) or redis.call('EXISTS', ARG.lease .. job) == 1 then
+    return 0
+  end
+end
+local place = line.place_by(known[3], known[4], known[5], known[6], line.now_us())
+line.check(ARG.job_id, place)
+redis.call('SET', KEY.job, ARG.payload, 'PX', ARG.lives_ms)
+if ARG.due_ms ~= '' then line.put_later(ARG.job_id, place, ARG.due_ms) else line.put(ARG.job_id, place) end
+redis.call('PUBLISH', ARG.control, ARG.wake)
 return 1
 """
 
@@ -95,7 +116,7 @@ class Sweeper:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._redis = redis
-        self._put_back_script = redis.register_script(_PUT_BACK)
+        self._put_back_script = redis.register_script(script_with_line(_PUT_BACK, _PUT_BACK_KEYS, _PUT_BACK_ARGUMENTS))
         self._publisher = publisher
         self._leftovers = OrphanedFiles(redis, settings, storage, clock)
         self._worker_id = worker_id
@@ -260,12 +281,13 @@ class Sweeper:
             return
         async with self._redis.pipeline(transaction=False) as pipe:
             for task in tasks:
-                ticket = JobTicket.new(task.task_id, task.attempt, task.traceparent)
+                ticket = JobTicket.new(task.task_id, task.attempt, task.traceparent, task.not_before)
                 # A job keeps its id through take-overs, so any attempt's may be the one that is there.
                 jobs = [keys.job_id(task.task_id, attempt) for attempt in range(1, task.attempt + 1)]
-                args: list[Any] = [task.attempt, ticket.job_id, ticket.payload, ticket.score_ms]
-                args += [ACTIVE_TTL_SECONDS * 1000, keys.CONTROL, WAKE, keys.job_lease(""), *jobs]
-                names = [keys.state(task.task_id), keys.QUEUE, keys.job(ticket.job_id)]
+                args: list[Any] = [task.attempt, ticket.job_id, ticket.payload, ticket.due_ms or ""]
+                lives_seconds = ACTIVE_TTL_SECONDS + ticket.wait_seconds
+                args += [lives_seconds * 1000, keys.CONTROL, WAKE, keys.job_lease(""), *jobs]
+                names = [keys.state(task.task_id), keys.job(ticket.job_id)]
                 await self._put_back_script(keys=names, args=args, client=pipe)
             answers = await pipe.execute()
         for task, put_back in zip(tasks, answers, strict=True):

@@ -31,6 +31,7 @@ _FIELDS = [
     "results_name",
     "producer",
     "produced",
+    "not_before",
 ]
 
 
@@ -56,6 +57,7 @@ class ScannedTask:
     #: How long its outside producer may be silent; None where a worker runs it. And the files that it has sent.
     lease_seconds: float | None = None
     produced: frozenset[str] = frozenset()
+    not_before: datetime | None = None
 
     def names(self, entry: str) -> bool:
         """Whether something in its folder is a file of its own: its input, or results that it has or may still get."""
@@ -102,7 +104,7 @@ def _read(task_id: TaskId, values: list[bytes | None], ttl_ms: int) -> ScannedTa
     status, version, attempt, owner, size_bytes, created_at, expires_at, message, traceparent, *rest = (
         json.loads(value or "null") for value in values
     )
-    epoch, input_name, results_name, producer, produced = rest
+    epoch, input_name, results_name, producer, produced, not_before = rest
     for number, most in ((version, 2**53), (attempt, MOST_ATTEMPTS), (epoch or 0, 2**53), (size_bytes or 0, 2**53)):
         if type(number) is not int or not 0 <= number <= most:
             raise ValueError("no number of ours")
@@ -111,7 +113,9 @@ def _read(task_id: TaskId, values: list[bytes | None], ttl_ms: int) -> ScannedTa
     state = (Status(status), version, attempt, OwnerId(owner.strip()), size_bytes, at, ttl_ms, expires, message)
     lease_seconds = float(producer["lease_seconds"]) if producer else None
     stored = frozenset(file["stored"] for file in (produced or {}).values())
-    return ScannedTask(task_id, *state, traceparent, epoch or 0, input_name, results_name, lease_seconds, stored)
+    due = datetime.fromisoformat(not_before) if not_before else None
+    names = (input_name, results_name)
+    return ScannedTask(task_id, *state, traceparent, epoch or 0, *names, lease_seconds, stored, due)
 
 
 @lru_cache(maxsize=1000)

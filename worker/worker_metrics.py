@@ -23,6 +23,7 @@ from headway.shared.metric_registry import Metrics, redis_up
 from headway.shared.settings import Settings
 from headway.shared.tasks.progress import Claim
 from headway.worker.box.walls import Wall
+from headway.worker.webhook_sender import ENDS as WEBHOOK_ENDS
 
 ATTEMPT_SECONDS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 3600.0)
 #: A free worker takes milliseconds; a queue takes as long as it is.
@@ -68,6 +69,10 @@ class WorkerMetrics(Metrics, Collector):
         for what in REFUSED:
             self._refused.labels(what)
         self._published = self.counter("headway_events_published", "Events written to Redis")
+        tries = "Tries to send a webhook that ended here"
+        self._webhook_tries = self.counter("headway_webhook_tries", tries, "end")
+        for end in WEBHOOK_ENDS:
+            self._webhook_tries.labels(end)
         self._walls = Gauge(
             "headway_wall", "Whether this wall stands around children", ["wall"], registry=self.registry
         )
@@ -115,6 +120,9 @@ class WorkerMetrics(Metrics, Collector):
     def walls_stand(self, walls: Collection[Wall]) -> None:
         for wall in Wall:
             self._walls.labels(wall).set(wall in walls)
+
+    def webhook_tried(self, end: str) -> None:
+        self._webhook_tries.labels(end).inc()
 
     def event_published(self) -> None:
         self._published.inc()

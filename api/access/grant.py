@@ -154,6 +154,8 @@ NEEDS: Final[dict[tuple[str, str], Action | str]] = {
     ("GET", "/batches/{batch_id}/events"): Action.READ,
     ("GET", "/download/{filename}"): Action.READ,
     ("HEAD", "/download/{filename}"): Action.READ,
+    ("GET", "/tasks/{task_id}/webhooks"): Action.READ,
+    ("POST", "/tasks/{task_id}/webhooks/{webhook_id}/resend"): Action.RETRY,
     ("POST", "/tasks"): Action.CREATE,
     ("POST", "/process-file"): Action.CREATE,
     ("PUT", "/tasks/{task_id}/upload"): Action.CREATE,

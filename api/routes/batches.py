@@ -16,13 +16,13 @@ from headway.api.cancelling import cancel_task
 from headway.api.dependencies import AliveDep, LastEventIdDep, OwnerDep, RootPathDep, StateDep, stream_of
 from headway.api.lifespan import State
 from headway.api.openapi import answer, problems, stream, together
-from headway.api.root_path import rooted
 from headway.api.schemas import AliveEvent, Batch, BatchCancellation, BatchState, GapEvent
 from headway.api.streams.batch_listener import batch_has_ended
 from headway.api.uploads.multipart_upload import BATCH_ID
 from headway.shared.errors import Conflict, TooMany, UnknownTask
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.models import Task, TaskId
+from headway.shared.tasks.representation import rooted
 
 router = APIRouter(tags=["batches"])
 

@@ -14,13 +14,12 @@ from headway.api.openapi import answer
 from headway.api.schemas import Health, Readiness, Unreadiness
 from headway.shared import keys
 from headway.shared.redis.client import AWAY, durability, trouble_ahead, why_away
+from headway.shared.tasks.line import line_counts
 from headway.shared.tasks.queue import SILENT_LEASES
 from headway.shared.version import VERSION
 
 router = APIRouter(tags=["health"])
 
-#: Running jobs are counted among this many of the queue's oldest, where they are unless far more run at once.
-LOOKED_AT = 512
 #: Of the disk of HEADWAY_DATA_DIR.
 NEARLY_FULL = 0.95
 
@@ -92,20 +91,18 @@ async def _storage(state: State) -> dict[str, Any]:
 
 async def _workers(state: State) -> dict[str, Any]:
     try:
+        seconds, microseconds = await state.redis.time()
+        now_ms = seconds * 1000 + microseconds / 1000
         async with state.redis.pipeline(transaction=False) as pipe:
-            pipe.time()
             pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
             pipe.hgetall(keys.WALLS)
-            pipe.zcard(keys.QUEUE)
-            pipe.zrange(keys.QUEUE, 0, LOOKED_AT - 1)
-            (seconds, microseconds), seen, told, jobs, oldest = await pipe.execute()
-        running = await state.redis.exists(*(keys.job_lease(job.decode()) for job in oldest)) if oldest else 0
+            line_counts(pipe, int(now_ms))
+            seen, told, *waiting, running = await pipe.execute()
     except AWAY as error:
         return {"ok": False, "reason": why_away(error)}
     silent_ms = SILENT_LEASES * state.settings.lease_seconds * 1000
-    now_ms = seconds * 1000 + microseconds / 1000
     alive = [name for name, at in seen if now_ms - at < silent_ms]
-    about = {"count": len(alive), "running": running, "queued": jobs - running, **_walls(alive, told)}
+    about = {"count": len(alive), "running": running, "queued": sum(waiting), **_walls(alive, told)}
     if not alive:
         return {"ok": False, "reason": "no worker is running; start one with `headway worker`", **about}
     return {"ok": True, "reason": "running", **about}

@@ -26,8 +26,9 @@ from headway.shared import keys
 from headway.shared.logging import get_logger
 from headway.shared.metric_registry import redis_up, together
 from headway.shared.redis.client import AWAY, why_away
+from headway.shared.tasks.line import line_counts
 from headway.shared.tasks.models import ACTIVE, Status
-from headway.shared.tasks.queue import CLOCK_SKEW_MS, SILENT_LEASES
+from headway.shared.tasks.queue import SILENT_LEASES
 
 log = get_logger(__name__)
 
@@ -35,11 +36,6 @@ router = APIRouter(tags=["health"])
 
 #: A scraper waits 10 s by default, an operator not that long.
 PATIENCE_SECONDS: Final = 1.5
-#: Running jobs stay on the queue, the oldest first, so they are looked for from its head: a page at a time, while there
-#: are any on it, and no further than workers look themselves.
-PAGE: Final = 256
-LOOKED_AT: Final = 2000
-
 EXPOSITION: Final[dict[int | str, dict[str, Any]]] = {
     200: answer(
         "Prometheus' text format, or OpenMetrics by Accept",
@@ -71,45 +67,31 @@ class _Seen:
     workers: int
     leases: int
     waiting: int
+    later: int
     oldest_seconds: float
     #: Status and processor to how many: now of those that have not ended, ever of those that have.
     counts: dict[tuple[str, str], int]
 
 
 async def _look(state: State) -> _Seen:
+    seconds, microseconds = await state.redis.time()
+    now_us = seconds * 1_000_000 + microseconds
     async with state.redis.pipeline(transaction=False) as pipe:
-        pipe.time()
         pipe.zrange(keys.WORKERS, 0, -1, withscores=True)
-        pipe.zcard(keys.QUEUE)
+        line_counts(pipe, now_us // 1000)
+        pipe.zcard(keys.LINE_LATER)
+        pipe.zrange(keys.LINE_WAITING, 0, 0, withscores=True)
         pipe.hgetall(keys.COUNTS)
-        (seconds, microseconds), workers, jobs, counts = await pipe.execute()
-    now_ms = seconds * 1000 + microseconds / 1000
-    leases, oldest_ms = await _leased(state)
+        workers, arriving, waiting, lost, running, later, oldest, counts = await pipe.execute()
     silent_ms = SILENT_LEASES * state.settings.lease_seconds * 1000
     return _Seen(
-        workers=sum(1 for _, at in workers if now_ms - at < silent_ms),
-        leases=leases,
-        waiting=max(0, jobs - leases),
-        oldest_seconds=0.0 if oldest_ms is None else max(0.0, now_ms - CLOCK_SKEW_MS - oldest_ms) / 1000,
+        workers=sum(1 for _, at in workers if now_us / 1000 - at < silent_ms),
+        leases=running,
+        waiting=arriving + waiting + lost,
+        later=later,
+        oldest_seconds=max(0.0, now_us - oldest[0][1]) / 1_000_000 if oldest else 0.0,
         counts={_pair(name): int(count) for name, count in counts.items()},
     )
-
-
-async def _leased(state: State) -> tuple[int, float | None]:
-    """How many jobs workers hold, and the score of the first that none does."""
-    leases, oldest = 0, None
-    for start in range(0, LOOKED_AT, PAGE):
-        page = await state.redis.zrange(keys.QUEUE, start, start + PAGE - 1, withscores=True)
-        if not page:
-            break
-        holders = await state.redis.mget([keys.job_lease(job.decode()) for job, _ in page])
-        free = [score for (_, score), holder in zip(page, holders, strict=True) if holder is None]
-        leases += len(page) - len(free)
-        if oldest is None and free:
-            oldest = free[0]
-        if len(page) < PAGE or len(free) == len(page):
-            break
-    return leases, oldest
 
 
 def _pair(name: bytes) -> tuple[str, str]:
@@ -120,6 +102,7 @@ def _pair(name: bytes) -> tuple[str, str]:
 def _families(seen: _Seen, registered: Iterable[str]) -> Iterator[Metric]:
     for name, documentation, value in (
         ("headway_queue_depth", "Jobs that wait for a worker", seen.waiting),
+        ("headway_queue_later", "Jobs that are not due yet", seen.later),
         ("headway_queue_oldest_seconds", "How long the longest waiting job has been on the queue", seen.oldest_seconds),
         ("headway_workers", "Workers that are alive", seen.workers),
         ("headway_leases", "Tasks that workers hold", seen.leases),

@@ -30,6 +30,7 @@ async def list_processors(request: Request, state: StateDep, _: OwnerDep) -> dic
                 "accepts": list(processor.accepts),
                 "needs_file": processor.needs_file,
                 "options": processor.options.model_json_schema(),
+                "alias_of": processor.alias_of,
             }
             for processor in state.registry.processors.values()
             if granted is None or processor.name in granted

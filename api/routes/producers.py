@@ -21,7 +21,6 @@ from headway.api.lifespan import State
 from headway.api.openapi import BINARY, JSON, answer, body, problems, reference, together
 from headway.api.problems import answer_to
 from headway.api.producing.reports import MOST_REPORTS, MOST_REPORTS_OF_MANY, Attempt, NamedReport, Report
-from headway.api.representation import represent
 from headway.api.schemas import Reported, ReportedTasks, TakenOver
 from headway.api.serving.small_body import SmallBody
 from headway.api.submission import field_errors
@@ -53,6 +52,7 @@ from headway.shared.files.storage import check_result_name
 from headway.shared.json_text import text_of
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.models import ProducedFile, Status, Task, TaskId
+from headway.shared.tasks.representation import represent
 
 #: The bodies of these are small; that of a result is not.
 router = APIRouter(tags=["producers"], route_class=SmallBody)

@@ -43,6 +43,7 @@ from headway.api.uploads.multipart_upload import (
     parse_options,
     too_large,
 )
+from headway.api.uploads.order import Order
 from headway.api.uploads.receiving import expiry
 from headway.api.uploads.resumable_upload import check_alive, declared_bytes, digest_of, offset_of, take_piece
 from headway.api.uploads.tus import (
@@ -60,6 +61,7 @@ from headway.api.uploads.tus import (
     whole_sha256,
 )
 from headway.api.uploads.upload_digests import clean_sha256, wanted_prefix
+from headway.api.uploads.webhook_field import webhook_of
 from headway.shared.errors import (
     AnotherFile,
     BadHeader,
@@ -167,7 +169,9 @@ async def options(request: Request, state: StateDep, _: OwnerDep) -> Response:
         **_SPOKEN,
         Upload_Length=asked("The bytes of the whole file", _BYTES, required=True),
         Upload_Metadata=asked(
-            "`key BASE64,…`: filename, processor, and as wanted filetype, options, batch_id, sha256", required=True
+            "`key BASE64,…`: filename, processor, and as wanted filetype, options, batch_id, sha256, priority, "
+            "not_before, webhook",
+            required=True,
         ),
         Upload_Checksum=_CHECKSUM,
     ),
@@ -316,6 +320,8 @@ def _drafted(request: Request, state: State, owner: OwnerId) -> Task:
         content_type=clean_content_type(metadata.get("filetype")),
         size_bytes=size_bytes,
         batch_id=clean_batch_id(metadata.get("batch_id")),
+        order=Order.of(metadata),
+        webhook=webhook_of(metadata.get("webhook"), state.settings),
     )
     try:
         declared = clean_sha256(metadata.get("sha256"))

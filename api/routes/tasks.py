@@ -18,7 +18,6 @@ from headway.api.answers import CHANGED, FORM_PROBLEMS, ONE_TASK, SUBMITTED_HEAD
 from headway.api.cancelling import cancel_task
 from headway.api.dependencies import OwnerDep, ReadTaskDep, RootPathDep, StateDep, TaskDep, TaskIdDep
 from headway.api.openapi import JSON, answer, body, problems, reference, together
-from headway.api.representation import represent
 from headway.api.root_path import rooted_answer
 from headway.api.schemas import Submission, SubmittedTask, TaskList
 from headway.api.submission import Announcement, ProducerTask, announce, submit_form
@@ -39,6 +38,8 @@ from headway.shared.errors import (
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.models import Status, Task, TaskId
+from headway.shared.tasks.representation import represent
+from headway.shared.webhooks.outbox import MOST_NOTICES, Outbox
 
 log = get_logger(__name__)
 
@@ -70,6 +71,7 @@ class TaskPage(BaseModel):
             202: answer("Queued", SubmittedTask, SUBMITTED_HEADERS),
         },
         FORM_PROBLEMS,
+        problems(UnknownTask),
     ),
     openapi_extra=body({"multipart/form-data": reference(Submission, "validation"), JSON: ANNOUNCED}),
 )
@@ -179,9 +181,11 @@ async def retry(request: Request, state: StateDep, task: TaskDep, root: RootPath
             "An outside producer runs this task, so no worker can. The producer begins it again: POST …/attempts."
         )
     check_processor(request.scope, task.processor)
-    if task.status.is_terminal and task.filename is not None and task.input_name is None:
+    if task.status.is_terminal and task.filename is not None and task.input_name is None and task.follows is None:
         raise Conflict("The file of this task never arrived whole, so there is nothing to run. Submit it again.")
     state.limits.check_head_room()
+    if await Outbox(state.redis).count(task.task_id) >= MOST_NOTICES:
+        raise Conflict(f"{MOST_NOTICES} ends of this task have been told to webhooks. Submit it anew.")
     await state.publisher.retry(task)
     return represent(await state.reader.task(task.task_id), root)
 

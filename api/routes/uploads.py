@@ -14,7 +14,6 @@ from headway.api.answers import ONE_TASK
 from headway.api.dependencies import StateDep, TaskDep
 from headway.api.lifespan import State
 from headway.api.openapi import BINARY, asked, body, parameters, problems, together
-from headway.api.representation import represent
 from headway.api.uploads.capacity_check import reserved
 from headway.api.uploads.multipart_upload import body_of, check_length, declared_length, invalid, too_large
 from headway.api.uploads.receiving import Guard, abort_unless_queued, not_the_announced, queue, receive
@@ -40,6 +39,7 @@ from headway.shared.errors import (
 from headway.shared.files.storage import StoredFile, Upload
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.models import Status, Task
+from headway.shared.tasks.representation import represent
 
 router = APIRouter(tags=["uploads"])
 

@@ -42,7 +42,7 @@ export interface Task {
 }
 
 export type State = Partial<Task> & Pick<Task, "task_id" | "version" | "status" | "progress">;
-export type Processor = { name: string; description: string; accepts: string[]; options: Record<string, any>; needs_file: boolean };
+export type Processor = { name: string; description: string; accepts: string[]; options: Record<string, any>; needs_file: boolean; alias_of?: string | null };
 /** `data` has the `task_id`. */
 export type NamedEvent = { type: "log" | "note" | "transfer" | "gap" | "deleted"; id: string; data: any };
 /** `waiting`: lost, and being opened again. */

@@ -11,7 +11,15 @@ import * as units from "./units.js";
 /** @typedef {import("./headway.js").Processor} Processor */
 
 /** What some systems call these files, or leave unnamed. */
-const TYPES = /** @type {Record<string, string>} */ ({ csv: "text/csv", tsv: "text/tab-separated-values", json: "application/json" });
+const TYPES = /** @type {Record<string, string>} */ ({
+  csv: "text/csv",
+  tsv: "text/tab-separated-values",
+  json: "application/json",
+  jsonl: "application/x-ndjson",
+  ndjson: "application/x-ndjson",
+  parquet: "application/vnd.apache.parquet",
+  xlsx: "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+});
 
 /** So that a mistake, a whole disk, does not become so many tasks. */
 const MOST_FILES = 1000;
@@ -79,7 +87,10 @@ export class NewTask {
       return;
     }
     this.problem.hidden = true;
-    this.select.replaceChildren(...this.processors.map(({ name }) => new Option(name, name)));
+    const former = element("optgroup", { label: "Former names" });
+    this.select.replaceChildren();
+    for (const { name, alias_of: today } of this.processors) (today ? former : this.select).append(new Option(name, name));
+    if (former.childElementCount) this.select.append(former);
     this.suggest();
     this.drawProcessor();
   }
@@ -102,14 +113,15 @@ export class NewTask {
 
   /** Chooses the processor that names the files' type most exactly: that of the file which it fits least. */
   suggest() {
-    const fit = (/** @type {Processor} */ one) => (one.needs_file ? this.fitAll(one) : 0);
+    const fit = (/** @type {Processor} */ one) => (one.needs_file && !one.alias_of ? this.fitAll(one) : 0);
     const best = this.processors.reduce((found, one) => (fit(one) > fit(found) ? one : found), this.processors[0]);
     if (best) this.select.value = best.name;
   }
 
   /** @param {Processor} processor */
   fitAll({ accepts }) {
-    const fit = (/** @type {File | null} */ file) => Math.max(0, ...accepts.map((type) => fitOf(type, file)));
+    // What a processor names first it is made for.
+    const fit = (/** @type {File | null} */ file) => Math.max(0, ...accepts.map((type, place) => fitOf(type, file) * (1 - place / 1000)));
     return this.files.length ? Math.min(...this.files.map(fit)) : fit(null);
   }
 

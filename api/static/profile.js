@@ -1,13 +1,13 @@
 // @ts-check
 /**
- * The columns of a `csv-profile`, each as a card: its type, how much of it is empty, its range, and its most frequent
+ * The columns of a `table-profile`, each as a card: its type, how much of it is empty, its range, and its most frequent
  * values as bars, against all rows, so that a long bar means what it seems to.
  */
 
 import { element } from "./dom.js";
 import * as units from "./units.js";
 
-/** @typedef {{name: string, type: string, nulls: number, distinct: number, min: any, max: any, mean: number | null, top: {value: any, count: number}[]}} Column */
+/** @typedef {{name: string, type: string, nulls: number, distinct: number, min: any, max: any, mean: number | null, top: {value: any, count: number}[], distinct_estimated?: boolean}} Column */
 
 /** Longer ones are thumbnails of texts, no help to anybody. */
 const SHOWN_COLUMNS = 200;
@@ -25,14 +25,14 @@ export function drawProfile(columns, rows) {
 }
 
 /** @param {Column} column @param {number} rows */
-function drawColumn({ name, type, nulls, distinct, min, max, mean, top }, rows) {
+function drawColumn({ name, type, nulls, distinct, distinct_estimated: estimated, min, max, mean, top }, rows) {
   const head = element("div", { className: "column-head" }, [
     element("h5", { textContent: name || "(no name)" }),
     element("span", { className: "kind", textContent: type }),
   ]);
   const filled = rows > 0 ? 1 - nulls / rows : 0;
   const facts = [
-    ["Distinct", units.number(distinct)],
+    ["Distinct", `${estimated ? "about " : ""}${units.number(distinct)}`],
     ["Empty", nulls ? `${units.number(nulls)} (${share(nulls, rows)})` : "none"],
     ...(min === null || min === undefined ? [] : [["Range", min === max ? datum(min) : `${datum(min)} – ${datum(max)}`]]),
     ...(typeof mean === "number" ? [["Mean", units.datum(mean)]] : []),

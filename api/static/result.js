@@ -28,7 +28,8 @@ export function drawResult({ summary, files }) {
   /** @type {Set<string>} */
   let listed = new Set();
   for (const [name, value] of Object.entries(summary)) {
-    if (!isTable(value)) values.push([name, value]);
+    if (isNotes(name, value)) drawn.push(...drawNotes(value));
+    else if (!isTable(value)) values.push([name, value]);
     else if (isProfile(value)) tables.push(drawProfile(value, Number(summary.rows)));
     else if (isFolder(name, value)) {
       listed = ownResults(value);
@@ -52,6 +53,12 @@ export function drawFile({ name, size_bytes, url }, shown = name) {
 /** @param {unknown} value @returns {value is Record<string, unknown>[]} */
 const isTable = (value) => Array.isArray(value) && value.length > 0 && value.every((row) => row && typeof row === "object" && !Array.isArray(row));
 
+/** What was left out, changed or guessed. @param {string} name @param {unknown} value @returns {value is string[]} */
+const isNotes = (name, value) => name === "notes" && Array.isArray(value) && value.every((one) => typeof one === "string");
+
+/** @param {string[]} notes */
+const drawNotes = (notes) => (notes.length ? [element("ul", { className: "told" }, notes.map((textContent) => element("li", { textContent })))] : []);
+
 /** @param {[string, unknown][]} values */
 function drawValues(values) {
   const list = element("dl", { className: "values" });
@@ -61,7 +68,7 @@ function drawValues(values) {
     list.append(
       element("div", {}, [
         element("dt", { textContent: units.unitlessLabel(name) }),
-        element("dd", { textContent: text, className: long || typeof value === "object" ? "code" : "" }),
+        element("dd", { textContent: text, className: long || isNested(value) ? "code" : "" }),
       ]),
     );
   }
@@ -101,5 +108,9 @@ export function asText(value, name = "") {
   if (typeof value === "number" && name.endsWith("_seconds")) return units.duration(value);
   if (typeof value === "number") return DATA.has(name) ? units.datum(value) : units.number(value);
   if (typeof value === "boolean") return value ? "yes" : "no";
-  return typeof value === "object" ? JSON.stringify(value) : String(value);
+  if (typeof value !== "object") return String(value);
+  return isNested(value) ? JSON.stringify(value) : Object.entries(value).map(([one, its]) => `${units.label(one).toLowerCase()} ${its === "\t" ? "tab" : asText(its, one)}`).join(" · ");
 }
+
+/** More than names and plain values. @param {unknown} value */
+const isNested = (value) => typeof value === "object" && value !== null && (Array.isArray(value) || Object.values(value).some((one) => typeof one === "object" && one !== null));

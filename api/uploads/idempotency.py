@@ -13,7 +13,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from fastapi import Request
 from starlette.responses import Response
@@ -28,6 +28,7 @@ from headway.shared.json_text import text_of
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.idempotency import Answer, Answers, Lease
+from headway.shared.tasks.line import DEFAULT
 from headway.shared.tasks.models import FieldError, OwnerId, Task, TaskId, new_task_id
 from headway.shared.tasks.reader import Reader
 
@@ -110,9 +111,13 @@ class _Answered(Claim):
 
 def fingerprint(path: str, task: Task) -> str:
     """What makes two requests the same: not their bytes (a form's boundary is new each time) but the task asked for."""
-    asked = [path, task.processor, task.options, task.filename, task.content_type, task.batch_id]
+    asked: list[Any] = [path, task.processor, task.options, task.filename, task.content_type, task.batch_id]
+    if task.priority != DEFAULT or task.not_before is not None:  # else as before there was an order
+        asked += [task.priority, str(task.not_before)]
     content = [task.size_bytes, task.input_sha256, *([task.declared_sha256] if task.declared_sha256 else [])]
-    return hashlib.sha256(text_of([*asked, *content]).encode()).hexdigest()
+    more = [task.webhook.model_dump()] if task.webhook else []
+    more += [dict(task.input_of)] if task.input_of else []
+    return hashlib.sha256(text_of([*asked, *content, *more]).encode()).hexdigest()
 
 
 class Idempotency:

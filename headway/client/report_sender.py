@@ -10,19 +10,20 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final, Protocol
 from urllib.parse import quote
 
+import httpcore  # noqa: F401 - httpx brings it in late: a fork in that moment would have half of it
 import httpx
 
+from headway.client.calls import Address
 from headway.client.errors import ClientError, Declined, Unreachable
-
-if TYPE_CHECKING:
-    from headway.client.reporting import report
 
 log: Final = logging.getLogger("headway.report")
 
@@ -35,8 +36,36 @@ FILE_SECONDS: Final = 300.0
 LONGEST_WAIT_SECONDS: Final = 1.0
 
 
+def _is_not_ours(record: logging.LogRecord) -> bool:
+    """httpx logs each request; of a work's log the reports are no part."""
+    return not (record.threadName or "").startswith("headway ")
+
+
+logging.getLogger("httpx").addFilter(_is_not_ours)
+
+
+class Job(Protocol):
+    """What the thread needs of a report, and changes in it."""
+
+    task_id: str | None
+    attempt: int
+    restored: Any
+    cancelled: bool
+    summary: dict[str, Any]
+    _address: Address
+    _asked: dict[str, Any]
+    _key: str | None
+    _keep: Path | None
+    _alive_seconds: float
+    _outputs: dict[str, str | None]
+    _folder: Path | None
+    _on_cancelled: Callable[[], None] | None
+
+    def _take(self) -> list[dict[str, Any]]: ...
+
+
 class Sender:
-    def __init__(self, job: report) -> None:
+    def __init__(self, job: Job) -> None:
         self._job = job
         self._thread = threading.Thread(target=self._run, name="headway report", daemon=True)
         self._wake = threading.Event()
@@ -61,7 +90,8 @@ class Sender:
         self._thread.start()
 
     def end(self, how: str, error: dict[str, Any]) -> None:
-        """`complete`, `fail`, or `again`: the work stops here, and another attempt is to come."""
+        """`complete`, `fail`; `again`: the work stops here, and another attempt is to come; or `leave`: it stops here,
+        and the platform will notice that."""
         if self._end is None:
             self._end = (how, error)
         self._wake.set()
@@ -83,6 +113,8 @@ class Sender:
         finally:
             self.begun.set()
             self.ended.set()
+            if self._end is not None and self._job._folder is not None:
+                shutil.rmtree(self._job._folder, ignore_errors=True)
 
     def _work(self, http: httpx.Client) -> None:
         wait_seconds, said_at = SEND_SECONDS, float("-inf")
@@ -189,6 +221,8 @@ class Sender:
 
     def _last_word(self, http: httpx.Client, how: str, error: dict[str, Any]) -> None:
         body: dict[str, Any] = {"attempt": self._job.attempt}
+        if how == "leave":
+            return
         if how == "again":
             self._tell(http, [body | error])
             return

@@ -116,7 +116,6 @@ class report:
         self.restored: Any = None
         self._keep = Path(keep) if keep is not None else None
         self._key = idempotency_key
-        #: Called by the thread of reports, once, when it hears that somebody has cancelled the task.
         self._on_cancelled: Callable[[], None] | None = None
         #: What the task's result says, if the block ends well. JSON.
         self.summary: dict[str, Any] = {}
@@ -283,22 +282,46 @@ class report:
                 self._sender.end("complete", {})
             else:
                 self._sender.end("fail", {"message": _words_of(error), "retryable": False})
-            self._sender.wait(self._patience_seconds)
+            if self._patience_seconds > 0:
+                self._sender.wait(self._patience_seconds)
         finally:
             if self._folder is not None and self._sender.ended.is_set():
                 shutil.rmtree(self._folder, ignore_errors=True)
 
     def fail(self, message: str, *, retryable: bool = False) -> None:
         """Ends the task as `failed`, without an exception. What is said later does not count."""
-        assert self._sender is not None
+        if self._sender is None:
+            return
         self._sender.end("fail", {"message": message[:LINE_CHARACTERS] or "It failed", "retryable": retryable})
 
     def again(self, message: str, *, within_seconds: float) -> None:
         """Ends this attempt and not the task: another one comes under the same `idempotency_key`, at most so much
         later. Else the task is `worker_lost` then. What is said later does not count."""
-        assert self._sender is not None
+        if self._sender is None:
+            return
         seconds = max(1, min(24 * 3600, math.ceil(within_seconds)))
         self._sender.end("again", {"message": message[:LINE_CHARACTERS], "lease_seconds": seconds})
+
+    def leave(self) -> None:
+        """Ends the reports and nothing else, for a process that has to go: the platform notices it."""
+        if self._sender is not None:
+            self._sender.end("leave", {})
+
+    def on_cancelled(self, call: Callable[[], None]) -> None:
+        """`call` is called once, by the thread of reports, when it hears that somebody has cancelled the task."""
+        self._on_cancelled = call
+        if self.cancelled:
+            call()
+
+    @property
+    def over(self) -> bool:
+        """The last word was heard, or nobody wants to hear it."""
+        return self._sender is not None and self._sender.ended.is_set()
+
+    def wait_for_the_end(self, seconds: float) -> None:
+        """After a block that did not wait (`patience_seconds=0`)."""
+        if self._sender is not None:
+            self._sender.ended.wait(seconds)
 
     async def __aenter__(self) -> Self:
         return await asyncio.to_thread(self.__enter__)

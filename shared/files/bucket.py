@@ -29,7 +29,17 @@ from headway.shared.files.directory import DirectoryStorage
 from headway.shared.files.disk import disk_faults, on_disk
 from headway.shared.files.own_disk import OwnDisk
 from headway.shared.files.s3 import Bucket, check_endpoint
-from headway.shared.files.storage import CHUNK_BYTES, Partial, StoredResult, TaskFolder, attempt_of, check_result_name
+from headway.shared.files.storage import (
+    CHUNK_BYTES,
+    Partial,
+    StoredFile,
+    StoredObject,
+    StoredResult,
+    TaskFolder,
+    attempt_of,
+    check_result_name,
+    copied,
+)
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import TaskId
 
@@ -53,6 +63,10 @@ SMALL_AT_ONCE: Final = 8
 
 _TASK = re.compile(r"tasks/([0-9a-f]{32})/.+")
 _PIECE = re.compile(r"partial/([0-9a-f]{32})-input/[0-9]+-([0-9]+)(-.*)?")
+
+
+#: S3's most for one copy.
+COPIED_BYTES: Final = 5 * 1024**3
 
 
 class BucketStorage:
@@ -110,6 +124,15 @@ class BucketStorage:
 
     async def input(self, task_id: TaskId, name: str | None) -> BucketFile:
         return await BucketFile.at(self._bucket, _input_key(task_id, name))
+
+    async def take_over(self, content: StoredObject, task_id: TaskId, sha256: str) -> StoredFile:
+        """The bucket copies it by itself, up to the size that it does in one go."""
+        assert isinstance(content, BucketFile)
+        if content.size_bytes > COPIED_BYTES:
+            return await copied(content, self.upload(task_id))
+        name = f"input-{secrets.token_hex(8)}"
+        await self._patient.copy(content.key, f"tasks/{task_id}/{name}")
+        return StoredFile(name, content.size_bytes, sha256)
 
     @asynccontextmanager
     async def local_input(self, task_id: TaskId, name: str | None) -> AsyncIterator[Path]:

@@ -23,7 +23,7 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -43,10 +43,12 @@ from headway.shared.files.storage import (
     CHUNK_BYTES,
     Partial,
     StoredFile,
+    StoredObject,
     StoredResult,
     TaskFolder,
     attempt_of,
     check_result_name,
+    copied,
 )
 from headway.shared.files.trees import remove_whole
 from headway.shared.files.upload_folder import TAKEN_OVER, UploadFolder
@@ -71,6 +73,10 @@ _Entry = tuple[os.DirEntry[str], os.stat_result]
 #: What is left free where no setting says it: little enough for a small disk, enough for Redis and logs on a large one.
 _RESERVE_SHARE: Final = 0.01
 _RESERVE_BYTES: Final = 256 * 1024**2
+
+
+class _CannotLink(Exception):
+    """The file system has no second names for a file, or not for this one."""
 
 
 class DirectoryStorage:
@@ -151,6 +157,28 @@ class DirectoryStorage:
         except UnknownFile:
             self._is_there()
             raise
+
+    async def take_over(self, content: StoredObject, task_id: TaskId, sha256: str) -> StoredFile:
+        """By a second name for it, where the file system has those."""
+        assert isinstance(content, DiskFile)
+        name = _input_name()
+        try:
+            await change_on_disk(self._link, content.path, self._tasks / task_id / name)
+        except _CannotLink:
+            return await copied(content, self.upload(task_id))
+        return StoredFile(name, content.size_bytes, sha256)
+
+    def _link(self, path: Path, final: Path) -> None:
+        final.parent.mkdir(mode=0o700, exist_ok=True)
+        try:
+            os.link(path, final, follow_symlinks=False)
+        except FileNotFoundError:
+            raise UnknownFile from None
+        except OSError as error:
+            if error.errno in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise _CannotLink from None
+            raise
+        _fsync_folder(final.parent)
 
     @asynccontextmanager
     async def local_input(self, task_id: TaskId, name: str | None) -> AsyncIterator[Path]:
@@ -640,9 +668,11 @@ def _input_name() -> str:
 
 
 async def _entries(folder: Path) -> AsyncIterator[_Entry]:
-    entries = await on_disk(os.scandir, folder)
-    with entries:
-        while page := await on_disk(_next_page, entries):
+    with (
+        ExitStack() as opened
+    ):  # whoever is cancelled waits for the thread: what it has opened is closed, and not before
+        entries = await change_on_disk(lambda: opened.enter_context(os.scandir(folder)))
+        while page := await change_on_disk(_next_page, entries):
             for entry in page:
                 yield entry
 

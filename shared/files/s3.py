@@ -109,6 +109,11 @@ class Bucket:
         """An object that comes in parts."""
         return Parts(self._store, key, part_bytes, content_type)
 
+    async def copy(self, key: str, other: str) -> None:
+        """An object of at most 5 GiB, by the bucket itself. Raises UnknownFile."""
+        with _said():
+            await obstore.copy_async(self._store, key, other)
+
     async def head(self, key: str) -> ObjectMeta:
         with _said():
             async with asyncio.timeout(SMALL_CALL_SECONDS):

@@ -8,6 +8,7 @@ No name from outside is ever part of a path but a result's, which is checked. Th
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping
@@ -116,6 +117,17 @@ class ResumableUpload(Upload, Protocol):
         """Where those bytes come from. Two of one task that say the same hold the same bytes there."""
 
 
+async def copied(content: StoredObject, upload: Upload) -> StoredFile:
+    """Byte by byte, into an upload that this ends."""
+    try:
+        async for data in content.read(0, content.size_bytes):
+            await upload.write(data)
+        return await upload.commit()
+    except BaseException:
+        await asyncio.shield(upload.abort())
+        raise
+
+
 class Storage(Protocol):
     """A place of files. Not a service: it holds nothing open between calls. Beside what is said below, everything
     raises headway.shared.files.disk.STORAGE_FAULTS where the place cannot be used."""
@@ -148,6 +160,10 @@ class Storage(Protocol):
 
     async def result(self, task_id: TaskId, folder: str, name: str) -> StoredObject:
         """Of `results_folder`. Raises UnknownFile."""
+
+    async def take_over(self, content: StoredObject, task_id: TaskId, sha256: str) -> StoredFile:
+        """Makes a file of this place the input of another task, without sending it anywhere if that can be. `sha256` is
+        known of it. Raises UnknownFile, StorageFull."""
 
     def local_input(self, task_id: TaskId, name: str | None) -> AbstractAsyncContextManager[Path]:
         """The input as a file on this machine for as long as the block lasts. Raises UnknownFile, StorageFull."""

@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Final, NewType
+from typing import Annotated, Any, Final, NewType, NotRequired
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from typing_extensions import TypedDict
 
 TaskId = NewType("TaskId", str)
 OwnerId = NewType("OwnerId", str)
@@ -46,6 +47,13 @@ def utc_now() -> datetime:
 def rfc3339(at: datetime) -> str:
     """RFC 3339 in UTC with milliseconds and a Z: `2026-11-22T13:40:25.123Z`."""
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def waiting(not_before: datetime | None) -> str:
+    """The message of a task that waits for its turn."""
+    if not_before is None or not_before <= utc_now():
+        return "Waiting for a worker"
+    return f"Waiting until {rfc3339(not_before)}"
 
 
 Time = Annotated[
@@ -143,6 +151,25 @@ class Producer(BaseModel):
     seqs: list[int] = Field(default_factory=list)
 
 
+class InputOf(TypedDict):
+    """Whose file a task takes: the input of another task; with `file` a result of it by its name; with `result` its
+    only result, or its input where it has none."""
+
+    task_id: str
+    file: NotRequired[str]
+    result: NotRequired[bool]
+
+
+class Webhook(BaseModel):
+    """Who is told of a task's end. progress.lua reads its JSON text, so the fields stay in this order."""
+
+    #: The receiver: a digest of the URL's origin, a point, and one of the URL.
+    to: str
+    #: Of TERMINAL, those that are told.
+    events: list[str]
+    url: str
+
+
 class ProducedFile(BaseModel):
     """A result that an outside producer has sent. `stored` is its name in the storage, where it is as an input is."""
 
@@ -150,6 +177,10 @@ class ProducedFile(BaseModel):
     size_bytes: int
     content_type: str
     sha256: str
+
+
+#: What a task of an earlier version does not say.
+_OF_BEFORE: Final[dict[str, Any]] = {"priority": 5, "not_before": None}
 
 
 class Task(BaseModel):
@@ -166,6 +197,10 @@ class Task(BaseModel):
     content_type: str | None
     options: dict[str, Any]
     batch_id: str | None
+    input_of: InputOf | None = None
+    #: Among its owner's own, the highest goes first.
+    priority: Annotated[int, Field(ge=0, le=9)]
+    not_before: Time | None
     status: Status
     progress: float
     step: int
@@ -202,18 +237,30 @@ class Task(BaseModel):
     #: None where a worker runs it. And what it has sent, by name.
     producer: Producer | None = Field(default=None, exclude=True)
     produced: dict[str, ProducedFile] = Field(default_factory=dict, exclude=True)
+    webhook: Webhook | None = Field(default=None, exclude=True)
+    #: Of `input_of`: the other task had ended before this one was made or retried, so this one does not fail with it.
+    source_had_ended: bool = Field(default=False, exclude=True)
     #: The version of the terminal event; transfers may follow it.
     ended_version: int | None = Field(default=None, exclude=True)
     #: The span of its last attempt, or that of its queueing; None where nobody traces.
     traceparent: str | None = Field(default=None, exclude=True)
 
+    @property
+    def follows(self) -> TaskId | None:
+        """The task whose end this one waits for, or has waited for in vain: its file is to be that one's."""
+        return TaskId(self.input_of["task_id"]) if self.input_of is not None and self.input_name is None else None
+
     @classmethod
     def from_fields(cls, fields: Mapping[bytes, bytes]) -> Task:
         """Reads the hash of shared/tasks/progress.py; `whole_result` stands in where the live one was truncated."""
-        values = {name.decode(): json.loads(text) for name, text in fields.items() if name != b"write"}
+        return cls.from_values({name.decode(): json.loads(text) for name, text in fields.items() if name != b"write"})
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> Task:
+        """The same, of the values themselves."""
         if (whole := values.pop("whole_result", None)) is not None:
             values["result"] = whole
-        return cls.model_validate(values)
+        return cls.model_validate(_OF_BEFORE | values)
 
 
 def file_url(task_id: TaskId, name: str) -> str:

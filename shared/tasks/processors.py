@@ -134,12 +134,16 @@ class Processor:
     gpu: bool = False
     #: Where it was found, for a message about it.
     origin: str = ""
+    #: Names that it had before, which go on to work.
+    aliases: tuple[str, ...] = ()
+    #: Of an entry under such a name, the name of today.
+    alias_of: str | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError or TypeError for a declaration that could not work, where it is written."""
-        if not _NAME.fullmatch(self.name):
+        if wrong_name := next((name for name in (self.name, *self.aliases) if not _NAME.fullmatch(name)), None):
             raise ValueError(
-                f"{self.name!r} is no name for a processor: letters, digits, '.', '_' and '-', at most 64. Example: "
+                f"{wrong_name!r} is no name for a processor: letters, digits, '.', '_' and '-', at most 64. Example: "
                 "@processor('line-count')"
             )
         if not (isinstance(self.options, type) and issubclass(self.options, Options)):
@@ -181,10 +185,12 @@ def processor(
     reads: Iterable[str | os.PathLike[str]] = (),
     env: Iterable[str] = (),
     gpu: bool = False,
+    aliases: Iterable[str] = (),
 ) -> Callable[[Callable[[Job], Mapping[str, Any] | None]], Callable[[Job], Mapping[str, Any] | None]]:
     """Declares a function as the processor `name`. `accepts` are media types, `text/*` included; content decides, not
     the name. What it needs beyond its box it says: `network`, `reads` (absolute paths), `env` (names of the worker's
-    variables), `gpu`; `confined=False` takes the box away. The function stays a plain function."""
+    variables), `gpu`; `confined=False` takes the box away. `aliases` are names that it had before: they go on to work.
+    The function stays a plain function."""
     places = tuple(os.fspath(path) for path in (reads if not isinstance(reads, (str, os.PathLike)) else (reads,)))
     variables = (env,) if isinstance(env, str) else tuple(env)
     if relative := [path for path in places if not os.path.isabs(path)]:  # noqa: PTH117
@@ -218,6 +224,7 @@ def processor(
                 tuple(preload),
             ),
             *(confined, network, places, variables, gpu, run.__module__),
+            aliases=tuple(aliases),
         )
         return run
 

@@ -5,14 +5,14 @@
 --
 -- `KEY.` and `ARG.` with a name stand for KEYS[n] and ARGV[n]: shared/tasks/progress.py has the two lists, and fills the
 -- numbers in.
--- KEY  state, events, live: the hash, the stream and the channel of the task; queue, job: arq's
+-- KEY  state, events, live: the hash, the stream and the channel of the task; job: arq's
 -- ARG  allowed: statuses the write is allowed from, `,a,b,`; empty: the task must not exist yet
 --      attempt: the one that the writer holds; empty: not a worker's write
 --      claim: token of the claim that the writer holds, a JSON text; empty: none
 --      write_id: id of this write, so that one sent again after a lost answer counts once
 --      event: its name, empty for a state; data: empty for a state (made here from the hash)
 --      history_length; lives_ms: time to live of the task; owner_lives_ms: of what belongs to its owner, and of the job
---      queue: add, remove or empty; job_id, payload, score: of arq's job
+--      queue: add, remove or empty; job_id, payload: of arq's job; due_ms: not before, empty for now
 --      control, message: a channel and what is published there, empty for nothing
 --      created_ms: creation time, empty for an existing task; task_id
 --      step: `ends` if this is the terminal event, `deletes` if the task is no more after it, else empty
@@ -21,8 +21,11 @@
 --      has been silent for too long; empty: the write is no sign of life
 --      most_bytes, most_tasks, most_words: bytes that the owner may hold, tasks that it may have unfinished, bytes of words that
 --      it may hold in Redis, where this write is refused for more; else empty
+--      follows: the task whose end this one waits for, because its file is that one's; empty: none
+--      webhook: the platform's, which is told of every end, as a task's own is kept; empty: none
+--      webhook_lives_ms: time to live of a notice
 --      from ARG.fields on: field, JSON text, field, JSON text, …
--- Returns {'ok', version} or {reason, status}; reason: unknown, exists, stale, status, moved (as_of), alive (lease_ms), quota (with the bytes held), many (with
+-- Returns {'ok', version} or {reason, status}; reason: source (follows one that is not known), unknown, exists, stale, status, moved (as_of), alive (lease_ms), quota (with the bytes held), many (with
 -- the unfinished tasks), words (with the bytes held).
 -- Words in capitals that are no argument are filled in by shared/tasks/progress.py: LIVE_FIELDS; LIVE_STATE, the event of them,
 -- joined from `given` and `values`; and the keys of shared/keys.py.
@@ -153,7 +156,17 @@ redis.call('ZSCORE', owned('OWNER_CHANGED'), task_id)
 local begins = name == '' and not ends and (is_new or values[6]) -- an ended task that changes its state was retried
 if ARG.created_ms ~= '' or deletes then redis.call('ZSCORE', owned('OWNER_TASKS'), task_id) end
 if deletes then redis.call('ZSCORE', 'DELETED', task_id) end
-if ARG.queue ~= '' then redis.call('ZSCORE', KEY.queue, ARG.job_id) end
+local line = ARG.queue ~= '' and LINE
+local place
+if ARG.queue == 'add' then
+  local kept = redis.call('HMGET', state, 'processor', 'priority')
+  place = line.place_by(given.processor or kept[1], given.owner or values[9], given.priority or kept[2],
+    given.batch_id or values[10], ARG.due_ms ~= '' and ARG.due_ms * 1000 or line.now_us())
+end
+if line then
+  redis.call('ZSCORE', 'QUEUE', ARG.job_id)
+  line.check(ARG.job_id, place)
+end
 
 -- The batch's roll-up: counts and a sum that move by this task's difference, so the cost does not grow with the batch.
 -- An event is sent when a count changes or the whole has moved by a tenth of a percent. A roll-up that is gone while a
@@ -235,6 +248,57 @@ if deletes then
   end
 end
 
+-- A task that takes another's file is looked at when that one has ended (worker/followers.py).
+local freed, source_lives = {}, false
+if ARG.follows ~= '' then
+  local source = redis.call('HGET', 'ANY_STATE' .. ARG.follows, 'status')
+  if is_new and not source then return {'source', ''} end
+  source_lives = source and not is_end(source)
+  redis.call('SCARD', string.format('FOLLOWERS_OF', ARG.follows))
+  if not source_lives then freed[1] = task_id end
+elseif ends then
+  freed = redis.call('SMEMBERS', string.format('FOLLOWERS_OF', task_id))
+end
+if freed[1] then redis.call('ZSCORE', 'FOLLOWERS', task_id) end
+
+-- Who is told of this end: the task's own webhook and the platform's. A notice holds the task as it is at this end, so
+-- that it says the same at each try, whatever becomes of the task (shared/webhooks/outbox.py).
+local notices, settled = {}, {}
+if ends then
+  local time = redis.call('TIME')
+  local now_ms = whole(time[1] * 1000 + math.floor(time[2] / 1000))
+  local hooks = {given.webhook or redis.call('HGET', state, 'webhook') or '', ARG.webhook}
+  for i, hook in ipairs(hooks) do
+    local to, events, url = string.match(hook, '^{"to":"([%w.]+)","events":%[([^%]]*)%],"url":(".*")}$')
+    if to and string.find(events, new_status, 1, true) and not (notices[1] and notices[1].url == url) then
+      local id = 'msg_' .. task_id .. '_' .. whole(new_version) .. (i == 2 and '_all' or '')
+      local receiver = owner .. '/' .. to
+      redis.call('ZSCORE', 'WEBHOOKS_DUE', receiver)
+      redis.call('ZSCORE', string.format('WEBHOOKS_TO', receiver), id)
+      redis.call('ZSCORE', string.format('WEBHOOKS_OF', task_id), id)
+      notices[#notices + 1] = {id = id, receiver = receiver, url = url, at = now_ms, from = i == 1 and 'task' or 'platform'}
+    end
+  end
+  if notices[1] then
+    local inside = {version = true, write = true, checkpoint = true, produced = true, status_writes = true,
+      named_writes = true, webhook = true}
+    local parts = {'"version":' .. whole(new_version)}
+    local function add(field, text)
+      if not inside[field] then parts[#parts + 1] = '"' .. field .. '":' .. text end
+      inside[field] = true
+    end
+    for field, text in pairs(given) do add(field, text) end
+    local kept = redis.call('HGETALL', state)
+    for i = 1, #kept, 2 do add(kept[i], kept[i + 1]) end
+    notices.task = '{' .. table.concat(parts, ',') .. '}'
+  end
+elseif deletes then -- what is still to be sent is sent
+  for _, id in ipairs(redis.call('ZRANGE', string.format('WEBHOOKS_OF', task_id), 0, -1)) do
+    local notice = string.format('WEBHOOK', id)
+    if redis.call('HGET', notice, 'status') ~= 'pending' then settled[#settled + 1] = notice end
+  end
+end
+
 -- Progress is most of what comes here, and a fifth of its cost was to say each time anew when all its keys expire: that
 -- is said where the status changes, and else once an hour. A task that has ended is kept no longer for what is said of it.
 local lives_ms = redis.call('PTTL', state)
@@ -264,6 +328,7 @@ else
   set('version', version)
   if begins_epoch then set('era', whole(epoch)) end
   if ends then set('ended_version', version) end
+  if ARG.follows ~= '' then set('source_had_ended', source_lives and 'false' or 'true') end
   if ledger then -- this one, and of those before as many as fit
     local before = string.match(string.sub(string.gsub(written, '"', ','), 1, 400), '^(.*),') or ''
     set(ledger, '"' .. ARG.write_id .. '=' .. version .. before .. '"')
@@ -331,11 +396,36 @@ if rollup then
 end
 
 if ARG.queue == 'add' then
-  redis.call('SET', KEY.job, ARG.payload, 'PX', ARG.owner_lives_ms)
-  redis.call('ZADD', KEY.queue, ARG.score, ARG.job_id)
+  redis.call('SET', KEY.job, ARG.payload, 'PX', ARG.lives_ms)
+  if ARG.due_ms ~= '' then line.put_later(ARG.job_id, place, ARG.due_ms) else line.put(ARG.job_id, place) end
 elseif ARG.queue == 'remove' then
-  redis.call('ZREM', KEY.queue, ARG.job_id)
+  redis.call('ZREM', 'QUEUE', ARG.job_id)
   redis.call('DEL', KEY.job)
+  line.cancel(ARG.job_id)
 end
+if source_lives then
+  redis.call('SADD', string.format('FOLLOWERS_OF', ARG.follows), task_id)
+  redis.call('PEXPIRE', string.format('FOLLOWERS_OF', ARG.follows), ARG.owner_lives_ms)
+end
+for _, follower in ipairs(freed) do redis.call('ZADD', 'FOLLOWERS', 1, follower) end
+if freed[1] then
+  redis.call('PEXPIRE', 'FOLLOWERS', ARG.owner_lives_ms)
+  if ends then redis.call('DEL', string.format('FOLLOWERS_OF', task_id)) end
+  redis.call('PUBLISH', ARG.control, 'wake')
+end
+for _, notice in ipairs(notices) do
+  local id, of, to = notice.id, string.format('WEBHOOKS_OF', task_id), string.format('WEBHOOKS_TO', notice.receiver)
+  redis.call('HSET', string.format('WEBHOOK', id), 'id', id, 'task_id', task_id, 'receiver', notice.receiver, 'url',
+    notice.url, 'from', notice.from, 'type', 'task.' .. string.sub(new_status, 2, -2), 'task', notices.task,
+    'created_ms', notice.at, 'status', 'pending')
+  redis.call('PEXPIRE', string.format('WEBHOOK', id), ARG.webhook_lives_ms)
+  redis.call('ZADD', of, notice.at, id)
+  redis.call('PEXPIRE', of, ARG.webhook_lives_ms)
+  redis.call('ZADD', to, notice.at, id)
+  redis.call('PEXPIRE', to, ARG.owner_lives_ms)
+  redis.call('ZADD', 'WEBHOOKS_DUE', 'LT', notice.at, notice.receiver)
+  redis.call('PEXPIRE', 'WEBHOOKS_DUE', ARG.owner_lives_ms)
+end
+if deletes then redis.call('DEL', string.format('WEBHOOKS_OF', task_id), unpack(settled)) end
 if ARG.message ~= '' then redis.call('PUBLISH', ARG.control, ARG.message) end
 return {'ok', new_version}

@@ -11,11 +11,11 @@ The hash's values are JSON texts, so that the script builds an event by joining 
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cache, partial
 from importlib.resources import files
 from typing import Any, Final
@@ -26,6 +26,7 @@ from headway.shared.json_text import text_of
 from headway.shared.redis.client import RedisClient
 from headway.shared.redis.script_pipeline import ScriptPipeline
 from headway.shared.settings import DAY_SECONDS, Settings
+from headway.shared.tasks.line import script_with_line
 from headway.shared.tasks.lost import lost_text
 from headway.shared.tasks.models import (
     ACTIVE,
@@ -42,16 +43,22 @@ from headway.shared.tasks.models import (
     TaskId,
     rfc3339,
     utc_now,
+    waiting,
 )
 from headway.shared.tasks.queue import WAKE, JobTicket, stop_message
 from headway.shared.tasks.reader import LIVE_FIELDS, Reader, patiently
 from headway.shared.tracing import OFF, TRACEPARENT, Tracing
+from headway.shared.webhooks.address import webhook_to
+from headway.shared.webhooks.outbox import NOTICE_TTL_SECONDS
 
 #: CONTRACT section 4: one event is at most this on the wire. 512 bytes are left for the `id:` line and the rest of the
 #: state beside the result.
 EVENT_BYTES: Final = 16 * 1024
 RESULT_EVENT_BYTES: Final = EVENT_BYTES - 6 * 1024
 
+
+#: The message of a task whose file is another's, which has not ended.
+WAITS_FOR_ANOTHER: Final = "Its file is another task's: waiting for that one to end"
 
 #: A task that has not ended is kept at least this long, even where HEADWAY_TASK_TTL_SECONDS is short: a queue without
 #: workers over a holiday must not lose anything.
@@ -83,20 +90,18 @@ class Claim:
 
 #: What progress.lua calls KEY.name and ARG.name, in the order in which `Publisher._write` hands them over. ARG.fields
 #: is where the fields of the state begin.
-_KEYS: Final = ("state", "events", "live", "queue", "job")
+_KEYS: Final = ("state", "events", "live", "job")
 _ARGUMENTS: Final = (
     *("allowed", "attempt", "write_id", "event", "data", "history_length", "lives_ms", "owner_lives_ms"),
-    *("queue", "job_id", "payload", "score", "control", "message", "created_ms", "task_id", "step"),
-    *("most_bytes", "claim", "most_tasks", "most_words", "as_of", "lease_ms", "fields"),
+    *("queue", "job_id", "payload", "due_ms", "control", "message", "created_ms", "task_id", "step"),
+    *("most_bytes", "claim", "most_tasks", "most_words", "as_of", "lease_ms"),
+    *("follows", "webhook", "webhook_lives_ms", "fields"),
 )
 
 
 @cache
 def _lua() -> str:
     lua = (files("headway.shared.tasks") / "progress.lua").read_text(encoding="utf-8")
-    lua = re.sub(r"\bKEY\.(\w+)", lambda found: f"KEYS[{_KEYS.index(found[1]) + 1}]", lua)
-    lua = re.sub(r"\bARG\.fields\b", str(len(_ARGUMENTS)), lua)
-    lua = re.sub(r"\bARG\.(\w+)", lambda found: f"ARGV[{_ARGUMENTS.index(found[1]) + 1}]", lua)
     lua = lua.replace("LIVE_FIELDS", ",".join(f"'{name}'" for name in LIVE_FIELDS))
     # One expression, so that Lua makes one string of it; a table of its parts took a tenth of what an event costs.
     state = "..','..".join(
@@ -104,9 +109,7 @@ def _lua() -> str:
         for place, name in enumerate(LIVE_FIELDS, start=12)
     )
     lua = lua.replace("LIVE_STATE", f"'{{'..{state}..'}}'")
-    for pattern in keys.FILLED_IN:
-        lua = re.sub(rf"(?<=')\b{pattern}\b(?=\$?')", getattr(keys, pattern), lua)
-    return lua
+    return script_with_line(lua, _KEYS, _ARGUMENTS)
 
 
 class Publisher:
@@ -143,6 +146,8 @@ class Publisher:
         self._settings = settings
         self._ttl_seconds = settings.task_ttl_seconds
         self._active_ttl_seconds = max(settings.task_ttl_seconds, ACTIVE_TTL_SECONDS)
+        self._webhook_ttl_seconds = max(settings.task_ttl_seconds, NOTICE_TTL_SECONDS)
+        self._webhook_of_all = text_of(webhook_to(settings.webhook_url).model_dump()) if settings.webhook_url else ""
 
     async def create(self, task: Task) -> int:
         """Makes the task known with its first event, and queues it if it is `queued`. Returns the version.
@@ -162,13 +167,17 @@ class Publisher:
         del fields["version"]
         if task.producer is not None:
             fields["producer"] = task.producer.model_dump()
+        if task.webhook is not None:
+            fields["webhook"] = task.webhook.model_dump()
         write: dict[str, Any] = {
             "created_ms": task.created_at.timestamp() * 1000,
             "within_quota": True,
             "one_more": True,
             "within_words": True,
         }
-        if task.status is Status.QUEUED:
+        if task.follows is not None:
+            write["follows"] = task.follows
+        elif task.status is Status.QUEUED:
             return await self._queue(task, task.attempt, fields, allowed=(), **write)
         fields |= self._traced()
         if task.producer is not None:
@@ -207,7 +216,7 @@ class Publisher:
 
     async def enqueue(self, task: Task, fields: Mapping[str, Any]) -> int:
         """`uploading` → `queued`: the file is whole on disk. Raises QuotaFull."""
-        fields = {**fields, "status": Status.QUEUED, "message": "Waiting for a worker", "updated_at": _now()}
+        fields = {**fields, "status": Status.QUEUED, "message": waiting(task.not_before), "updated_at": _now()}
         fields |= {"rate": None, "eta_seconds": None}
         fence: dict[str, Any] = {"allowed": (Status.UPLOADING,), "attempt": task.attempt}
         return await self._queue(task, task.attempt, fields, link=task.traceparent, **fence, within_quota=True)
@@ -220,14 +229,25 @@ class Publisher:
         *,
         parent: str | None = None,
         link: str | None = None,
+        not_before: datetime | None = None,
         **write: Any,
     ) -> int:
-        """A write that puts the job of attempt `queued` on the queue. `parent` and `link`: of its span."""
+        """A write that puts the job of attempt `queued` in the line, not before the task's own time or this one.
+        `parent` and `link`: of its span."""
         about: dict[str, Any] = {"task_id": task.task_id, "attempt": queued}
         with self._tracing.span("enqueue", "producer", parent=parent, link=link, **about):
             traced = self._traced()
-            ticket = JobTicket.new(task.task_id, queued, traced.get(TRACEPARENT))
+            ticket = JobTicket.new(task.task_id, queued, traced.get(TRACEPARENT), not_before or task.not_before)
+            if ticket.due_ms is not None:
+                write["ttl_seconds"] = self._active_ttl_seconds + ticket.wait_seconds
             return await self._write(task.task_id, {**fields, **traced}, ticket=ticket, **write)
+
+    async def take_input(self, task: Task, fields: Mapping[str, Any]) -> int:
+        """The file that a task waited for is there: its job is queued. Raises QuotaFull; Refused where anything else
+        has been written of it meanwhile."""
+        fields = {**fields, "status": Status.QUEUED, "message": waiting(task.not_before), "updated_at": _now()}
+        fence: dict[str, Any] = {"allowed": (Status.QUEUED,), "attempt": task.attempt, "as_of": task.version}
+        return await self._queue(task, task.attempt, fields, link=task.traceparent, **fence, within_quota=True)
 
     def _traced(self) -> dict[str, str]:
         """What joins whatever happens next to the task to the span of this moment."""
@@ -399,7 +419,7 @@ class Publisher:
             "status": Status.QUEUED,
             "attempt": attempt,
             "losses": 0,
-            "message": "Waiting for a worker",
+            "message": waiting(task.not_before),
             "started_at": None,
             "finished_at": None,
             "updated_at": _now(),
@@ -409,8 +429,13 @@ class Publisher:
         try:
             fence: dict[str, Any] = {"allowed": (Status.FAILED, Status.CANCELLED), "attempt": task.attempt}
             fence["one_more"] = True
+            if task.follows is not None:
+                waits = {"message": WAITS_FOR_ANOTHER, **self._traced()}
+                return await self._write(task.task_id, fields | waits, follows=task.follows, **fence)
             # In the trace that it has, whoever asks for it again.
-            again = {"parent": task.traceparent, "link": self._tracing.here()} if task.traceparent else {}
+            again: dict[str, Any] = (
+                {"parent": task.traceparent, "link": self._tracing.here()} if task.traceparent else {}
+            )
             return await self._queue(task, attempt, fields, **again, **fence)
         except Refused as refused:
             raise _conflict(refused, "Only a failed or cancelled task can be retried.") from None
@@ -555,6 +580,7 @@ class Publisher:
         lease_seconds: float | None = None,
         lease_over: bool = False,
         write_id: str | None = None,
+        follows: TaskId | None = None,
     ) -> int:
         """`write_id`: what makes two writes the same one, where the caller may send it again."""
         ttl_seconds = self._active_ttl_seconds if ttl_seconds is None else ttl_seconds
@@ -565,7 +591,6 @@ class Publisher:
             "state": keys.state(task_id),
             "events": keys.events(task_id),
             "live": keys.channel(task_id),
-            "queue": keys.QUEUE,
             "job": keys.job(job),
         }
         quota_bytes = self._settings.owner_quota_bytes if within_quota else 0
@@ -582,7 +607,7 @@ class Publisher:
             "queue": queue_action,
             "job_id": job,
             "payload": ticket.payload if ticket else "",
-            "score": ticket.score_ms if ticket else "",
+            "due_ms": ticket.due_ms if ticket and ticket.due_ms else "",
             "control": keys.CONTROL,
             "message": WAKE if ticket else control,
             "created_ms": "" if created_ms is None else int(created_ms),
@@ -592,6 +617,9 @@ class Publisher:
             "most_tasks": (one_more and self._settings.max_unfinished_tasks) or "",
             "most_words": (within_words and self._most_words()) or "",
             "as_of": "" if as_of is None else as_of,
+            "follows": follows or "",
+            "webhook": self._webhook_of_all if ended else "",
+            "webhook_lives_ms": self._webhook_ttl_seconds * 1000,
             "lease_ms": "over" if lease_over else "" if lease_seconds is None else int(lease_seconds * 1000),
         }
         write = partial(
@@ -608,6 +636,8 @@ class Publisher:
             raise QuotaFull.of(int(detail), int(self._settings.owner_quota_bytes))
         if reason == b"words":
             raise WordsFull
+        if reason == b"source":
+            raise UnknownTask("There is no task with the id in `input`.")
         if reason == b"many":
             raise TooMany.tasks(int(detail), self._settings.max_unfinished_tasks)
         raise Refused(reason.decode(), (detail or b"").decode().strip('"') or None)

@@ -12,6 +12,7 @@ import json
 import re
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from arq.jobs import serialize_job
@@ -22,8 +23,6 @@ from headway.shared.tracing import TRACEPARENT
 
 #: The name arq finds the worker's function by.
 PROCESS_FILE = "process_file"
-
-CLOCK_SKEW_MS = 3_600_000
 
 #: A worker says that it is alive three times a lease. One that missed this many leases is not counted.
 SILENT_LEASES = 3
@@ -81,20 +80,27 @@ class JobTicket:
 
     job_id: str
     payload: bytes
-    score_ms: int
+    #: By the clock of Redis, in ms; None: it is due.
+    due_ms: int | None = None
 
     @classmethod
-    def new(cls, task_id: TaskId, attempt: int, traceparent: str | None = None) -> JobTicket:
-        # arq takes jobs whose score has passed by the worker's clock. An hour back, the order stays, and an API whose
-        # clock is ahead of the worker's does not delay a job.
-        now_ms = time.time_ns() // 1_000_000 - CLOCK_SKEW_MS
+    def new(
+        cls, task_id: TaskId, attempt: int, traceparent: str | None = None, not_before: datetime | None = None
+    ) -> JobTicket:
+        now_ms = time.time_ns() // 1_000_000
         # Beside arq's own names, so that a worker of before there were traces takes no notice.
         traced = {} if traceparent is None else {TRACEPARENT: traceparent}
         payload = serialize_job(
             *(PROCESS_FILE, (task_id,), {}, None, now_ms),
             serializer=lambda job: serialize({"v": VERSION, **job, **traced}),
         )
-        return cls(keys.job_id(task_id, attempt), payload, now_ms)
+        due_ms = None if not_before is None else int(not_before.timestamp() * 1000)
+        return cls(keys.job_id(task_id, attempt), payload, due_ms if due_ms and due_ms > now_ms else None)
+
+    @property
+    def wait_seconds(self) -> int:
+        """How long it is until it is due."""
+        return 0 if self.due_ms is None else max(0, self.due_ms // 1000 - int(time.time()))
 
 
 def traceparent_of(payload: bytes) -> str | None:

@@ -8,7 +8,7 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -62,7 +62,7 @@ def load_registry(modules: Iterable[str] = (), app_dir: Path | None = None) -> R
             broken[entry.module] = _why(error, entry.module)
             continue
         for name, one in declared.items():
-            if found.setdefault(name, one) is not one:
+            if found.setdefault(name, one) != one:
                 broken[entry.module] = (
                     f"its processor {name!r} is left out: {found[name].origin} declares that name too"
                 )
@@ -76,13 +76,13 @@ def load_registry(modules: Iterable[str] = (), app_dir: Path | None = None) -> R
         except (Exception, SystemExit) as error:
             raise SettingsError(_not_loaded(error, module_name, app_dir or Path())) from error
         for name in declared.keys() & named.keys():
-            if declared[name] is not named[name]:
+            if declared[name] != named[name]:
                 raise SettingsError(
                     f"HEADWAY_PROCESSORS: {named[name].origin} and {module_name} both declare a processor {name!r}. "
                     "Give one of them another name."
                 )
         named |= declared
-    replaced = {name: found[name].origin for name in named.keys() & found.keys() if named[name] is not found[name]}
+    replaced = {name: found[name].origin for name in named.keys() & found.keys() if named[name] != found[name]}
     return Registry(dict(sorted((found | named).items())), broken, replaced)
 
 
@@ -102,12 +102,18 @@ def _look_first_in(folder: Path) -> None:
 def _declared_in(module: ModuleType) -> dict[str, Processor]:
     """By name. Raises ValueError where there is none, or two have one name."""
     found: dict[str, Processor] = {}
-    for one in _each(module):
-        if found.setdefault(one.name, one) is not one:
-            raise ValueError(f"two functions in it are declared as the processor {one.name!r}")
+    for declared in _each(module):
+        for one in (declared, *_aliases(declared)):
+            if found.setdefault(one.name, one) != one:
+                raise ValueError(f"two functions in it are declared as the processor {one.name!r}")
     if not found:
         raise ValueError("no function in it is decorated with @processor")
     return found
+
+
+def _aliases(one: Processor) -> tuple[Processor, ...]:
+    """The same under its former names."""
+    return tuple(replace(one, name=name, aliases=(), alias_of=one.name) for name in one.aliases)
 
 
 def _each(module: ModuleType) -> Iterator[Processor]:

@@ -47,7 +47,7 @@ async def test_axe_finds_nothing_wrong_in_any_state(page: Page, own_platform: Pl
     await page.evaluate(DROP, ["trips.csv", CSV])
     await page.get_by_label("Delimiter").fill("two")
     await page.get_by_role("button", name="Start", exact=True).click()
-    await expect(page.get_by_role("alert")).to_contain_text("csv-profile")
+    await expect(page.get_by_role("alert")).to_contain_text("table-profile")
     await look()  # a form with complaints
 
     await page.get_by_label("Delimiter").fill(",")

@@ -20,6 +20,7 @@ from headway.shared.settings import Settings
 from headway.shared.tasks.models import ErrorType, Result, Status, Task
 from headway.shared.tasks.progress import Publisher
 from headway.shared.tasks.reader import Reader
+from headway.worker.leases import Leases
 from tests.contract.test_progress_channel import a_task
 from tests.feeds import feed_truth
 
@@ -121,12 +122,13 @@ async def test_a_job_that_was_taken_and_ended_before_the_answer_came_is_not_queu
         claim = await others.claim(task.task_id, reader)
         assert claim is not None
         await others.complete(task.task_id, Result(summary={}, files=[]), **claim.fence)
-        await any_redis.delete(keys.QUEUE, keys.job(keys.job_id(task.task_id, 1)))
+        [job] = (await Leases(any_redis, "others", 30).turn(1)).taken
+        await Leases(any_redis, "others", 30).turn(ended=[job])
 
     calls.meanwhile = run_by_a_worker
     await publisher.enqueue(task, {"input_name": "input-1"})
     assert (await reader.task(task.task_id)).status is Status.COMPLETED
-    assert not await any_redis.exists(keys.QUEUE)
+    assert not await any_redis.exists(keys.LINE_JOBS)
 
 
 async def test_a_note_counts_once_and_is_answered_with_its_own_version(

@@ -25,7 +25,9 @@ from headway.worker.sandbox import Sandbox
 from tests.sandboxed import MEMORY_BYTES, Attempt, run
 
 BUILT_IN: Final = {
-    name: one for name, one in load_registry().processors.items() if one.origin.startswith("headway.worker.processors.")
+    name: one
+    for name, one in load_registry().processors.items()
+    if one.origin.startswith("headway.worker.processors.") and one.alias_of is None
 }
 WITH_FILE: Final = [name for name, one in BUILT_IN.items() if one.needs_file]
 
@@ -45,8 +47,8 @@ def _photo() -> bytes:
 GOOD: Final[dict[str, tuple[str, Callable[[], bytes]]]] = {
     "checksum": ("data.bin", lambda: bytes(32 * 1024 * 1024)),
     "compress": ("table.csv", lambda: _table(300_000)),
-    "csv-profile": ("table.csv", lambda: _table(300_000)),
-    "csv-to-parquet": ("table.csv", lambda: _table(300_000)),
+    "table-profile": ("table.csv", lambda: _table(300_000)),
+    "table-to-parquet": ("table.csv", lambda: _table(300_000)),
     "extract": ("table.csv.gz", lambda: gzip.compress(_table(300_000), 1, mtime=0)),
     "image-thumbnails": ("photo.png", _photo),
     "text-stats": ("table.csv", lambda: _table(300_000)),
@@ -83,7 +85,7 @@ async def done(
 
 
 def test_every_built_in_is_named_in_the_contract_and_has_a_file_here() -> None:
-    named = {"checksum", "csv-profile", "csv-to-parquet", "compress", "extract", "image-thumbnails", "text-stats"}
+    named = {"checksum", "table-profile", "table-to-parquet", "compress", "extract", "image-thumbnails", "text-stats"}
     assert set(BUILT_IN) == named | {"rehearsal"}
     assert set(GOOD) == set(WITH_FILE) == named
 

@@ -35,7 +35,8 @@ def a_task(**changes: Any) -> Task:
     fields: dict[str, Any] = {
         "task_id": new_task_id(), "processor": "checksum", "filename": "täst \u2028.bin", "size_bytes": 10,
         "content_type": None, "options": {}, "batch_id": None, "status": Status.QUEUED, "progress": 0, "step": 0,
-        "total_steps": 0, "message": "Waiting", "done": 0, "total": None, "unit": None, "rate": None,
+        "total_steps": 0, "message": "Waiting", "done": 0, "total": None, "priority": 5, "not_before": None,
+        "unit": None, "rate": None,
         "eta_seconds": None, "attempt": 1, "version": 1, "created_at": now, "started_at": None, "updated_at": now,
         "finished_at": None, "result": None, "error": None,
     }  # fmt: skip
@@ -82,7 +83,7 @@ async def test_the_job_is_on_the_queue_in_the_same_step_as_json(publisher: Publi
     task = a_task()
     await publisher.create(task)
     job = keys.job_id(task.task_id, 1)
-    assert await any_redis.zscore(keys.QUEUE, job) is not None
+    assert await any_redis.zscore(keys.LINE_WAITING, job) is not None
     payload = deserialize(await any_redis.get(keys.job(job)))
     assert (payload["f"], payload["a"]) == ("process_file", [task.task_id])
 
@@ -92,9 +93,9 @@ async def test_an_uploading_task_is_not_on_the_queue_until_its_file_is_there(
 ) -> None:
     task = a_task(status=Status.UPLOADING)
     await publisher.create(task)
-    assert await any_redis.zcard(keys.QUEUE) == 0
+    assert await any_redis.zcard(keys.LINE_WAITING) == 0
     await publisher.enqueue(task, {"input_name": "input-1"})
-    assert await any_redis.zcard(keys.QUEUE) == 1
+    assert await any_redis.zcard(keys.LINE_WAITING) == 1
     assert (await reader.task(task.task_id)).status is Status.QUEUED
     with pytest.raises(Refused):
         await publisher.enqueue(task, {"input_name": "input-2"})
@@ -204,7 +205,7 @@ async def test_cancel_is_the_end_at_once_and_takes_the_job_off_the_queue(
     await publisher.create(task)
     await publisher.cancel(task)
     assert (await reader.task(task.task_id)).status is Status.CANCELLED
-    assert await any_redis.zcard(keys.QUEUE) == 0
+    assert await any_redis.zcard(keys.LINE_WAITING) == 0
     assert await publisher.claim(task.task_id, reader) is None
 
 
@@ -218,7 +219,7 @@ async def test_a_retry_is_the_next_attempt_with_a_job_of_its_own(
     await publisher.retry(failed)
     again = await reader.task(task.task_id)
     assert (again.status, again.attempt, again.error, again.finished_at) == (Status.QUEUED, 2, None, None)
-    assert await any_redis.zscore(keys.QUEUE, keys.job_id(task.task_id, 2)) is not None
+    assert await any_redis.zscore(keys.LINE_WAITING, keys.job_id(task.task_id, 2)) is not None
     with pytest.raises(Conflict):
         await publisher.retry(again)
 
@@ -258,7 +259,7 @@ async def test_every_key_has_an_expiry(publisher: Publisher, reader: Reader, any
     await publisher.complete(task.task_id, Result(summary={}, files=[]), attempt=attempt)
     assert active > await any_redis.pttl(keys.state(task.task_id))
     for key in await any_redis.keys("*"):
-        if key.decode() != keys.QUEUE:  # the queue is what is waiting, and waits for ever
+        if not key.startswith(b"headway:line:"):  # the line is what is waiting, and waits for ever
             assert await any_redis.pttl(key) > 0, key
 
 

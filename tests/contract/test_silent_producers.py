@@ -17,7 +17,8 @@ def produced(lease_seconds: float = 30) -> Task:
     now = utc_now()
     return Task(
         task_id=new_task_id(), processor="cron", filename=None, size_bytes=None, content_type=None, options={},
-        batch_id=None, status=Status.PROCESSING, progress=0, step=0, total_steps=0, message="Started",
+        batch_id=None, priority=5, not_before=None, status=Status.PROCESSING, progress=0, step=0, total_steps=0,
+        message="Started",
         done=0, total=None, unit=None, rate=None, eta_seconds=None, attempt=1, version=1,
         created_at=now, started_at=now, updated_at=now, finished_at=None, result=None, error=None,
         producer=Producer(lease_seconds=lease_seconds),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -383,3 +385,45 @@ async def test_a_folder_says_what_is_in_it_and_each_of_it_can_be_removed(storage
 async def test_a_name_that_is_no_plain_name_leads_nowhere(storage: Storage, name: str) -> None:
     with pytest.raises(UnknownFile):
         await storage.result(TASK, "result-1", name)
+
+
+@pytest.mark.parametrize("kind", ["input", "result"])
+async def test_a_file_becomes_the_input_of_another_task_and_outlives_its_own(place: Place, kind: str) -> None:
+    storage, data = place.storage, secrets.token_bytes(3000)
+    content: StoredObject
+    if kind == "input":
+        upload = storage.upload(TASK)
+        await upload.write(data)
+        content = await storage.input(TASK, (await upload.commit()).name)
+    else:
+        scratch = await storage.scratch(TASK, 1)
+        (scratch / "a.bin").write_bytes(data)
+        await storage.keep_results(TASK, results_folder(1), scratch, {"a.bin": None})
+        content = await storage.result(TASK, results_folder(1), "a.bin")
+    sha256 = hashlib.sha256(data).hexdigest()
+    stored = await storage.take_over(content, OTHER, sha256)
+    assert (stored.size_bytes, stored.sha256) == (len(data), sha256)
+    await storage.delete(TASK)
+    taken = await storage.input(OTHER, stored.name)
+    assert b"".join([piece async for piece in taken.read(0, taken.size_bytes)]) == data
+    assert await place.holds() == {f"task {OTHER}"}
+    with pytest.raises(UnknownFile):
+        await storage.take_over(content, OTHER, sha256)
+
+
+async def test_where_a_file_can_have_no_second_name_it_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = DirectoryStorage(tmp_path)
+    storage.prepare()
+    upload = storage.upload(TASK)
+    await upload.write(b"hello")
+    first = await upload.commit()
+
+    def link(*_: object, **__: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", link)
+    stored = await storage.take_over(await storage.input(TASK, first.name), OTHER, first.sha256)
+    await storage.delete(TASK)
+    assert (await storage.input(OTHER, stored.name)).size_bytes == 5

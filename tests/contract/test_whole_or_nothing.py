@@ -59,7 +59,13 @@ def keys_of(task: Task) -> list[str]:
         *(keys.OWNER_ACTIVE, keys.OWNER_TASKS, keys.OWNER_STORED),
     ]
     of_batch = [pattern % keys.of_batch(ANYONE, str(task.batch_id)) for pattern in (keys.BATCH_STATE, keys.BATCH_TASKS)]
-    shared = [keys.QUEUE, keys.COUNTS, keys.EPOCH, keys.job(keys.job_id(task.task_id, 1)), keys.DELETED]
+    line = [
+        *(keys.LINE_CLOCK, keys.LINE_JOBS, keys.LINE_WAITING, keys.LINE_LATER, keys.LINE_RUNNING, keys.LINE_TURNS),
+        *(keys.LINE_FULL, keys.LINE_PROCESSORS, keys.LINE_OWNERS % task.processor),
+        *(keys.LINE_GROUPS % (task.processor, ANYONE), keys.LINE_GROUP % (task.processor, ANYONE, 5, task.batch_id)),
+        *(keys.LINE_HELD_OWNER % ANYONE, keys.LINE_HELD_PROCESSOR % task.processor),
+    ]
+    shared = [*line, keys.QUEUE, keys.COUNTS, keys.EPOCH, keys.job(keys.job_id(task.task_id, 1)), keys.DELETED]
     own = [keys.state(task.task_id), keys.events(task.task_id)]
     return [*own, *(pattern % ANYONE for pattern in owned), *of_batch, *shared]
 
@@ -142,7 +148,7 @@ async def test_a_key_that_is_gone_is_no_reason_to_stop_half_way(
             continue
         await act(publisher, reader, task)
         for left in await any_redis.keys("*"):
-            if left.decode() not in (keys.QUEUE, key):
+            if left.decode() != key and not left.startswith(b"headway:line:"):
                 assert await any_redis.pttl(left) > 0, f"{left.decode()} has no expiry after {step} without {key}"
 
 
@@ -189,16 +195,22 @@ async def test_the_other_scripts_of_a_task_change_nothing_where_a_key_has_anothe
 
 async def test_a_worker_lets_go_of_jobs_and_renews_them_together_or_not_at_all(any_redis: RedisClient) -> None:
     leases = Leases(any_redis, "ours", 30)
-    for key in (keys.QUEUE, keys.WORKERS, keys.job_lease("b")):
+    line = [
+        *(keys.LINE_CLOCK, keys.LINE_JOBS, keys.LINE_WAITING, keys.LINE_LATER, keys.LINE_RUNNING, keys.LINE_TURNS),
+        *(keys.LINE_FULL, keys.LINE_PROCESSORS, keys.LINE_PAUSED, keys.LINE_OWNERS % ""),
+        *(keys.LINE_GROUPS % ("", ANYONE), keys.LINE_GROUP % ("", ANYONE, 5, "")),
+        *(keys.LINE_HELD_OWNER % ANYONE, keys.LINE_HELD_PROCESSOR % ""),
+    ]
+    for key in (keys.QUEUE, keys.WORKERS, keys.job_lease("b"), *line):
         for step in ("turn", "renew"):
             await any_redis.flushdb()
             await any_redis.zadd(keys.QUEUE, {"a": 1, "b": 2, "c": 3})
-            await leases.turn(2, 100)
+            await leases.turn(2)
             await any_redis.delete(key, keys.job_lease("a"))
             await any_redis.rpush(key, "of another type")  # type: ignore[misc]
             before = await everything(any_redis)
             try:
-                await (leases.turn(1, 100, ended=["a"], given_back=["b"]) if step == "turn" else leases.renew("ab"))
+                await (leases.turn(1, ended=["a"], given_back=["b"]) if step == "turn" else leases.renew("ab"))
             except ResponseError:
                 assert await everything(any_redis) == before, f"{step} with {key} of another type"
 
@@ -206,4 +218,4 @@ async def test_a_worker_lets_go_of_jobs_and_renews_them_together_or_not_at_all(a
 async def test_a_payload_of_another_type_is_handed_over_as_one_that_has_expired(any_redis: RedisClient) -> None:
     await any_redis.zadd(keys.QUEUE, {"a": 1})
     await any_redis.rpush(keys.job("a"), "of another type")  # type: ignore[misc]
-    assert (await Leases(any_redis, "ours", 30).turn(1, 100)).taken == {"a": b""}
+    assert (await Leases(any_redis, "ours", 30).turn(1)).taken == {"a": b""}

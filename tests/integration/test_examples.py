@@ -23,7 +23,10 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def test_every_example_is_run_by_a_test_and_named_in_the_documents() -> None:
     pages = "".join(path.read_text(encoding="utf-8") for path in EXAMPLES.parent.glob("docs/*.md"))
     names = {path.name for path in EXAMPLES.iterdir()}
-    assert names == {"curl.sh", "line_count", "plain_script", "react-hook"}
+    assert names == {
+        *("curl.sh", "line_count", "plain_script", "react-hook"),
+        *("celery", "dramatiq", "pool", "rq"),  # tests/integration/test_queue_integrations.py
+    }
     assert {name for name in names if f"examples/{name}" not in pages} == set()
 
 

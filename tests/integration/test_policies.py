@@ -45,6 +45,7 @@ class Belongings:
     uploading: dict[str, Any]
     resumable: str
     batch_id: str
+    webhook_id: str
 
     @property
     def task_ids(self) -> list[str]:
@@ -54,7 +55,8 @@ class Belongings:
 @pytest.fixture(scope="module")
 def keyed(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     url = redis_server.fresh_url()
-    with Platform(tmp_path_factory.mktemp("keyed"), url, HEADWAY_API_KEYS=json.dumps(KEYS)) as platform:
+    signed = {"HEADWAY_WEBHOOK_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}
+    with Platform(tmp_path_factory.mktemp("keyed"), url, HEADWAY_API_KEYS=json.dumps(KEYS), **signed) as platform:
         platform.start_worker()
         platform.start_api()
         yield platform
@@ -64,7 +66,7 @@ def keyed(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -
 def alices(keyed: Platform) -> Belongings:
     batch_id = f"batch-{secrets.token_hex(4)}"
     with httpx.Client(base_url=keyed.url, headers=ALICE) as client:
-        form = {"processor": "compress", "batch_id": batch_id}
+        form = {"processor": "compress", "batch_id": batch_id, "webhook": '{"url": "https://hooks.invalid/"}'}
         done = client.post("/tasks", data=form, files={"file": ("secret.txt", b"alices secret")}).json()
         options = {"steps": 1, "step_seconds": 3000}
         body = {"processor": "rehearsal", "options": options, "batch_id": batch_id}
@@ -78,19 +80,26 @@ def alices(keyed: Platform) -> Belongings:
         path = f"/tasks/{done['task_id']}"
         wait_for("it is done", lambda: client.get(path).json()["status"] == "completed", seconds=30)
         done = client.get(path).json()
-    return Belongings(done, active, uploading, created.headers["headway-task-id"], batch_id)
+        [notice] = client.get(f"{path}/webhooks").json()["webhooks"]
+    return Belongings(done, active, uploading, created.headers["headway-task-id"], batch_id, notice["id"])
 
 
 def test_the_routes_tried_here_are_all_there_are() -> None:
     assert len(ROUTES) > 30
     assert len(OWNED) > 15
     named = {name for _, path in ROUTES for name in re.findall(r"{(\w+)", path)}
-    assert named == {"task_id", "batch_id", "name", "filename"}  # a new one has to be thought of in this file
+    assert named == {
+        "task_id",
+        "batch_id",
+        "name",
+        "filename",
+        "webhook_id",
+    }  # a new one has to be thought of in this file
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_nobody_is_nobody_on_every_route(keyed: Platform, alices: Belongings, method: str, path: str) -> None:
-    path = path.format(task_id=alices.done["task_id"], batch_id=alices.batch_id, name="x", filename="x")
+    path = path.format(task_id=alices.done["task_id"], batch_id=alices.batch_id, name="x", filename="x", webhook_id="x")
     answer = httpx.request(method, f"{keyed.url}{path}", headers=TUS)
     assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
     assert answer.headers["content-type"] == "application/problem+json"
@@ -116,9 +125,10 @@ def test_anothers_is_answered_as_what_never_was(keyed: Platform, alices: Belongi
                 "task_id": task_id if known else secrets.token_hex(16),
                 "batch_id": alices.batch_id if known else "batch-of-nobody",
                 "name": file["name"],
+                "webhook_id": alices.webhook_id if known else f"msg_{secrets.token_hex(16)}_4",
             }
             answer = httpx.request(method, f"{keyed.url}{path.format(**names)}", headers=BOB | TUS)
-            answers.append(told(answer, names["task_id"], names["batch_id"]))
+            answers.append(told(answer, names["task_id"], names["batch_id"], names["webhook_id"]))
         assert answers[0] == answers[1]
         if method != "OPTIONS":
             assert answers[0][0] == 404

@@ -114,7 +114,8 @@ def walked(
 ) -> Iterator[tuple[Platform, httpx.Client]]:
     """A platform, and a client that may everything there."""
     keys = {"HEADWAY_API_KEYS": json.dumps({"alice": KEY})} if request.param == "keyed" else {}
-    with Platform(tmp_path_factory.mktemp(request.param), redis_server.fresh_url(), **keys) as platform:
+    signed = {"HEADWAY_WEBHOOK_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}
+    with Platform(tmp_path_factory.mktemp(request.param), redis_server.fresh_url(), **keys, **signed) as platform:
         (platform.files_dir / "offered.txt").write_text("offered")
         platform.start_worker()
         platform.start_api()
@@ -148,7 +149,7 @@ def test_every_answer_of_a_walk_over_all_routes_is_as_described(walked: tuple[Pl
         return answer
 
     file = {"file": ("a.txt", b"one two three")}
-    form = {"processor": "compress", "batch_id": "walk"}
+    form = {"processor": "compress", "batch_id": "walk", "webhook": '{"url": "https://hooks.invalid/"}'}
     task = ask("POST", "/tasks", 202, data=form, files=file, headers={"Idempotency-Key": "walk"}).json()
     again = ask("POST", "/tasks", 202, data=form, files=file, headers={"Idempotency-Key": "walk"})
     assert again.headers["idempotency-replayed"] == "true"
@@ -184,6 +185,10 @@ def test_every_answer_of_a_walk_over_all_routes_is_as_described(walked: tuple[Pl
     ask("POST", f"{here}/notes", 201, json={"author": "a", "text": "b"})
     ask("POST", f"{here}/notes", 422, json={"author": "a"})
     ask("GET", f"{here}/notes", 200)
+    [notice] = ask("GET", f"{here}/webhooks", 200).json()["webhooks"]
+    ask("POST", f"{here}/webhooks/{notice['id']}/resend", 202)
+    ask("POST", f"{here}/webhooks/none/resend", 404)
+    ask("POST", "/tasks", 422, json={"processor": "rehearsal", "webhook": {"url": "none"}})
     ask("POST", f"{here}/cancel", 409)
     ask("POST", f"{here}/retry", 409)
     ask("GET", "/tasks?limit=1", 200)
@@ -289,7 +294,7 @@ def test_every_answer_of_a_walk_over_all_routes_is_as_described(walked: tuple[Pl
     # What is refused in front of every route.
     for method, path, _ in operations():
         asked_path = path.replace("{task_id}", "0" * 32).replace("{batch_id}", "b").replace("{name}", "n")
-        asked_path = asked_path.replace("{filename}", "f")
+        asked_path = asked_path.replace("{filename}", "f").replace("{webhook_id}", "w")
         if method not in ("GET", "HEAD", "OPTIONS"):
             ask(method, asked_path, 403, headers={"Sec-Fetch-Site": "cross-site"})
         if "authorization" in client.headers and ("GET", path) not in PUBLIC and path != "/session":

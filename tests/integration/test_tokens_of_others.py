@@ -172,7 +172,7 @@ class TestNarrowing:
         for (method, path), need in NEEDS.items():
             if path in ("/stream-numbers", "/sse-updates", "/download-large-csv"):
                 continue  # they take their time, and show nobody's tasks
-            url = by_secret.url + path.format(task_id="0" * 32, batch_id="none", name="x", filename="x")
+            url = by_secret.url + path.format(task_id="0" * 32, batch_id="none", name="x", filename="x", webhook_id="x")
             with httpx.stream(method, url, headers=headers) as answer:
                 allowed = need in (ANYBODY, action)
                 assert (answer.status_code == 403) is not allowed, (method, path)

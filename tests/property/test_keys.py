@@ -23,11 +23,20 @@ OWNED = (
     *(keys.OWNER_TASKS, keys.OWNER_STORED),
 )
 OF_TASK: tuple[Callable[[TaskId], str], ...] = (keys.state, keys.events, keys.upload_writer, keys.upload_asked)
-SHARED = (keys.QUEUE, keys.WORKERS, keys.WALLS, keys.SWEEPER, keys.SINCE, keys.COUNTS, keys.EPOCH, keys.DELETED)
+LINE = (keys.LINE_WAITING, keys.LINE_LATER, keys.LINE_RUNNING, keys.LINE_TURNS, keys.LINE_FULL, keys.LINE_PAUSED)
+SHARED = (*LINE, keys.QUEUE, keys.WORKERS, keys.WALLS, keys.SWEEPER, keys.SINCE, keys.COUNTS, keys.EPOCH, keys.DELETED)
 
 #: What a key is for, and the key.
 NAMED = st.one_of(
     st.tuples(st.sampled_from(OWNED), OWNERS).map(lambda of: (of, of[0] % of[1])),
+    st.tuples(st.just(keys.LINE_OWNERS), OWNERS).map(lambda of: (of, of[0] % of[1])),
+    st.tuples(st.just(keys.LINE_GROUPS), OWNERS, OWNERS).map(lambda of: (of, of[0] % of[1:])),
+    st.tuples(st.just(keys.LINE_GROUP), OWNERS, OWNERS, st.sampled_from("059"), BATCHES).map(
+        lambda of: (of, of[0] % of[1:])
+    ),
+    st.tuples(st.sampled_from((keys.LINE_HELD_OWNER, keys.LINE_HELD_PROCESSOR)), OWNERS).map(
+        lambda of: (of, of[0] % of[1])
+    ),
     st.tuples(st.sampled_from((keys.BATCH_STATE, keys.BATCH_TASKS)), OWNERS, BATCHES).map(
         lambda of: (of, of[0] % keys.of_batch(OwnerId(of[1]), of[2]))
     ),

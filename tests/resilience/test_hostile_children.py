@@ -261,7 +261,7 @@ def test_messages_and_queue_members_that_are_none_are_left_out_and_counted(platf
     client.publish(keys.CONTROL, "wake")
     task_id = platform.submit("rehearsal", options='{"steps": 1, "step_seconds": 0}')["task_id"]
     assert platform.wait(task_id, "completed", "failed")["status"] == "completed"
-    wait_for("the queue is empty", lambda: client.zcard(keys.QUEUE) == 0)
+    wait_for("the queue is empty", lambda: not client.exists(keys.QUEUE, keys.LINE_JOBS))
     assert (worker.pid, worker.code) == (pid, None)
     said = [
         line["what"] for line in lines_of(platform) if str(line["event"]).startswith("not understood, and left out")

@@ -24,6 +24,7 @@ from headway.worker.sweeper import UPLOAD_IDLE_SECONDS, Sweeper
 from tests.processes import Platform, RedisServer
 from tests.resilience.test_worker_faults import running_step
 from tests.streams import assert_true_story, watch
+from tests.unit.sweeping import FORGET
 from tests.waiting import wait_for, wait_until
 
 SIZE = 4_000_000
@@ -135,7 +136,7 @@ def test_a_task_whose_enqueue_was_lost_is_run_all_the_same(own_platform: Platfor
     own_platform.start_api()
     lost = [own_platform.submit("checksum", b"lost")["task_id"] for _ in range(3)]
     for task_id in lost:
-        control.zrem(keys.QUEUE, keys.job_id(TaskId(task_id), 1))
+        control.eval(FORGET, 0, keys.job_id(TaskId(task_id), 1))
     control.delete(keys.job(keys.job_id(TaskId(lost[0]), 1)))
     worker = own_platform.start_worker()
     for task_id in lost:

@@ -11,11 +11,15 @@ from headway.shared import keys
 from headway.shared.files.directory import DirectoryStorage
 from headway.shared.redis.client import RedisClient
 from headway.shared.settings import Settings
+from headway.shared.tasks.line import script_with_line
 from headway.shared.tasks.models import Status, Task, TaskId
 from headway.shared.tasks.progress import Publisher
 from headway.shared.tasks.reader import Reader
 from headway.worker.sweeper import Sweeper
 from tests.contract.test_progress_channel import a_task
+
+#: Takes a job out of the line, wherever it is.
+FORGET = script_with_line("LINE.forget(ARGV[1])", (), ("job",))
 
 
 class Bench:
@@ -54,11 +58,11 @@ class Bench:
         return task
 
     async def queue(self) -> list[str]:
-        return [job.decode() for job in await self.redis.zrange(keys.QUEUE, 0, -1)]
+        return [job.decode() for job in await self.redis.zrange(keys.LINE_WAITING, 0, -1)]
 
     async def taken_off_the_queue(self, task: Task) -> None:
         job = keys.job_id(task.task_id, 1)
-        await self.redis.zrem(keys.QUEUE, job)
+        await self.redis.eval(FORGET, 0, job)  # type: ignore[misc]
         await self.redis.delete(keys.job(job))
 
     def folder(self, task_id: TaskId, age_seconds: float) -> Path:

@@ -59,7 +59,7 @@ async def enqueue(redis: RedisClient, *jobs: str, function: str = "run") -> None
 
 async def emptied(redis: RedisClient) -> None:
     """Returns when nothing is left of any job; the test's own deadline is the limit."""
-    while await redis.zcard(keys.QUEUE) or await redis.keys("arq:*"):
+    while await redis.exists(keys.QUEUE, keys.LINE_JOBS) or await redis.keys("arq:*"):
         await asyncio.sleep(POLL_SECONDS)
 
 
@@ -127,10 +127,10 @@ async def test_a_job_of_a_newer_version_is_left_on_the_queue_and_harms_no_other(
         payload = serialize_job("run", (job,), {}, None, 1, serializer=lambda job: serialize({"v": version, **job}))  # noqa: B023
         await any_redis.set(keys.job(job), payload)
     async with running(run):
-        while await any_redis.zcard(keys.QUEUE) > 1:
+        while len(ran) < 2 or await any_redis.zcard(keys.LINE_RUNNING) > 1:
             await asyncio.sleep(POLL_SECONDS)
     assert ran == ["of ours", "of before there were versions"]
-    assert await any_redis.zrange(keys.QUEUE, 0, -1) == [b"newer"]
+    assert await any_redis.zrange(keys.LINE_RUNNING, 0, -1) == [b"newer"]
     assert await any_redis.exists(keys.job("newer"))
     assert await any_redis.pttl(keys.job_lease("newer")) > 0  # another worker's turn comes when it has run out
 
@@ -177,5 +177,5 @@ async def test_a_job_that_is_stopped_with_its_worker_is_given_back(any_redis: Re
     async with running(run):
         await started.wait()
         assert await any_redis.exists(keys.job_lease("a"))
-    assert await any_redis.zcard(keys.QUEUE) == 1
-    assert not await any_redis.exists(keys.job_lease("a"))
+    assert await any_redis.zrange(keys.LINE_WAITING, 0, -1) == [b"a"]
+    assert not await any_redis.exists(keys.job_lease("a"), keys.LINE_RUNNING)

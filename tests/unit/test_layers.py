@@ -19,6 +19,7 @@ TREES: Final = {path: ast.parse((ROOT / path).read_text(encoding="utf-8")) for p
 #: Imports point down only: cli, then api and worker side by side, then shared. The Python client stands alone.
 MAY_IMPORT: Final = {
     "headway/client": {"client", "tqdm_hook"},
+    "headway/integrations": {"integrations", "client"},
     "headway": {"client", "needs", "api", "shared"},
     "shared": {"shared", "needs"},
     "api": {"api", "shared"},
@@ -28,7 +29,8 @@ MAY_IMPORT: Final = {
 
 
 def room_of(path: Path) -> str:
-    return "headway/client" if path.parts[:2] == ("headway", "client") else path.parts[0]
+    room = "/".join(path.parts[:2])
+    return room if room in MAY_IMPORT else path.parts[0]
 
 
 def imports_of(tree: ast.Module) -> Iterator[str]:

@@ -10,6 +10,8 @@ from headway.shared.redis.client import RedisClient
 from headway.shared.tasks.queue import WAKE
 from headway.worker.leases import Leases
 
+IN_LINE = (keys.LINE_WAITING, keys.LINE_RUNNING)
+
 
 async def queue_up(redis: RedisClient, *jobs: str) -> None:
     for score, job in enumerate(jobs, start=1):
@@ -18,69 +20,65 @@ async def queue_up(redis: RedisClient, *jobs: str) -> None:
 
 
 async def queued(redis: RedisClient) -> list[str]:
-    return [job.decode() for job in await redis.zrange(keys.QUEUE, 0, -1)]
+    """Whoever waits and whoever runs."""
+    assert not await redis.exists(keys.QUEUE)
+    return sorted([job.decode() for key in IN_LINE for job in await redis.zrange(key, 0, -1)])
 
 
-async def test_jobs_are_taken_oldest_first_with_their_payloads_and_by_one_worker(any_redis: RedisClient) -> None:
+async def test_jobs_are_taken_first_come_first_with_their_payloads_and_by_one_worker(any_redis: RedisClient) -> None:
     await queue_up(any_redis, "a", "b", "c")
     ours, theirs = (Leases(any_redis, name, 30) for name in ("ours", "theirs"))
-    first = await ours.turn(2, 100)
+    first = await ours.turn(2)
     assert (list(first.taken.items()), first.queued) == ([("a", b"payload of a"), ("b", b"payload of b")], 3)
-    assert list((await theirs.turn(2, 100)).taken) == ["c"]
-    assert (await ours.turn(2, 100)).taken == {}
+    assert list((await theirs.turn(2)).taken) == ["c"]
+    assert (await ours.turn(2)).taken == {}
 
 
 async def test_what_has_ended_leaves_and_what_is_given_back_wakes_the_others(any_redis: RedisClient) -> None:
     await queue_up(any_redis, "a", "b", "c")
     leases = Leases(any_redis, "ours", 30)
-    await leases.turn(2, 100)
+    await leases.turn(2)
     async with any_redis.pubsub() as heard:
         await heard.subscribe(keys.CONTROL)
         await heard.get_message(timeout=5)
-        turn = await leases.turn(1, 100, ended=["a"], given_back=["b"])
+        turn = await leases.turn(1, ended=["a"], given_back=["b"])
         message = await heard.get_message(timeout=5)
     assert message is not None
     assert message["data"] == WAKE.encode()
     assert list(turn.taken) == ["b"], "the oldest that is free, given back or not"
     assert await queued(any_redis) == ["b", "c"]
+    assert await any_redis.zrange(keys.LINE_WAITING, 0, -1) == [b"c"]
     assert await any_redis.exists(keys.job("a"), keys.job_lease("a")) == 0
 
 
 async def test_a_job_that_another_worker_has_by_now_is_not_let_go_of(any_redis: RedisClient) -> None:
     await queue_up(any_redis, "a", "b")
     ours, theirs = (Leases(any_redis, name, 30) for name in ("ours", "theirs"))
-    await ours.turn(2, 100)
+    await ours.turn(2)
     await any_redis.delete(keys.job_lease("a"), keys.job_lease("b"))  # they ran out
-    await theirs.turn(2, 100)
+    await any_redis.zadd(keys.LINE_RUNNING, {"a": 1, "b": 1})
+    await theirs.turn(2)
     await ours.turn(ended=["a"], given_back=["b"])
     assert await queued(any_redis) == ["a", "b"]
     assert await theirs.renew(["a", "b"]) == []
     assert await ours.renew(["a", "b"]) == ["a", "b"]
 
 
-async def test_a_free_job_behind_many_running_ones_is_found_and_the_look_is_bounded(any_redis: RedisClient) -> None:
-    await queue_up(any_redis, *(f"job {number:03}" for number in range(300)))
-    ours, theirs = (Leases(any_redis, name, 30) for name in ("ours", "theirs"))
-    assert len((await theirs.turn(299, 1000)).taken) == 299
-    assert (await ours.turn(5, 200)).taken == {}
-    assert list((await ours.turn(5, 1000)).taken) == ["job 299"]
-
-
 async def test_a_job_whose_payload_has_expired_is_handed_over_without_one(any_redis: RedisClient) -> None:
     await queue_up(any_redis, "a")
     await any_redis.delete(keys.job("a"))
-    assert (await Leases(any_redis, "ours", 30).turn(1, 100)).taken == {"a": b""}
+    assert (await Leases(any_redis, "ours", 30).turn(1)).taken == {"a": b""}
 
 
 async def test_a_full_redis_gives_no_lease_and_still_takes_what_has_ended(redis_client: RedisClient) -> None:
     await queue_up(redis_client, "a", "b")
     leases = Leases(redis_client, "ours", 30)
-    await leases.turn(1, 100)
+    await leases.turn(1)
     await redis_client.config_set("maxmemory", "1")
     try:
         with pytest.raises(RedisAway, match="full"):
-            await leases.turn(1, 100)
-        await leases.turn(1, 100, ended=["a"])
+            await leases.turn(1)
+        await leases.turn(1, ended=["a"])
     finally:
         await redis_client.config_set("maxmemory", "0")
     assert await queued(redis_client) == ["b"]

@@ -20,6 +20,7 @@ from headway.shared.errors import SettingsError
 from headway.shared.settings import DAY_SECONDS, GIB, Settings, load_settings
 
 SECRET: Final = "a-secret-that-nobody-may-read"
+WHSEC: Final = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
 def public(key: Any) -> str:
@@ -132,6 +133,7 @@ CASES: Final[dict[str, Case]] = {
     "task_timeout_seconds": Case(3600.0, "2.5", 2.5, ("0", "nan", "1h")),
     "task_memory_bytes": Case(GIB, "512MiB", 512 * 1024**2, ("1MiB", "lots")),
     "task_disk_bytes": Case(10 * GIB, "512MiB", 512 * 1024**2, ("1KiB", "lots")),
+    "owner_concurrency": Case(0, "3", 3, ("-1", "1.5", "all")),
     "worker_concurrency": Case(os.cpu_count() or 1, "2", 2, ("0", "1.5", "all")),
     "heartbeat_seconds": Case(15.0, "0.2", 0.2, ("0", "nan", "often")),
     "send_timeout_seconds": Case(20.0, "5", 5.0, ("0", "-5", "late")),
@@ -149,6 +151,24 @@ CASES: Final[dict[str, Case]] = {
     "processor_paths": Case([], "/srv/models, /opt/data", [Path("/srv/models"), Path("/opt/data")], ("models",)),
     "confinement": Case("best", "required", "required", ("strict",)),
     "processors": Case([], "mine.one,mine.two", ["mine.one", "mine.two"], ("my-module", "mine.", "a/b.py")),
+    "webhook_secret": Case(
+        [],
+        f"{WHSEC}, {WHSEC[:-1]}A",
+        [SecretStr(WHSEC), SecretStr(WHSEC[:-1] + "A")],
+        ("secret", "whsec_", "whsec_AAAA", "whsec_#", WHSEC.removeprefix("whsec_"), f"{WHSEC},{WHSEC},{WHSEC}"),
+    ),
+    "webhook_url": Case(
+        "",
+        "https://hooks.example.com/a?b=c#d",
+        "https://hooks.example.com/a?b=c",
+        ("hooks.example.com", "ftp://a.example.com/", "https://a:b@example.com/", "https://", "https://a b/"),
+    ),
+    "webhook_allow": Case(
+        [],
+        "10.0.0.0/8, [fd00::1]:8443,hooks.internal",
+        ["10.0.0.0/8", "[fd00::1]:8443", "hooks.internal"],
+        ("*", "10.0.0.0/99", "http://a.internal/", "a.internal:99999", "[1"),
+    ),
     "log_format": Case(None, "json", "json", ("xml", "JSON!")),
 }
 
@@ -188,6 +208,7 @@ def test_the_default_is_the_contracts(name: str) -> None:
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_a_good_value_is_taken_from_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADWAY_JWT_AUDIENCE", "headway")  # without which no key of tokens is taken
+    monkeypatch.setenv("HEADWAY_WEBHOOK_SECRET", WHSEC)  # without which nobody is told
     monkeypatch.setenv(variable(name), CASES[name].good)
     assert getattr(load_settings(), name) == CASES[name].parsed
 
@@ -203,6 +224,7 @@ def test_the_example_in_a_complaint_is_itself_a_good_value(name: str, monkeypatc
     [example, *_] = Settings.model_fields[name].examples or [""]
     assert example
     monkeypatch.setenv("HEADWAY_JWT_AUDIENCE", "headway")
+    monkeypatch.setenv("HEADWAY_WEBHOOK_SECRET", WHSEC)
     monkeypatch.setenv(variable(name), example)
     load_settings()
 
@@ -367,3 +389,7 @@ def test_a_bad_value_in_a_secret_file_is_told_and_not_repeated(tmp_path: Path, m
     with pytest.raises(SettingsError, match="HEADWAY_API_KEYS: ") as refused:
         load_settings()
     assert SECRET not in str(refused.value)
+
+
+def test_a_receiver_of_all_ends_needs_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "HEADWAY_WEBHOOK_SECRET" in complaint_about("webhook_url", "https://hooks.example.com/", monkeypatch)
