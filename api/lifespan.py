@@ -41,6 +41,7 @@ from headway.shared.logging import get_logger
 from headway.shared.redis.client import RedisClient, connect
 from headway.shared.settings import Settings
 from headway.shared.tasks.idempotency import Answers
+from headway.shared.tasks.line import Line
 from headway.shared.tasks.progress import Publisher
 from headway.shared.tasks.reader import Reader
 from headway.shared.tasks.registry import Registry, say_what_was_found
@@ -60,6 +61,7 @@ class State:
     #: Waits for a Redis that is away, for what must not be lost; the caller sets the deadline.
     patient_publisher: Publisher
     reader: Reader
+    line: Line
     relay: Relay
     producers: Producers
     stop: Shutdown
@@ -117,6 +119,7 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing, registry
                     publisher=publisher,
                     patient_publisher=Publisher(redis, settings, patient=True, tracing=tracing),
                     reader=reader,
+                    line=Line(redis),
                     relay=relay,
                     producers=Producers(publisher, reader),
                     stop=stop,

@@ -61,6 +61,8 @@ PROBLEMS: Final[dict[type[BaseException], Problem]] = {
     errors.KeyReused: Problem(422, "key-reused", "The Idempotency-Key belongs to another request"),
     errors.KeyInUse: Problem(409, "key-in-use", "A request with this Idempotency-Key is under way"),
     errors.UnknownTask: Problem(404, "unknown-task", "There is no such task"),
+    errors.UnknownProcessor: Problem(404, "unknown-processor", "There is no such processor"),
+    errors.NotYours: Problem(403, "not-yours", "This is for who has a key of the platform"),
     errors.UnknownFile: Problem(404, "unknown-file", "There is no such file"),
     errors.PreconditionFailed: Problem(412, "precondition-failed", "The file is not the one that was asked for"),
     errors.RangeNotSatisfiable: Problem(416, "range-not-satisfiable", "The file has no such bytes"),

@@ -281,6 +281,13 @@ class NoticeList(BaseModel):
     webhooks: list[Notice]
 
 
+class ProcessorRetries(BaseModel):
+    """When a failed attempt is tried again by itself."""
+
+    max: Annotated[int, Field(ge=0, description="How many more attempts a task gets")]
+    backoff_seconds: Annotated[float, Field(ge=0, description="The wait before the first; it doubles with each")]
+
+
 class Processor(BaseModel):
     """What can be done with a file here."""
 
@@ -289,6 +296,13 @@ class Processor(BaseModel):
     accepts: Annotated[list[str], Field(description="Media types, `*` allowed")]
     needs_file: bool
     options: Annotated[dict[str, Any], Field(description="The JSON Schema of its options")]
+    paused: Annotated[
+        bool | None, Field(description="None of its tasks is started; null: Redis is away, so nobody knows")
+    ]
+    concurrency: Annotated[int | None, Field(ge=1, description="How many of its tasks run at once; null: no limit")]
+    timeout_seconds: Annotated[float | None, Field(description="Of one attempt; null: as the settings have it")]
+    memory_bytes: Annotated[int | None, Field(description="Of one attempt; null: as the settings have it")]
+    retries: Annotated[ProcessorRetries | None, Field(description="null: never by itself")]
     alias_of: Annotated[
         str | None, Field(description="This is a former name, which goes on to work; the name of today")
     ] = None

@@ -17,6 +17,7 @@ from headway.api.uploads.capacity_check import check_capacity, reserved
 from headway.api.uploads.idempotency import Claim
 from headway.api.uploads.input_field import AskedInput, source_of
 from headway.api.uploads.multipart_upload import (
+    BATCH_ID,
     Form,
     body_of,
     certain_length,
@@ -58,6 +59,10 @@ from headway.shared.tasks.progress import WAITS_FOR_ANOTHER
 JSON_BODY_BYTES: Final = 128 * 1024
 
 
+#: An empty one is none; what is refused is said by `clean_batch_id`, in a form's words too.
+AskedBatchId = Annotated[str | None, Field(json_schema_extra={"pattern": f"^({BATCH_ID})?$"})]
+
+
 class Announcement(BaseModel):
     """The JSON form of `POST /tasks`: the file follows by `PUT {links.upload}`."""
 
@@ -68,7 +73,7 @@ class Announcement(BaseModel):
     size_bytes: Annotated[int, Field(ge=0, le=2**53)] | None = None
     content_type: str | None = None
     options: dict[str, Any] = Field(default_factory=dict)
-    batch_id: str | None = None
+    batch_id: AskedBatchId = None
     priority: Annotated[
         int, Field(ge=LOWEST, le=HIGHEST, strict=True, description="Among your own tasks the highest goes first")
     ] = DEFAULT
@@ -107,7 +112,7 @@ class ProducerTask(BaseModel):
             description="It waits elsewhere for its turn: its first report comes within this",
         ),
     ] = None  # fmt: skip
-    batch_id: str | None = None
+    batch_id: AskedBatchId = None
     webhook: AskedWebhook | None = None
 
     @property

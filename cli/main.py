@@ -9,7 +9,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -164,15 +164,15 @@ def run(
     grace_seconds: Annotated[
         float, typer.Option(min=0, max=3600, help="From SIGTERM to SIGKILL, when the task is cancelled.")
     ] = 10.0,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Write nothing but what the command writes.")] = False,
     url: Url = HERE,
 ) -> None:
     """Run any command as a task: its output is the log and the progress, its exit code the end."""
     with exits():
         from headway.cli.run import run as run_command
 
-        code = run_command(
-            command, url=url, key=_key(), title=title, total=total, pattern=pattern, grace_seconds=grace_seconds
-        )
+        asked: dict[str, Any] = {"title": title, "total": total, "pattern": pattern, "quiet": quiet}
+        code = run_command(command, url=url, key=_key(), grace_seconds=grace_seconds, **asked)
         raise typer.Exit(code)
 
 

@@ -18,5 +18,6 @@ from headway.needs import extra
 with extra("server", "headway.processors"):
     from headway.shared.errors import BadInput
     from headway.shared.tasks.processors import Job, Options, processor
+    from headway.shared.tasks.retries import Retries
 
-__all__ = ["BadInput", "Job", "Options", "processor"]
+__all__ = ["BadInput", "Job", "Options", "Retries", "processor"]

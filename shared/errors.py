@@ -11,6 +11,8 @@
     │   ├── TooSlow              the body came more slowly than HEADWAY_RECEIVE_TIMEOUT_SECONDS takes
     │   └── UploadCut            the body ended before the bytes that were promised
     ├── UnknownTask              no such task, or another owner's
+    ├── UnknownProcessor         no such processor
+    ├── NotYours                 it concerns every owner, and whoever asks has no key of the platform
     ├── UnknownFile              the task has no such file
     ├── PreconditionFailed       the file is not the one that the client means
     ├── RangeNotSatisfiable      no byte that was asked for exists
@@ -103,6 +105,14 @@ class UploadCut(InvalidRequest):
 
 class UnknownTask(HeadwayError):
     """There is no such task."""
+
+
+class UnknownProcessor(HeadwayError):
+    """There is no such processor; `GET /processors` lists those there are."""
+
+
+class NotYours(HeadwayError):
+    """This is for those who have a key of this platform (HEADWAY_API_KEYS)."""
 
 
 class UnknownFile(HeadwayError):
@@ -251,6 +261,8 @@ class ProcessorFailure(HeadwayError):
         super().__init__(message)
         self.type = type
         self.retryable = retryable
+        #: It is one of the exceptions after which its processor wants another attempt.
+        self.again = False
 
 
 class BadInput(ProcessorFailure):

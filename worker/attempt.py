@@ -39,6 +39,7 @@ from headway.shared.tasks.processors import Processor
 from headway.shared.tasks.progress import LEFT_OUT, Claim, Publisher
 from headway.shared.tasks.reader import Reader
 from headway.shared.tasks.registry import Registry
+from headway.shared.tasks.retries import Retries
 from headway.shared.tracing import OFF, Tracing
 from headway.worker.sandbox import Child, Sandbox
 from headway.worker.updates import Updates
@@ -79,12 +80,30 @@ class Attempt:
         #: Log lines and checkpoints that its owner's words had no room for.
         self._left_out: Counter[str] = Counter()
 
+    @property
+    def policy(self) -> Processor | None:
+        """What its processor declares; None where this worker does not know it."""
+        return self._place.registry.processors.get(self._task.processor)
+
+    @property
+    def has_own_timeout(self) -> bool:
+        return self.policy is not None and self.policy.timeout_seconds is not None
+
+    @property
+    def timeout_seconds(self) -> float:
+        own = self.policy.timeout_seconds if self.policy else None
+        return self._place.settings.task_timeout_seconds if own is None else own
+
+    @property
+    def retries(self) -> Retries | None:
+        return self.policy.retries if self.policy else None
+
     async def run(self) -> None:
         storage = self._place.storage
         processor = self._processor()
         scratch = await storage.scratch(self._task.task_id, self._claim.attempt)
         try:
-            async with asyncio.timeout(self._place.settings.task_timeout_seconds) as limit, self._input() as input_path:
+            async with asyncio.timeout(self.timeout_seconds) as limit, self._input() as input_path:
                 done = await self._watch(self._spec(processor, input_path, scratch))
                 ends_at = limit.when()
             with self._place.tracing.span("finish"):
@@ -135,7 +154,7 @@ class Attempt:
             "filename": task.filename,
             "content_type": task.content_type,
             "size_bytes": task.size_bytes or 0,
-            "memory_bytes": int(self._place.settings.task_memory_bytes),
+            "memory_bytes": int(processor.memory_bytes or self._place.settings.task_memory_bytes),
             "disk_bytes": int(self._place.settings.task_disk_bytes),
             "attempt": self._claim.attempt,
             "restored": self.checkpoint.state if self.checkpoint else None,

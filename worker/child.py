@@ -67,7 +67,7 @@ def run_attempt(spec: dict[str, Any], processor: Processor, pipe: int) -> None:
         except MemoryError:
             os.write(pipe, _OUT_OF_MEMORY)
         except BaseException as error:
-            send(_failure(error))
+            send(_failure(error) | _again(error, processor))
     except BrokenPipeError:
         pass  # the worker has gone, and with it whoever would have listened
 
@@ -147,6 +147,12 @@ def _failure(error: BaseException) -> dict[str, Any]:
         return {"kind": "failed", "type": ErrorType.MEMORY, "message": ""}
     _print_traceback(error)
     return {"kind": "failed", "type": ErrorType.PROCESSOR_ERROR, "message": words}
+
+
+def _again(error: BaseException, processor: Processor) -> dict[str, Any]:
+    """Whether it is one of those after which the processor wants another attempt."""
+    named = () if processor.retries is None else processor.retries.exceptions
+    return {"again": True} if isinstance(error, named) else {}
 
 
 def _end_a_fork() -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NotRequired
 
 from pydantic import ConfigDict, Discriminator, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -98,6 +98,8 @@ class Failed(TypedDict):
     kind: Literal["failed"]
     type: Literal["bad_input", "memory", "processor_error", "storage_full"]
     message: Annotated[str, Field(max_length=FAILURE_CHARACTERS)]
+    #: It is one of the exceptions after which its processor wants another attempt.
+    again: NotRequired[bool]
 
 
 _READ: Final[TypeAdapter[Any]] = TypeAdapter(

@@ -2,6 +2,7 @@
 
 An attempt ends in exactly one of these ways:
     completed, failed    its own last word, written under its fence
+    retried              failed, and its processor wants another attempt: `queued` again, not before a time
     given back           this worker is told to stop: `queued` again, as the next attempt, with its checkpoint
     stopped              somebody cancelled the task, or another worker has it: nothing more is written
 Whatever happens, the child is gone and its scratch folder is removed before the job is.
@@ -14,6 +15,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -52,6 +54,7 @@ class Outcome(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"  #: its task was
+    RETRIED = "retried"  #: failed, and tried again by itself
     HANDED_OVER = "handed_over"  #: given back, because this worker stops
     LOST = "lost"  #: another worker has the task
 
@@ -166,7 +169,7 @@ class Runner:
     async def _end(self, claim: Claim, attempt: Attempt, running: _Running, span: Span) -> Outcome:
         if not running.work.cancelled():
             error = running.work.exception()
-            return Outcome.COMPLETED if error is None else await self._fail(claim, error, span)
+            return Outcome.COMPLETED if error is None else await self._fail(claim, attempt, error, span)
         if self._stopping.is_set():
             await self._give_back(claim, attempt)
             return Outcome.HANDED_OVER
@@ -201,7 +204,7 @@ class Runner:
             return
         log.info("attempt given back", task_id=claim.task.task_id, attempt=claim.attempt)
 
-    async def _fail(self, claim: Claim, error: BaseException, span: Span) -> Outcome:
+    async def _fail(self, claim: Claim, attempt: Attempt, error: BaseException, span: Span) -> Outcome:
         task_id = claim.task.task_id
         told: dict[str, Any] = {}
         if isinstance(error, OSError) and out_of_descriptors(error):
@@ -219,8 +222,9 @@ class Runner:
             case StorageFull():
                 failure = ProcessorFailure(ErrorType.STORAGE_FULL, str(error), retryable=True)
             case TimeoutError():
-                seconds = self._settings.task_timeout_seconds
-                message = f"It ran longer than {seconds:g} s (HEADWAY_TASK_TIMEOUT_SECONDS)."
+                seconds = attempt.timeout_seconds
+                whose = "its processor's own limit" if attempt.has_own_timeout else "HEADWAY_TASK_TIMEOUT_SECONDS"
+                message = f"It ran longer than {seconds:g} s ({whose})."
                 failure = ProcessorFailure(ErrorType.TIMEOUT, message, retryable=True)
             case _:
                 log.error("attempt broke", task_id=task_id, attempt=claim.attempt, exc_info=error)
@@ -228,14 +232,20 @@ class Runner:
         log.info(
             "attempt failed", task_id=task_id, attempt=claim.attempt, type=failure.type, reason=str(failure), **told
         )
+        reason = without_paths(str(failure))
+        retries, retried = attempt.retries, claim.task.retried
+        again = retries is not None and retried < retries.max and retries.takes(failure.type, failure.again)
         try:
-            await self._publisher.fail(
-                task_id, failure.type, without_paths(str(failure)), retryable=failure.retryable, **claim.fence
-            )
+            if retries is not None and again:
+                wait = timedelta(seconds=retries.wait_seconds(retried))
+                await self._publisher.try_again(claim, reason, attempt.checkpoint, most=retries.max, wait=wait)
+                log.info("attempt is tried again", task_id=task_id, retry=retried + 1, seconds=wait.total_seconds())
+            else:
+                await self._publisher.fail(task_id, failure.type, reason, retryable=failure.retryable, **claim.fence)
         except Refused as refused:
             return self._superseded(claim, refused)
         span.fail(failure.type)
-        return Outcome.FAILED
+        return Outcome.RETRIED if again else Outcome.FAILED
 
     def _superseded(self, claim: Claim, refused: Refused) -> Outcome:
         log.info("attempt superseded", task_id=claim.task.task_id, attempt=claim.attempt, reason=refused.reason)

@@ -28,7 +28,7 @@ from headway.shared.settings import Settings
 from headway.shared.tasks.progress import Publisher
 from headway.shared.tasks.queue import PROCESS_FILE, stopped_by
 from headway.shared.tasks.reader import Reader
-from headway.shared.tasks.registry import load_registry, say_what_was_found
+from headway.shared.tasks.registry import Registry, load_registry, say_what_was_found
 from headway.shared.tasks.silent_producers import SilentProducers
 from headway.shared.tracing import tracing_of
 from headway.worker.arq_worker import LeasedWorker
@@ -74,7 +74,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         _refuse_without(box, sandbox.standing)
         metrics.walls_stand(sandbox.standing.walls)
         notice = WallNotice(redis, worker_id, box, sandbox.standing)
-        leases = Leases(redis, worker_id, settings.lease_seconds, Limits(settings.owner_concurrency))
+        leases = Leases(redis, worker_id, settings.lease_seconds, _limits(settings, registry))
         runner = Runner(
             settings,
             publisher=Publisher(
@@ -103,7 +103,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             leases=leases,
             lease_seconds=settings.lease_seconds,
             max_jobs=settings.worker_concurrency,
-            job_timeout_seconds=settings.task_timeout_seconds + ARQ_EXTRA_SECONDS,
+            job_timeout_seconds=_longest_seconds(settings, registry) + ARQ_EXTRA_SECONDS,
             on_lost=runner.lost,
             on_strange=lambda: metrics.refuse("queue member"),
             ctx={"runner": runner},
@@ -154,6 +154,16 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 await sweeper.leave()
                 await notice.leave()
     log.info("worker stopped")
+
+
+def _limits(settings: Settings, registry: Registry) -> Limits:
+    own = {one.name: one.concurrency for one in registry.processors.values() if one.concurrency is not None}
+    return Limits(settings.owner_concurrency, own)
+
+
+def _longest_seconds(settings: Settings, registry: Registry) -> float:
+    """That one attempt may run."""
+    return max(settings.task_timeout_seconds, *(one.timeout_seconds or 0 for one in registry.processors.values()))
 
 
 def _refuse_without(box: Box, standing: Standing) -> None:

@@ -118,7 +118,9 @@ class Child:
         if last is None:
             raise self._over or self._crash()
         if last["kind"] == "failed":
-            raise self._failure(ErrorType(last["type"]), last["message"])
+            failure = self._failure(ErrorType(last["type"]), last["message"])
+            failure.again = last.get("again", False)
+            raise failure
         if self._process.end is None:
             raise server_died()  # and what it ended, if it did, is not known
         if self._over is not None:

@@ -55,7 +55,8 @@ def over_memory(pid: int, limit_bytes: int) -> ProcessorFailure | None:
 
 def memory_failure(limit_bytes: int) -> ProcessorFailure:
     limit = f"{limit_bytes / 1024**2:.0f} MiB"
-    return ProcessorFailure(ErrorType.MEMORY, f"It needed more than {limit} of memory (HEADWAY_TASK_MEMORY_BYTES).")
+    whose = "HEADWAY_TASK_MEMORY_BYTES, or its processor's own limit"
+    return ProcessorFailure(ErrorType.MEMORY, f"It needed more than {limit} of memory ({whose}).")
 
 
 def memory_of(group: list[int], limit_bytes: int) -> int:

@@ -58,6 +58,10 @@ class Keyring:
         if secret is not None:
             self.add_house_secret(hashlib.scrypt(secret, salt=b"Headway installation", **_COST))
 
+    def has_key(self, owner: OwnerId) -> bool:
+        """Whether the owner is one of HEADWAY_API_KEYS."""
+        return owner in self._secrets
+
     def needs_house_secret(self, owner: OwnerId) -> bool:
         """Whether what is signed for this owner is signed with the installation's."""
         return owner not in self._secrets

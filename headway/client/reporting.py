@@ -151,6 +151,11 @@ class report:
         self._done = done
         self._check()
 
+    @property
+    def count(self) -> tuple[float, float | None]:
+        """What is done, of the total."""
+        return self._done, self._total
+
     def track(
         self, iterable: Iterable[T], *, total: float | None = None, unit: str | None = None, done: int = 0
     ) -> Iterator[T]:

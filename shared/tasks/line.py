@@ -14,7 +14,9 @@ from importlib.resources import files
 from typing import Any, Final
 
 from headway.shared import keys
+from headway.shared.redis.client import RedisClient
 from headway.shared.redis.script_text import script_text
+from headway.shared.tasks.queue import WAKE
 
 #: Higher goes first, among an owner's own.
 LOWEST: Final = 0
@@ -39,3 +41,21 @@ def line_counts(pipe: Any, now_ms: int) -> None:
     pipe.zcard(keys.LINE_WAITING)
     pipe.zcount(keys.LINE_RUNNING, "-inf", now_ms)
     pipe.zcount(keys.LINE_RUNNING, f"({now_ms}", "+inf")
+
+
+class Line:
+    """Which processors are paused. Errors: headway.shared.redis.client.AWAY."""
+
+    def __init__(self, redis: RedisClient) -> None:
+        self._redis = redis
+
+    async def paused(self) -> frozenset[str]:
+        found = await self._redis.smembers(keys.LINE_PAUSED)  # type: ignore[misc]
+        return frozenset(name.decode() for name in found)
+
+    async def pause(self, processor: str) -> None:
+        await self._redis.sadd(keys.LINE_PAUSED, processor)  # type: ignore[misc]
+
+    async def resume(self, processor: str) -> None:
+        await self._redis.srem(keys.LINE_PAUSED, processor)  # type: ignore[misc]
+        await self._redis.publish(keys.CONTROL, WAKE)

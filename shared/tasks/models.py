@@ -190,6 +190,8 @@ class Task(BaseModel):
     work; `done` of `total` `unit`s is the count inside the phase `step` of `total_steps`.
     """
 
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
     task_id: TaskId
     processor: str
     filename: str | None
@@ -224,6 +226,8 @@ class Task(BaseModel):
     owner: OwnerId = Field(default=ANYONE, exclude=True)
     progress_base: float = Field(default=0.0, exclude=True)
     losses: int = Field(default=0, exclude=True)
+    #: How many of its attempts were retries that its processor asked for.
+    retried: int = Field(default=0, exclude=True)
     input_name: str | None = Field(default=None, exclude=True)
     input_sha256: str | None = Field(default=None, exclude=True)
     #: Where its results are; None where it has none, or an older worker kept them (headway.shared.files.storage).

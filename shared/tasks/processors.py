@@ -28,7 +28,9 @@ from typing import Any, BinaryIO, Final, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from headway.shared.errors import InvalidRequest
+from headway.shared.settings import DAY_SECONDS, GIB
 from headway.shared.tasks.models import FieldError
+from headway.shared.tasks.retries import Retries
 
 T = TypeVar("T")
 
@@ -134,6 +136,12 @@ class Processor:
     gpu: bool = False
     #: Where it was found, for a message about it.
     origin: str = ""
+    #: How many of its tasks run at once, over all workers; how long one attempt may run, and what memory it may have,
+    #: in place of the settings'; when it is tried again. None: no limit, the settings', never.
+    concurrency: int | None = None
+    timeout_seconds: float | None = None
+    memory_bytes: int | None = None
+    retries: Retries | None = None
     #: Names that it had before, which go on to work.
     aliases: tuple[str, ...] = ()
     #: Of an entry under such a name, the name of today.
@@ -155,6 +163,21 @@ class Processor:
         if wrong:
             raise ValueError(
                 f"accepts={wrong!r} of the processor {self.name!r}: a media type is 'text/csv' or 'text/*'"
+            )
+        self._check_limit("concurrency", self.concurrency, 1, 1_000_000, whole=True)
+        self._check_limit("timeout_seconds", self.timeout_seconds, 0.1, 30 * DAY_SECONDS)
+        self._check_limit("memory_bytes", self.memory_bytes, 64 * 1024**2, 1024 * GIB, whole=True)
+        if self.retries is not None and not isinstance(self.retries, Retries):
+            raise TypeError(
+                f"retries={self.retries!r} of the processor {self.name!r}: write Retries(max=3, backoff_seconds=5)"
+            )
+
+    def _check_limit(self, name: str, value: Any, least: float, most: float, *, whole: bool = False) -> None:
+        fits = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if value is not None and not (fits and least <= value <= most):
+            kind = "a whole number" if whole else "a number"
+            raise ValueError(
+                f"{name}={value!r} of the processor {self.name!r}: {kind} from {least:g} to {most:g}, or None"
             )
 
     def parse_options(self, options: Mapping[str, Any]) -> Options:
@@ -185,12 +208,18 @@ def processor(
     reads: Iterable[str | os.PathLike[str]] = (),
     env: Iterable[str] = (),
     gpu: bool = False,
+    concurrency: int | None = None,
+    timeout_seconds: float | None = None,
+    memory_bytes: int | None = None,
+    retries: Retries | None = None,
     aliases: Iterable[str] = (),
 ) -> Callable[[Callable[[Job], Mapping[str, Any] | None]], Callable[[Job], Mapping[str, Any] | None]]:
     """Declares a function as the processor `name`. `accepts` are media types, `text/*` included; content decides, not
     the name. What it needs beyond its box it says: `network`, `reads` (absolute paths), `env` (names of the worker's
-    variables), `gpu`; `confined=False` takes the box away. `aliases` are names that it had before: they go on to work.
-    The function stays a plain function."""
+    variables), `gpu`; `confined=False` takes the box away. `concurrency`: how many of its tasks run at once, over all
+    workers. `timeout_seconds` and `memory_bytes` of one attempt, in place of the settings'. `retries`: when a failed
+    attempt is tried again by itself. `aliases` are names that it had before: they go on to work. The function stays a
+    plain function."""
     places = tuple(os.fspath(path) for path in (reads if not isinstance(reads, (str, os.PathLike)) else (reads,)))
     variables = (env,) if isinstance(env, str) else tuple(env)
     if relative := [path for path in places if not os.path.isabs(path)]:  # noqa: PTH117
@@ -224,6 +253,7 @@ def processor(
                 tuple(preload),
             ),
             *(confined, network, places, variables, gpu, run.__module__),
+            *(concurrency, timeout_seconds, memory_bytes, retries),
             aliases=tuple(aliases),
         )
         return run

@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache, partial
 from importlib.resources import files
 from typing import Any, Final
@@ -362,6 +362,25 @@ class Publisher:
         }
         return await self.change(claim.task.task_id, fields, allowed=(Status.PROCESSING,), **claim.fence)
 
+    async def try_again(
+        self, claim: Claim, reason: str, checkpoint: Checkpoint | None, *, most: int, wait: timedelta
+    ) -> int:
+        """`processing` → `queued` as the next attempt, which starts after `wait` from the newest checkpoint: an attempt
+        failed whose processor wants another. The stream goes on."""
+        task, retried, due = claim.task, claim.task.retried + 1, utc_now() + wait
+        message = f"Retry {retried} of {most} at {rfc3339(due)}: {reason}"
+        fields = self.start_of(task, checkpoint) | {
+            "checkpoint": checkpoint.model_dump() if checkpoint else None,
+            "status": Status.QUEUED,
+            "attempt": claim.attempt + 1,
+            "retried": retried,
+            "message": message[:TEXT_CHARACTERS],
+            "updated_at": _now(),
+        }
+        again: dict[str, Any] = {"parent": task.traceparent} if task.traceparent else {}
+        fence: dict[str, Any] = {"allowed": (Status.PROCESSING,), **claim.fence}
+        return await self._queue(task, claim.attempt + 1, fields, not_before=due, **again, **fence)
+
     async def complete(self, task_id: TaskId, result: Result, *, results_name: str | None = None, **fence: Any) -> int:
         """`processing` → `completed`. The files are in their place already, `results_name`. A large result is cut
         in the event only."""
@@ -419,6 +438,7 @@ class Publisher:
             "status": Status.QUEUED,
             "attempt": attempt,
             "losses": 0,
+            "retried": 0,
             "message": waiting(task.not_before),
             "started_at": None,
             "finished_at": None,

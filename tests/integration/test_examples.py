@@ -14,7 +14,7 @@ import pytest
 
 from headway import Client
 from tests.npm import installed
-from tests.processes import Platform
+from tests.processes import Platform, RedisServer
 from tests.streams import assert_true_story, watch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -25,6 +25,7 @@ def test_every_example_is_run_by_a_test_and_named_in_the_documents() -> None:
     names = {path.name for path in EXAMPLES.iterdir()}
     assert names == {
         *("curl.sh", "line_count", "plain_script", "react-hook"),
+        *("shell", "node", "go"),
         *("celery", "dramatiq", "pool", "rq"),  # tests/integration/test_queue_integrations.py
     }
     assert {name for name in names if f"examples/{name}" not in pages} == set()
@@ -68,6 +69,39 @@ def test_the_react_hook_draws_a_task_to_its_end_and_an_unknown_one_as_an_error(p
     assert progress == sorted(progress)
     assert states[-1]["status"] == "completed"  # type: ignore[index]
     assert drawn("0" * 32)[-1]["error"] == "There is no such task."
+
+
+REPORTING = {
+    "backup": ("curl", ["sh", "shell/backup.sh"], {"folders": 3}),
+    "node-report": ("node", ["node", "node/report.mjs"], {"rows": 3}),
+    "go-report": ("go", ["go", "run", "go/report.go"], {"rows": 3}),
+}
+
+
+@pytest.mark.parametrize("producer", sorted(REPORTING))
+@pytest.mark.parametrize("key", ["", "a-key-that-nobody-guesses"])
+def test_work_in_other_languages_is_a_task(producer: str, key: str, redis_server: RedisServer, tmp_path: Path) -> None:
+    program, command, summary = REPORTING[producer]
+    if shutil.which(program) is None:
+        pytest.skip(f"there is no {program} here")
+    keys = {"HEADWAY_API_KEYS": json.dumps({"alice": key})} if key else {}
+    environment = {"HEADWAY_API_KEY": key, "SECONDS_EACH": "0", "GOCACHE": str(tmp_path), "GOFLAGS": "-mod=mod"}
+    with Platform(tmp_path / "platform", redis_server.fresh_url(), **keys) as platform:
+        platform.start_api()
+        where = os.environ | environment | {"HEADWAY_URL": platform.url}
+        done = subprocess.run(
+            command, cwd=EXAMPLES, env=where, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        with Client(platform.url, key or None) as client:
+            [task] = client.tasks(processor=producer)
+        assert (task["status"], task["done"], task["total"]) == ("completed", 3, 3)
+        assert task["result"] is not None
+        assert task["result"]["summary"] == summary
+        where["HEADWAY_API_KEY"] = "wrong"
+        if key:
+            refused = subprocess.run(command, cwd=EXAMPLES, env=where, capture_output=True, timeout=120, check=False)
+            assert refused.returncode != 0
 
 
 class Script:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import textwrap
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -167,6 +173,97 @@ def test_what_is_left_running_is_not_waited_for(runs: Platform) -> None:
         finally:
             os.kill(left, signal.SIGKILL)
     wait_for("it has ended", lambda: newest(runs)["status"] == "completed")
+
+
+class Terminal:
+    """`headway run` on a terminal of 100 columns, as somebody types it."""
+
+    def __init__(self, platform: Platform, *arguments: str) -> None:
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+        command = [sys.executable, "-m", "headway.cli.main", "run", "--url", platform.url, *arguments]
+        script = (
+            "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", script, *command], stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+        )
+        os.close(slave)
+        self.seen = b""
+
+    def types(self, keys: bytes) -> None:
+        os.write(self._master, keys)
+
+    def until(self, text: bytes) -> None:
+        while text not in self.seen:
+            self.seen += os.read(self._master, 65536)
+
+    def end(self) -> int:
+        with suppress(OSError):  # nobody has the other end any more
+            while data := os.read(self._master, 65536):
+                self.seen += data
+        os.close(self._master)
+        return self.process.wait(60)
+
+
+def test_on_a_terminal_the_command_has_one_too_and_the_log_has_no_colours(runs: Platform) -> None:
+    script = """
+        import os, sys
+        print(sys.stdout.isatty(), sys.stderr.isatty(), os.get_terminal_size().columns)
+        print("\\x1b[31mred\\x1b[0m", file=sys.stderr)
+        sys.exit(int(input()))
+    """
+    terminal = Terminal(runs, *python(script))
+    terminal.until(b"red\x1b[0m\r\n")
+    terminal.types(b"4\n")
+    assert terminal.end() == 4
+    assert b"True True 100\r\n\x1b[31mred\x1b[0m\r\n" in terminal.seen
+    task = newest(runs)
+    url = f"{runs.url}/tasks/{task['task_id']}/events?last_event_id=0"
+    lines = httpx.get(url, headers={"Accept": "application/x-ndjson"}).text.splitlines()
+    assert logged([json.loads(line) for line in lines])[:2] == ["True True 100", "red"]
+
+
+def test_on_a_terminal_there_is_a_bar_beneath_lines_and_none_where_the_command_draws(runs: Platform) -> None:
+    lines = ["sh", "-c", "for n in 1 2 3 4; do echo Copying $n/4; sleep 0.1; done; exit 3"]
+    terminal = Terminal(runs, "--", *lines)
+    assert terminal.end() == 3
+    assert b"] 50%  2/4" in terminal.seen
+    assert terminal.seen.endswith(b"\x1b[2K")  # it is gone in the end
+    terminal = Terminal(runs, "--quiet", "--", *lines)
+    assert terminal.end() == 3
+    assert terminal.seen == b"".join(b"Copying %d/4\r\n" % n for n in range(1, 5))
+    drawn = "import sys; [sys.stdout.write(f'\\r{n}/4') for n in range(5)]; print(); print('3/4')"
+    terminal = Terminal(runs, "--", sys.executable, "-c", drawn)
+    assert terminal.end() == 0
+    assert b"#" not in terminal.seen
+
+
+def test_ctrl_c_on_a_terminal_is_the_commands(runs: Platform) -> None:
+    script = """
+        import time
+        try:
+            print("ready")
+            time.sleep(60)
+        except KeyboardInterrupt:
+            print("interrupted")
+            raise SystemExit(5)
+    """
+    terminal = Terminal(runs, *python(script))
+    terminal.until(b"ready")
+    terminal.types(b"\x03")
+    assert terminal.end() == 5
+    assert terminal.seen.count(b"interrupted") == 1
+    assert newest(runs)["error"]["message"] == "It exited with 5."
+
+
+def test_in_cron_there_is_no_terminal_no_home_and_hardly_any_environment(runs: Platform) -> None:
+    command = [sys.executable, "-m", "headway.cli.main", "run", "--quiet", "--", "sh", "-c", "echo 1/2; echo 2/2"]
+    environment = {"PATH": "/usr/bin:/bin", "HEADWAY_URL": runs.url}
+    where = {"stdin": subprocess.DEVNULL, "start_new_session": True, "cwd": Path(__file__).parents[2]}
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False, **where)  # type: ignore[call-overload]
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"1/2\n2/2\n", b"")
+    assert (newest(runs)["status"], newest(runs)["done"]) == ("completed", 2)
 
 
 def test_a_platform_that_is_not_there_changes_nothing_for_the_command() -> None:

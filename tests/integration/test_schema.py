@@ -274,6 +274,9 @@ def test_every_answer_of_a_walk_over_all_routes_is_as_described(walked: tuple[Pl
     ask("HEAD", begun, 410, headers=TUS)
 
     ask("GET", "/processors", 200)
+    for verb in ("pause", "resume"):
+        ask("POST", f"/processors/compress/{verb}", 200)
+        ask("POST", f"/processors/none/{verb}", 404)
     ask("GET", "/session", 200)
     ask("POST", "/session", 200, json={"key": KEY})
     ask("POST", "/session", 422, json={})

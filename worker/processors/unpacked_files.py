@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -80,6 +80,16 @@ class UnpackedFiles:
         if self._unsaved_bytes >= CHECKPOINT_BYTES:
             self._unsaved_bytes = 0
             self._job.checkpoint({"members": number})
+
+    def has(self, name: str) -> bool:
+        """Whether a copy of that member can be had: not of what is in the one packed result already."""
+        return any(staged == name for staged, _, _ in self._staged)
+
+    def pieces_of(self, name: str) -> Iterator[bytes]:
+        place = next(place for staged, _, place in self._staged if staged == name)
+        with place.open("rb") as file:
+            while piece := file.read(1024 * 1024):
+                yield piece
 
     def finish(self) -> list[Unpacked]:
         """Makes what was added the task's results."""
