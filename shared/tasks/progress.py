@@ -16,14 +16,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cache, partial
+from functools import partial
 from importlib.resources import files
 from typing import Any, Final
 
 from headway.shared import keys
 from headway.shared.errors import Conflict, QuotaFull, Refused, TooMany, UnknownTask, WordsFull
 from headway.shared.json_text import text_of
-from headway.shared.redis.client import RedisClient
+from headway.shared.redis.client import RedisClient, channel_on
 from headway.shared.redis.script_pipeline import ScriptPipeline
 from headway.shared.settings import DAY_SECONDS, Settings
 from headway.shared.tasks.line import script_with_line
@@ -99,8 +99,7 @@ _ARGUMENTS: Final = (
 )
 
 
-@cache
-def _lua() -> str:
+def _lua(redis: RedisClient) -> str:
     lua = (files("headway.shared.tasks") / "progress.lua").read_text(encoding="utf-8")
     lua = lua.replace("LIVE_FIELDS", ",".join(f"'{name}'" for name in LIVE_FIELDS))
     # One expression, so that Lua makes one string of it; a table of its parts took a tenth of what an event costs.
@@ -109,7 +108,7 @@ def _lua() -> str:
         for place, name in enumerate(LIVE_FIELDS, start=12)
     )
     lua = lua.replace("LIVE_STATE", f"'{{'..{state}..'}}'")
-    return script_with_line(lua, _KEYS, _ARGUMENTS)
+    return script_with_line(lua, _KEYS, _ARGUMENTS, redis)
 
 
 class Publisher:
@@ -139,7 +138,7 @@ class Publisher:
         self._on_event = on_event
         self._redis = redis
         self._calls = ScriptPipeline(redis)
-        self._script = redis.register_script(_lua())
+        self._script = redis.register_script(_lua(redis))
         self._keep_checkpoint = redis.register_script(self._CHECKPOINT)
         self._let_go = redis.register_script(self._LET_GO)
         self._hear = redis.register_script(self._HEARD)
@@ -210,8 +209,9 @@ class Publisher:
         however many a reader causes, the history of what was written has room for what was written."""
         text = text_of({"task_id": task.task_id, **data})
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.publish(keys.channel(task.task_id), f"0 {name} {text}")
-            pipe.publish(keys.OWNER_LIVE % task.owner, f"0 {task.task_id} 0 {task.batch_id or ''} {name} {text}")
+            pipe.publish(channel_on(self._redis, keys.channel(task.task_id)), f"0 {name} {text}")
+            feed = channel_on(self._redis, keys.OWNER_LIVE) % task.owner
+            pipe.publish(feed, f"0 {task.task_id} 0 {task.batch_id or ''} {name} {text}")
             await pipe.execute()
 
     async def enqueue(self, task: Task, fields: Mapping[str, Any]) -> int:
@@ -560,7 +560,11 @@ class Publisher:
         patterns = (keys.OWNER_STORED, keys.OWNER_EVENTS, keys.OWNER_CHANGED, keys.OWNER_TASKS, keys.OWNER_ACTIVE)
         if task_ids:
             deleted = text_of({"task_id": "<TASK>", "batch_id": "<BATCH>", "at": _now()})
-            args: list[Any] = [keys.state(TaskId("")), keys.OWNER_LIVE % owner, self._settings.history_length]
+            args: list[Any] = [
+                keys.state(TaskId("")),
+                channel_on(self._redis, keys.OWNER_LIVE) % owner,
+                self._settings.history_length,
+            ]
             args += [deleted, lost_text(), *task_ids]
             here = [pattern % owner for pattern in (*patterns, keys.OWNER_VERSION)]
             held = (keys.OWNER_RESERVED % owner, keys.OWNER_WORDS % owner)
@@ -610,7 +614,7 @@ class Publisher:
         named_keys = {
             "state": keys.state(task_id),
             "events": keys.events(task_id),
-            "live": keys.channel(task_id),
+            "live": channel_on(self._redis, keys.channel(task_id)),
             "job": keys.job(job),
         }
         quota_bytes = self._settings.owner_quota_bytes if within_quota else 0
@@ -628,7 +632,7 @@ class Publisher:
             "job_id": job,
             "payload": ticket.payload if ticket else "",
             "due_ms": ticket.due_ms if ticket and ticket.due_ms else "",
-            "control": keys.CONTROL,
+            "control": channel_on(self._redis, keys.CONTROL),
             "message": WAKE if ticket else control,
             "created_ms": "" if created_ms is None else int(created_ms),
             "task_id": task_id,

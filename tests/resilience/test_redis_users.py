@@ -91,6 +91,23 @@ def test_api_and_worker_do_their_work_with_the_users_of_the_file(
     assert refused == []
 
 
+def test_the_users_of_another_namespace_are_made_from_the_same_file(
+    own_platform: Platform, own_redis: RedisServer, admin: redis.Redis
+) -> None:
+    """As docs/operating.md says it, with `sed`."""
+    for line in USERS.read_text().replace("headway:", "blue:").splitlines():
+        _, name, *rules = line.split()
+        admin.execute_command("ACL", "SETUSER", name, "reset", *rules)  # type: ignore[no-untyped-call]
+    env: dict[str, Any] = {"HEADWAY_NAMESPACE": "blue"}
+    own_platform.start_api(HEADWAY_REDIS_URL=url_of(own_redis, "api"), **env)
+    own_platform.start_worker(HEADWAY_REDIS_URL=url_of(own_redis, "worker"), **env)
+    task = own_platform.submit("checksum", b"hello", batch_id="b")
+    assert own_platform.wait(task["task_id"])["status"] == "completed"
+    assert list(admin.scan_iter(match="headway:*", count=1000)) == []
+    refused: Any = admin.acl_log()
+    assert [entry["object"] for entry in refused] == []
+
+
 FORBIDDEN = (
     *("FLUSHALL", "FLUSHDB", "KEYS *", "CONFIG SET maxmemory 1", "SHUTDOWN NOSAVE", "ACL LIST"),
     *("REPLICAOF NO ONE", "MONITOR", "SAVE", "MODULE LIST", "SCRIPT FLUSH", "FUNCTION LIST", "CLIENT KILL TYPE normal"),
