@@ -36,6 +36,8 @@ export interface Task {
   started_at: string | null;
   updated_at: string;
   finished_at: string | null;
+  /** What the processor shows before its result is there. */
+  partial: any;
   result: Result | null;
   error: TaskError | null;
   links: Links;
