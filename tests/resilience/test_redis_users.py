@@ -52,6 +52,7 @@ def test_api_and_worker_do_their_work_with_the_users_of_the_file(
     own_platform: Platform, own_redis: RedisServer, admin: redis.Redis
 ) -> None:
     keys = '{"alice": "a-key-of-sixteen-characters"}'
+    own_platform._env["HEADWAY_WEBHOOK_SECRET"] = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
     own_platform.start_api(HEADWAY_REDIS_URL=url_of(own_redis, "api"), HEADWAY_API_KEYS=keys)
     worker = own_platform.start_worker(HEADWAY_REDIS_URL=url_of(own_redis, "worker"), HEADWAY_API_KEYS=keys)
     mine = {"Authorization": "Bearer a-key-of-sixteen-characters"}
@@ -70,6 +71,12 @@ def test_api_and_worker_do_their_work_with_the_users_of_the_file(
         assert client.get("/batches/b").json()["progress"] == 100
         assert client.get("/tasks.csv").text.count("\n") == 2
         assert 'headway_tasks_ended_total{processor="checksum",status="completed"} 1.0' in client.get("/metrics").text
+        steps: Any = [{"processor": "checksum"}, {"processor": "checksum"}]
+        chained = {"steps": steps, "input": {"task_id": task["task_id"]}, "webhook": {"url": "http://127.0.0.1:9/"}}
+        last = client.post("/pipelines", json=chained).json()["tasks"][-1]["links"]["self"]
+        wait_for("it is told", lambda: any(one["tries"] for one in client.get(f"{last}/webhooks").json()["webhooks"]))
+        notice = client.get(f"{last}/webhooks").json()["webhooks"][0]["id"]
+        assert client.post(f"{last}/webhooks/{notice}/resend").status_code == 202
         metadata = "filename YS50eHQ=,processor Y2hlY2tzdW0="
         tus = {"Tus-Resumable": "1.0.0", "Upload-Length": "5", "Upload-Metadata": metadata}
         address = client.post("/uploads", headers=tus).headers["Location"]
