@@ -183,6 +183,11 @@ class ProducedFile(BaseModel):
 _OF_BEFORE: Final[dict[str, Any]] = {"priority": 5, "not_before": None}
 
 
+def _always_whole(schema: dict[str, Any]) -> None:
+    """A task that is told has these fields too, though one of an earlier version was stored without them."""
+    schema["required"] = [*schema["required"], "input_of", "filename_as_sent"]
+
+
 class Task(BaseModel):
     """A task as everybody sees it, without the links, which the API adds.
 
@@ -190,11 +195,13 @@ class Task(BaseModel):
     work; `done` of `total` `unit`s is the count inside the phase `step` of `total_steps`.
     """
 
-    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+    model_config = ConfigDict(json_schema_extra=_always_whole)
 
     task_id: TaskId
     processor: str
     filename: str | None
+    #: Word for word, where that is another name.
+    filename_as_sent: str | None = None
     size_bytes: int | None
     content_type: str | None
     options: dict[str, Any]
