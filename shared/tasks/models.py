@@ -26,6 +26,11 @@ OwnerId = NewType("OwnerId", str)
 ANYONE = OwnerId("anyone")
 
 
+def own_batch(first: TaskId) -> str:
+    """The batch of a pipeline for which none was named, by its first task."""
+    return f"pipeline-{first[:16]}"
+
+
 def is_owner_name(name: str) -> bool:
     """What may be one: it becomes part of keys of Redis, whose parts a colon divides."""
     return re.fullmatch(r"[A-Za-z0-9_.@|+-]{1,64}", name) is not None
@@ -183,19 +188,12 @@ class ProducedFile(BaseModel):
 _OF_BEFORE: Final[dict[str, Any]] = {"priority": 5, "not_before": None}
 
 
-def _always_whole(schema: dict[str, Any]) -> None:
-    """A task that is told has these fields too, though one of an earlier version was stored without them."""
-    schema["required"] = [*schema["required"], "input_of", "filename_as_sent"]
-
-
 class Task(BaseModel):
     """A task as everybody sees it, without the links, which the API adds.
 
     Sizes in bytes, durations in seconds, times RFC 3339 in UTC. `progress` is 0 to 100 and covers the whole of the
     work; `done` of `total` `unit`s is the count inside the phase `step` of `total_steps`.
     """
-
-    model_config = ConfigDict(json_schema_extra=_always_whole)
 
     task_id: TaskId
     processor: str
@@ -226,6 +224,7 @@ class Task(BaseModel):
     started_at: Time | None
     updated_at: Time
     finished_at: Time | None
+    partial: Any = None
     result: Result | None
     error: TaskError | None
 
@@ -269,8 +268,9 @@ class Task(BaseModel):
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Task:
         """The same, of the values themselves."""
-        if (whole := values.pop("whole_result", None)) is not None:
-            values["result"] = whole
+        for name in ("result", "partial"):
+            if (whole := values.pop(f"whole_{name}", None)) is not None:
+                values[name] = whole
         return cls.model_validate(_OF_BEFORE | values)
 
 

@@ -21,7 +21,6 @@ from headway.shared.errors import BadInput
 from headway.shared.files.storage import check_result_name
 from headway.shared.tasks.registry import load_registry
 from headway.worker.child import check_content
-from headway.worker.processors import unpacked_files
 from headway.worker.processors.extract import extract
 from headway.worker.processors.result_names import Names, plain_name
 from tests.poison_archives import PACK
@@ -201,18 +200,16 @@ def test_what_was_staged_is_gone_after_a_failure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [zipped, tarred])
-def test_an_attempt_goes_on_where_the_one_before_it_was_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[dict[str, bytes]], bytes]
+def test_an_attempt_begins_with_the_first_member_and_promises_the_next_one_nothing(
+    tmp_path: Path, make: Callable[[dict[str, bytes]], bytes]
 ) -> None:
-    monkeypatch.setattr(unpacked_files, "CHECKPOINT_BYTES", 1)
-    job = job_for(tmp_path, make(MEMBERS))
-    staging = tmp_path / unpacked_files.STAGING
-    staging.mkdir()
-    (staging / "1").write_bytes(b"written before")
-    job.restored = {"members": 1}
+    """The next one's folder is empty, so its bar must not begin where this one's was."""
+    large = {"large": bytes(65 * 1024 * 1024)}
+    job = job_for(tmp_path, make(MEMBERS | large), max_ratio=10_000)
+    job.restored = {"members": 1}  # of a version that did
     extract(job)
-    assert outputs(job) == FLAT | {"a.txt": b"written before"}
-    assert job.logs == ["Resuming after 1 members"]
+    assert outputs(job).keys() == FLAT.keys() | {"large"}
+    assert (job.logs, job.restored) == ([], {"members": 1})
 
 
 # What people really have.
