@@ -273,7 +273,7 @@ async def _make(
 
 def _chain_of(form: Form) -> Chain:
     """The form is that of its first step from now on. Raises InvalidRequest."""
-    steps = steps_of(form.fields.get("steps"))
+    steps = steps_of(form.fields.pop("steps", None))
     form.fields["processor"], form.fields["options"] = steps[0].processor, text_of(steps[0].options)
     return Chain.of(steps)
 
