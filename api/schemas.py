@@ -61,6 +61,7 @@ class Task(models.Task):
     progress: Percent
     links: Links
     input_of: InputOf | None
+    filename_as_sent: Annotated[str | None, Field(description="The name as it was sent, where `filename` is another")]
     partial: Annotated[Any, Field(description="What the processor shows before its result is there")]
 
 
