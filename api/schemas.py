@@ -135,6 +135,8 @@ class TaskState(BaseModel):
     finished_at: Time | None
     result: Result | None
     error: TaskError | None
+    queue_position: Annotated[int | None, Field(ge=1, description="Of a task that waits: 1 is the next one")]
+    starts_in_seconds: Annotated[float | None, Field(description="About when its turn comes; null: nobody knows")]
 
 
 class Named(BaseModel):

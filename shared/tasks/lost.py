@@ -10,7 +10,10 @@ from headway.shared.json_text import text_of
 from headway.shared.tasks.models import ErrorType, Event, Status, TaskId, rfc3339, utc_now
 
 _MESSAGE: Final = "Redis came back without this task. Submit the file again."
-_UNKNOWN: Final[Sequence[str]] = ("total", "unit", "rate", "eta_seconds", "size_bytes", "started_at", "result")
+_UNKNOWN: Final[Sequence[str]] = (
+    *("total", "unit", "rate", "eta_seconds", "size_bytes", "started_at", "result"),
+    *("queue_position", "starts_in_seconds"),
+)
 
 
 def lost_event(task_id: TaskId, version: int, last: Event | None = None) -> Event:
