@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from headway.api.uploads.multipart_upload import BATCH_ID
 from headway.shared.tasks import models
-from headway.shared.tasks.models import FieldError, Result, Status, TaskError, Time
+from headway.shared.tasks.models import FieldError, InputOf, Result, Status, TaskError, Time
 
 TaskPath = Annotated[str, Field(examples=["/tasks/6f1c0b4e9a7d4c52a7e0d8a3c1b2f4e6"])]
 Count = Annotated[int, Field(ge=0)]
@@ -50,6 +50,8 @@ class Task(models.Task):
 
     progress: Percent
     links: Links
+    input_of: InputOf | None
+    partial: Annotated[Any, Field(description="What the processor shows before its result is there")]
 
 
 class FormFields(BaseModel):
@@ -79,6 +81,12 @@ class Submission(FormFields):
     """A file and what is to be done with it, as a form."""
 
     processor: str
+
+
+class PipelineForm(FormFields):
+    """A file and the steps that it goes through, as a form."""
+
+    steps: Annotated[str, Field(description='`[{"processor", "options"?, "file"?}, …]` as JSON text')]
 
 
 class StartForm(FormFields):
@@ -133,6 +141,7 @@ class TaskState(BaseModel):
     started_at: Time | None
     updated_at: Time
     finished_at: Time | None
+    partial: Annotated[Any, Field(description='As the task\'s; `{"truncated": true}` for one over 8 KiB')]
     result: Result | None
     error: TaskError | None
     queue_position: Annotated[int | None, Field(ge=1, description="Of a task that waits: 1 is the next one")]
@@ -183,6 +192,14 @@ class DeletedEvent(BaseModel):
     task_id: str
 
 
+class AliveEvent(BaseModel):
+    """`alive`: a sign of life, for who asked by `?alive=1`. `version`: the newest that is known; null while it is being
+    read, or has to be."""
+
+    version: int | None
+    heartbeat_seconds: float
+
+
 class Counts(BaseModel):
     """Tasks of a batch by status."""
 
@@ -217,6 +234,14 @@ class BatchLinks(TypedDict):
 class Batch(BatchState):
     """The roll-up of a batch, with the paths of its tasks and its stream."""
 
+    links: BatchLinks
+
+
+class Pipeline(BaseModel):
+    """A chain of tasks, whose one bar is that of their batch."""
+
+    batch_id: str
+    tasks: Annotated[list[Task], Field(description="In their order")]
     links: BatchLinks
 
 

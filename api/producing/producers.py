@@ -129,9 +129,11 @@ class Producers:
             except HeadwayError as refused:
                 return refused
 
-        async with asyncio.TaskGroup() as group:
-            telling = [group.create_task(told(task_id, said)) for task_id, said in reports.items()]
-        return [one.result() for one in telling]
+        found = await asyncio.gather(*(told(*one) for one in reports.items()), return_exceptions=True)
+        for one in found:
+            if isinstance(one, BaseException) and (isinstance(one, AWAY) or not isinstance(one, HeadwayError)):
+                raise one  # what has counted counts once, also when all of it is sent again with its numbers
+        return found  # type: ignore[return-value]
 
     async def take_over(self, task_id: TaskId, owner: OwnerId, attempt: int | None) -> Task:
         """The next attempt of a task that is `processing`, or has `failed`, from its checkpoint. `attempt`: the one

@@ -64,7 +64,7 @@ def _small(state: Any) -> Any:
 
 
 Units = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=MOST_UNITS)]
-Attempt = Annotated[int, Field(strict=True, ge=1, le=MOST_UNITS)]
+Attempt = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=MOST_UNITS)]
 Name = Annotated[str, Field(max_length=NAME_CHARACTERS), AfterValidator(_plain)]
 Weight = Annotated[float, BeforeValidator(_whole), Field(gt=0, le=1e9, allow_inf_nan=False)]
 Unit = Annotated[str, Field(max_length=UNIT_CHARACTERS)]

@@ -16,7 +16,7 @@ from importlib.resources import files
 from typing import Any, Final
 
 from headway.shared import keys
-from headway.shared.redis.client import RedisClient
+from headway.shared.redis.client import RedisClient, channel_on
 from headway.shared.redis.script_pipeline import ScriptPipeline
 from headway.shared.redis.script_text import script_text
 from headway.shared.tasks.models import OwnerId, Status, Task, TaskId
@@ -33,9 +33,9 @@ def _line() -> str:
     return f"(function()\n{(files('headway.shared.tasks') / 'line.lua').read_text(encoding='utf-8')}\nend)()"
 
 
-def script_with_line(lua: str, key_names: Sequence[str], arguments: Sequence[str]) -> str:
+def script_with_line(lua: str, key_names: Sequence[str], arguments: Sequence[str], redis: Any) -> str:
     """As script_text; `LINE` is the table of line.lua."""
-    return script_text(re.sub(r"\bLINE\b", lambda _: _line(), lua), key_names, arguments)
+    return script_text(re.sub(r"\bLINE\b", lambda _: _line(), lua), key_names, arguments, redis)
 
 
 def line_counts(pipe: Any, now_ms: int) -> None:
@@ -67,8 +67,10 @@ class Line:
         self._limits = limits or {}
         self._redis = redis
         self._calls = ScriptPipeline(redis)
-        self._place = redis.register_script(script_with_line(self._PLACE, self._PLACE_KEYS, self._PLACE_ARGUMENTS))
-        self._first = redis.register_script(script_with_line(self._FIRST, (), ("owner", "end")))
+        self._place = redis.register_script(
+            script_with_line(self._PLACE, self._PLACE_KEYS, self._PLACE_ARGUMENTS, redis)
+        )
+        self._first = redis.register_script(script_with_line(self._FIRST, (), ("owner", "end"), redis))
 
     _PLACE_KEYS: Final = ("state",)
     _PLACE_ARGUMENTS: Final = ("task_id", "limits", "end")
@@ -141,4 +143,4 @@ class Line:
 
     async def resume(self, processor: str) -> None:
         await self._redis.srem(keys.LINE_PAUSED, processor)  # type: ignore[misc]
-        await self._redis.publish(keys.CONTROL, WAKE)
+        await self._redis.publish(channel_on(self._redis, keys.CONTROL), WAKE)

@@ -11,8 +11,16 @@ from headway.shared.tasks.models import ErrorType, Event, Status, TaskId, rfc333
 
 _MESSAGE: Final = "Redis came back without this task. Submit the file again."
 _UNKNOWN: Final[Sequence[str]] = (
-    *("total", "unit", "rate", "eta_seconds", "size_bytes", "started_at", "result"),
-    *("queue_position", "starts_in_seconds"),
+    "total",
+    "unit",
+    "rate",
+    "eta_seconds",
+    "size_bytes",
+    "started_at",
+    "partial",
+    "result",
+    "queue_position",
+    "starts_in_seconds",
 )
 
 

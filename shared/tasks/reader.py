@@ -24,7 +24,7 @@ from headway.shared.tasks.models import Event, OwnerId, Status, Task, TaskId
 LIVE_FIELDS: Final = (
     *("task_id", "version", "status", "progress", "step", "total_steps", "message"),
     *("done", "total", "unit", "rate", "eta_seconds", "attempt", "size_bytes"),
-    *("started_at", "updated_at", "finished_at", "result", "error"),
+    *("started_at", "updated_at", "finished_at", "partial", "result", "error"),
     *("queue_position", "starts_in_seconds"),
 )
 
@@ -93,6 +93,7 @@ class Reader:
         self._patient = patient
         self._calls = ScriptPipeline(redis)
         self._snapshot_script = redis.register_script(self._SNAPSHOT)
+        self._state_script = redis.register_script(self._STATE)
         self._end_script = redis.register_script(self._END)
         self._page_script = redis.register_script(self._PAGE)
 
@@ -109,11 +110,14 @@ class Reader:
         status, attempt, claim = (json.loads(value or b"null") for value in values)
         return Standing(Status(status), attempt, claim)
 
-    async def _get_all(self, key: str) -> dict[bytes, bytes]:
-        found: dict[bytes, bytes] = await self._redis.hgetall(key)  # type: ignore[misc]
-        return found
+    #: These two by scripts, because calls of scripts are sent together: every report of a producer asks the first, and
+    #: everybody who opens a stream the second.
+    _STATE = "return redis.call('HGETALL', KEYS[1])"
 
-    #: By a script, because calls of scripts are sent together: everybody who opens a stream asks this first.
+    async def _get_all(self, key: str) -> dict[bytes, bytes]:
+        found = await self._calls.call(self._state_script, [key], [])
+        return dict(zip(found[::2], found[1::2], strict=True))
+
     _END = "return redis.call('HMGET', KEYS[1], 'owner', 'status', 'version', 'ended_version')"
 
     async def ended_version(self, task_id: TaskId, owner: OwnerId | None = None) -> int | None:

@@ -69,8 +69,10 @@ def while_one_runs(owner: Owner) -> Iterator[None]:
     """The only slot is taken until the block ends."""
     task_id = owner.submit(step_seconds=600)
     wait_for("it runs", lambda: owner.task(task_id)["status"] == "processing", seconds=60)
-    yield
-    owner.http.post(f"/tasks/{task_id}/cancel")
+    try:
+        yield
+    finally:
+        owner.http.post(f"/tasks/{task_id}/cancel")
 
 
 def test_whatever_one_owner_has_sent_another_is_next(alice: Owner, bob: Owner) -> None:
@@ -160,8 +162,8 @@ def test_an_owner_runs_no_more_than_its_limit_over_all_workers(own_platform: Pla
 
 def test_a_waiting_task_has_a_place_that_moves_up_and_is_told_on_its_stream(alice: Owner, bob: Owner) -> None:
     with while_one_runs(alice):
-        waiting = [alice.submit() for _ in range(3)]
         one = bob.submit(priority=0)
+        waiting = [alice.submit() for _ in range(3)]
         assert [alice.task(task_id)["queue_position"] for task_id in waiting] == [2, 3, 4]
         assert bob.task(one)["queue_position"] == 1
         listed = alice.http.get("/tasks?status=queued").json()["tasks"]

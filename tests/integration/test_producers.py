@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -144,6 +145,16 @@ def test_progress_never_falls_and_phases_share_the_bar(keyed: Platform) -> None:
     unknown = one.says({"phase": "upload"})
     assert unknown.status_code == 422
     assert "read, write" in unknown.json()["detail"]
+
+
+def test_a_whole_number_may_be_written_as_a_double(keyed: Platform) -> None:
+    """Some languages have no other numbers."""
+    one = Producer(keyed, total=10.0)
+    assert one.http.patch(f"{one.path}/progress", json={"attempt": 1.0, "done": 4.0, "seq": 1.0}).status_code == 200
+    assert (one.now["done"], one.now["total"]) == (4, 10)
+    for wrong in (1.5, True, "1", None):
+        assert one.http.patch(f"{one.path}/progress", json={"attempt": wrong}).status_code == 422
+    assert one.http.post(f"{one.path}/complete", json={"attempt": 1.0, "summary": {}}).status_code == 200
 
 
 def test_an_older_attempt_is_refused(keyed: Platform) -> None:
@@ -460,3 +471,23 @@ def test_who_says_that_the_next_report_takes_longer_is_not_lost_meanwhile(keyed:
     assert (waits.now["status"], long.now["status"]) == ("processing", "processing")
     long.says({})
     wait_for("it was for once", lambda: long.now["status"] == "failed")
+
+
+def test_many_requests_about_many_tasks_at_once_are_all_answered(keyed: Platform) -> None:
+    """More reads at a time than Redis has connections for."""
+    ones = [Producer(keyed, total=10_000) for _ in range(40)]
+    said = [{"task_id": one.task["task_id"], "attempt": 1, "advance": 1} for one in ones]
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda _: ones[0].owner.patch("/tasks/progress", json=said), range(32)))
+    assert [answer.status_code for answer in answers] == [200] * 32
+    assert {one.now["done"] for one in ones} == {32}
+
+
+def test_a_redis_that_is_away_is_said_of_all_tasks_at_once(tmp_path: Path) -> None:
+    with RedisServer(tmp_path / "redis") as server, Platform(tmp_path / "platform", server.url) as platform:
+        platform.start_api()
+        made = httpx.post(f"{platform.url}/tasks", json={"producer": "x"}).json()
+        server.kill()
+        said = [{"task_id": made["task_id"], "attempt": 1}, {"task_id": "0" * 32, "attempt": 1}]
+        answer = httpx.patch(f"{platform.url}/tasks/progress", json=said, timeout=60)
+        assert (answer.status_code, "retry-after" in answer.headers) == (503, True)

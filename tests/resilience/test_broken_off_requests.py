@@ -96,7 +96,7 @@ class Stage(Bench):
         files = [ResultFile(**{name: getattr(kept, name) for name in kept.__slots__}, url="/x")]
         result = Result(summary={}, files=files)
         await self.publisher.complete(task_id, result, results_name=folder, **claim.fence)
-        await self.redis.zrem(keys.QUEUE, keys.job_id(task_id, 1))
+        await self.taken_off_the_queue(await self.reader.task(task_id))
         return task_id
 
     async def tidied_up(self, *sweepers: Sweeper) -> None:
