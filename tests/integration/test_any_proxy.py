@@ -214,6 +214,15 @@ def test_doctor_finds_no_problem(url: str) -> None:
     assert {"origin", "progress", "buffering"} <= {one["check"] for one in found if one["level"] == "ok"}
 
 
+def test_the_pages_table_is_made_of_these_tests() -> None:
+    table = PAGE[PAGE.index("| promise |") :].partition("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert tuple(name.lower() for name in rows[0][1:-1]) == KINDS
+    for row in rows[2:]:
+        assert f"test_{row[-1].strip('`')}" in globals()
+        assert set(row[1:-1]) == {"yes"}
+
+
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_behind_a_proxy_that_holds_streams_back_the_python_client_asks(
     platform: Platform, tmp_path: Path, kind: str
