@@ -28,6 +28,13 @@ def _without_default(schema: dict[str, Any]) -> None:
     schema.pop("default", None)
 
 
+def _always_complete(schema: dict[str, Any]) -> None:
+    """Every task is told with these, whatever of them has a default."""
+    there = schema.get("properties", {})
+    always = [name for name in there if name in models.Task.model_fields]
+    schema["required"] = list(dict.fromkeys([*schema.get("required", []), *always]))
+
+
 class Links(TypedDict):
     self: TaskPath
     events: Annotated[str, Field(description="The task's event stream")]
@@ -48,9 +55,13 @@ class Task(models.Task):
     """A task. Sizes in bytes, durations in seconds, times in UTC. `progress` is 0 to 100 over the whole of the work;
     `done` of `total` `unit`s is the count inside the phase `step` of `total_steps`."""
 
+    #: What may be absent is so: links, tokens.
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False, json_schema_extra=_always_complete)
+
     progress: Percent
     links: Links
     input_of: InputOf | None
+    filename_as_sent: Annotated[str | None, Field(description="The name as it was sent, where `filename` is another")]
     partial: Annotated[Any, Field(description="What the processor shows before its result is there")]
 
 

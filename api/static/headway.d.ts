@@ -14,6 +14,7 @@ export interface Task {
   task_id: string;
   processor: string;
   filename: string | null;
+  filename_as_sent: string | null;
   size_bytes: number | null;
   content_type: string | null;
   options: Record<string, unknown>;

@@ -38,6 +38,7 @@ class Task(TypedDict, total=False):
     task_id: str
     processor: str
     filename: str | None
+    filename_as_sent: str | None
     size_bytes: int | None
     content_type: str | None
     options: dict[str, Any]

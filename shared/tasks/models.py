@@ -198,6 +198,8 @@ class Task(BaseModel):
     task_id: TaskId
     processor: str
     filename: str | None
+    #: Word for word, where that is another name.
+    filename_as_sent: str | None = None
     size_bytes: int | None
     content_type: str | None
     options: dict[str, Any]

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+from redis.exceptions import NoPermissionError
+
 from headway.shared import keys
 from headway.shared.cancellation import heed_cancellation
 from headway.shared.errors import UnknownTask
@@ -242,7 +244,7 @@ async def patiently(call: Callable[[], Awaitable[Any]], patient: bool) -> Any:
     while True:
         try:
             return await call()
-        except AWAY:
+        except (*AWAY, NoPermissionError):  # a right that was taken away is given back by somebody
             if not patient:
                 raise
             heed_cancellation()
