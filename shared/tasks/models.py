@@ -192,7 +192,12 @@ class ProducedFile(BaseModel):
 
 
 #: What a task of an earlier version does not say.
-_OF_BEFORE: Final[dict[str, Any]] = {"priority": 5, "not_before": None}
+_OF_BEFORE: Final[dict[str, Any]] = {
+    "priority": 5,
+    "not_before": None,
+    "queue_position": None,
+    "starts_in_seconds": None,
+}
 
 
 class Task(BaseModel):
@@ -234,6 +239,9 @@ class Task(BaseModel):
     partial: Any = None
     result: Result | None
     error: TaskError | None
+    #: Of a task that waits for its turn: 1 is the next one; and when that will be, where it can be said.
+    queue_position: int | None
+    starts_in_seconds: float | None
 
     # What only the inside needs: never sent to a client.
     owner: OwnerId = Field(default=ANYONE, exclude=True)
