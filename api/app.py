@@ -217,7 +217,9 @@ def create_app(settings: Settings, *, identify: Identify | None = None) -> Appli
     )
     app.open_mode = keyring.is_open
     problems.install(app)
+    # The routes are tried in this order, so those that are asked most often come first.
     for module in (
+        producers,
         tasks,
         exports,
         uploads,
@@ -227,7 +229,6 @@ def create_app(settings: Settings, *, identify: Identify | None = None) -> Appli
         notes,
         webhooks,
         files,
-        producers,
         processors,
         session,
         health,
