@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any
 
 from fastapi import Depends, Header, Path, Query, Request
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.responses import Response
 from starlette.types import Scope
 
@@ -160,12 +160,27 @@ def version_seen(*told: str | None) -> int | None:
 LastEventIdDep = Annotated[int | None, Depends(get_last_event_id)]
 
 
+AliveDep = Annotated[
+    str | None,
+    Query(description="`1`: signs of life are events, `alive`, with the newest version that is known"),
+]
+
+
+def _wants_alive(scope: Scope) -> bool:
+    query: bytes = scope.get("query_string", b"")
+    return b"alive=" in query and QueryParams(query).get("alive", "") in ("1", "true")
+
+
 def stream_of(scope: Scope, state: State, listener: AbstractAsyncContextManager[Listener]) -> EventStreamResponse:
     """The listener's stream, in the format the client asks for."""
     stream_slot = StreamSlot(listener, state, scope["headway.identity"], names_of(scope))
     return EventStreamResponse(
         stream_slot,
-        choose_encoder(Headers(scope=scope).get("accept", ""), scope.get("root_path", "")),
+        choose_encoder(
+            Headers(scope=scope).get("accept", ""),
+            scope.get("root_path", ""),
+            state.settings.heartbeat_seconds if _wants_alive(scope) else None,
+        ),
         heartbeat_seconds=state.settings.heartbeat_seconds,
         send_timeout_seconds=state.settings.send_timeout_seconds,
         carry=state.relay.carry,
@@ -174,7 +189,7 @@ def stream_of(scope: Scope, state: State, listener: AbstractAsyncContextManager[
 
 
 async def get_task_stream(
-    request: Request, state: StateDep, task_id: TaskIdDep, _: ReaderDep, after: LastEventIdDep
+    request: Request, state: StateDep, task_id: TaskIdDep, _: ReaderDep, after: LastEventIdDep, alive: AliveDep = None
 ) -> Response:
     return await open_task_stream(request.scope, state, task_id, after)
 

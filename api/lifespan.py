@@ -38,6 +38,7 @@ from headway.shared.cancellation import cancel
 from headway.shared.files.place import open_storage
 from headway.shared.files.storage import Storage
 from headway.shared.logging import get_logger
+from headway.shared.redis import place
 from headway.shared.redis.client import RedisClient, connect
 from headway.shared.settings import Settings
 from headway.shared.tasks.idempotency import Answers
@@ -95,6 +96,7 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing, registry
             metrics = ApiMetrics()
             await stack.enter_async_context(metrics.shown())
             redis = await stack.enter_async_context(connect(settings, on_reconnect=metrics.commands_reconnected))
+            await stack.enter_async_context(place.held(redis, settings))
             reader = Reader(redis)
             relay = await stack.enter_async_context(Relay(reader, settings, metrics, tracing))
             folder = None if settings.storage_url else settings.data_dir

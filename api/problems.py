@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
@@ -156,7 +157,7 @@ def answer_to(error: Exception, scope: Scope | None = None) -> Response | None:
         return problem_response(REDIS_REFUSED, f"{why}. Somebody has to see to it.", headers=headers)
     for ancestor in type(error).__mro__:
         if (problem := PROBLEMS.get(ancestor)) is not None:
-            headers = {"WWW-Authenticate": "Bearer"} if problem.status == 401 else {}
+            headers = {"WWW-Authenticate": _challenge(scope)} if problem.status == 401 else {}
             if problem.status == 408:
                 headers["Connection"] = "close"
             if isinstance(error, _PASSING):
@@ -173,6 +174,12 @@ def answer_to(error: Exception, scope: Scope | None = None) -> Response | None:
                 _log(scope, problem.type.replace("-", " "), str(error), **told_by_the_system(error))
             return problem_response(problem, detail, field_errors=field_errors, headers=headers)
     return None
+
+
+def _challenge(scope: Scope | None) -> str:
+    """RFC 6750, section 3: whether a token was sent that is not good (any more), or none."""
+    sent = Headers(scope=scope).get("authorization", "") if scope is not None else ""
+    return 'Bearer error="invalid_token"' if sent[:7].lower() == "bearer " else "Bearer"
 
 
 def _log(scope: Scope | None, what: str, reason: str, **fields: str) -> None:

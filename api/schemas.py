@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from headway.api.uploads.multipart_upload import BATCH_ID
 from headway.shared.tasks import models
-from headway.shared.tasks.models import FieldError, Result, Status, TaskError, Time
+from headway.shared.tasks.models import FieldError, InputOf, Result, Status, TaskError, Time
 
 TaskPath = Annotated[str, Field(examples=["/tasks/6f1c0b4e9a7d4c52a7e0d8a3c1b2f4e6"])]
 Count = Annotated[int, Field(ge=0)]
@@ -26,6 +26,13 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 def _without_default(schema: dict[str, Any]) -> None:
     """For a field that may be absent: pydantic takes that for a default, which a client would fill in."""
     schema.pop("default", None)
+
+
+def _always_complete(schema: dict[str, Any]) -> None:
+    """Every task is told with these, whatever of them has a default."""
+    there = schema.get("properties", {})
+    always = [name for name in there if name in models.Task.model_fields]
+    schema["required"] = list(dict.fromkeys([*schema.get("required", []), *always]))
 
 
 class Links(TypedDict):
@@ -48,8 +55,13 @@ class Task(models.Task):
     """A task. Sizes in bytes, durations in seconds, times in UTC. `progress` is 0 to 100 over the whole of the work;
     `done` of `total` `unit`s is the count inside the phase `step` of `total_steps`."""
 
+    #: What may be absent is so: links, tokens.
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False, json_schema_extra=_always_complete)
+
     progress: Percent
     links: Links
+    input_of: InputOf | None
+    partial: Annotated[Any, Field(description="What the processor shows before its result is there")]
 
 
 class FormFields(BaseModel):
@@ -79,6 +91,12 @@ class Submission(FormFields):
     """A file and what is to be done with it, as a form."""
 
     processor: str
+
+
+class PipelineForm(FormFields):
+    """A file and the steps that it goes through, as a form."""
+
+    steps: Annotated[str, Field(description='`[{"processor", "options"?, "file"?}, …]` as JSON text')]
 
 
 class StartForm(FormFields):
@@ -133,6 +151,7 @@ class TaskState(BaseModel):
     started_at: Time | None
     updated_at: Time
     finished_at: Time | None
+    partial: Annotated[Any, Field(description='As the task\'s; `{"truncated": true}` for one over 8 KiB')]
     result: Result | None
     error: TaskError | None
 
@@ -181,6 +200,14 @@ class DeletedEvent(BaseModel):
     task_id: str
 
 
+class AliveEvent(BaseModel):
+    """`alive`: a sign of life, for who asked by `?alive=1`. `version`: the newest that is known; null while it is being
+    read, or has to be."""
+
+    version: int | None
+    heartbeat_seconds: float
+
+
 class Counts(BaseModel):
     """Tasks of a batch by status."""
 
@@ -215,6 +242,14 @@ class BatchLinks(TypedDict):
 class Batch(BatchState):
     """The roll-up of a batch, with the paths of its tasks and its stream."""
 
+    links: BatchLinks
+
+
+class Pipeline(BaseModel):
+    """A chain of tasks, whose one bar is that of their batch."""
+
+    batch_id: str
+    tasks: Annotated[list[Task], Field(description="In their order")]
     links: BatchLinks
 
 

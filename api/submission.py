@@ -11,6 +11,7 @@ from pydantic_core import from_json
 from structlog.contextvars import bind_contextvars
 
 from headway.api.access.identity import check_processor, most_upload_bytes
+from headway.api.chain import Chain, Steps, steps_of
 from headway.api.lifespan import State
 from headway.api.producing.reports import MOST_PHASES, WAITS, Name, Unit, Units, Weight
 from headway.api.uploads.capacity_check import check_capacity, reserved
@@ -40,6 +41,7 @@ from headway.shared.errors import (
     NotTheAnnouncedFile,
 )
 from headway.shared.files.storage import StoredFile, Upload
+from headway.shared.json_text import text_of
 from headway.shared.settings import DAY_SECONDS
 from headway.shared.tasks.line import DEFAULT, HIGHEST, LOWEST
 from headway.shared.tasks.models import (
@@ -51,6 +53,7 @@ from headway.shared.tasks.models import (
     TaskId,
     Webhook,
     new_task_id,
+    own_batch,
     utc_now,
     waiting,
 )
@@ -84,6 +87,31 @@ class Announcement(BaseModel):
     input: AskedInput | None = None
     #: Of the file, in hex. A file that turns out to be another ends the task as `failed`.
     sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
+
+
+class PipelineRequest(BaseModel):
+    """The JSON form of `POST /pipelines`: the steps, and where the file of the first one comes from."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: Steps
+    filename: str | None = None
+    size_bytes: Annotated[int, Field(ge=0, le=2**53)] | None = None
+    content_type: str | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
+    input: AskedInput | None = None
+    batch_id: str | None = None
+    webhook: Annotated[AskedWebhook | None, Field(description="Told of the end of the last step")] = None
+    priority: Annotated[int, Field(ge=LOWEST, le=HIGHEST, strict=True)] = DEFAULT
+    not_before: Annotated[
+        str | None, Field(description="RFC 3339: of the first step", json_schema_extra={"format": "date-time"})
+    ] = None
+
+    @property
+    def first(self) -> Announcement:
+        step = self.steps[0]
+        others = {name: getattr(self, name) for name in type(self).model_fields if name != "steps"}
+        return Announcement(processor=step.processor, options=step.options, **others)
 
 
 class ProducerTask(BaseModel):
@@ -177,10 +205,16 @@ def draft(
 
 
 async def submit_form(
-    request: Request, state: State, owner: OwnerId, claim: Claim, default_processor: str | None = None
+    request: Request,
+    state: State,
+    owner: OwnerId,
+    claim: Claim,
+    default_processor: str | None = None,
+    made: list[Task] | None = None,
 ) -> Task:
     """Reads the form, stores the file while it arrives, makes the task. Nothing is left where it raises; but where
-    nobody says whether Redis knows the task now, the file is left to the sweeper."""
+    nobody says whether Redis knows the task now, the file is left to the sweeper. With `made` the form is that of a
+    pipeline, and its tasks are put there."""
     limit_bytes = most_upload_bytes(request.scope, state)
     check_length(request, limit_bytes)
     if claim.answered:
@@ -190,15 +224,21 @@ async def submit_form(
         await check_capacity(state, owner, certain_length(request))
     upload = claim.upload(state.storage)
     if claim.answered:
-        return await _make(request, state, owner, claim, default_processor, upload)
+        return await _make(request, state, owner, claim, default_processor, upload, made)
     least_bytes, most_bytes = certain_length(request) or 0, declared_length(request) or 0
     place = reserved(state, owner, claim.task_id, upload, least_bytes=least_bytes, most_bytes=most_bytes)
     async with place as upload:
-        return await _make(request, state, owner, claim, default_processor, upload)
+        return await _make(request, state, owner, claim, default_processor, upload, made)
 
 
 async def _make(
-    request: Request, state: State, owner: OwnerId, claim: Claim, default_processor: str | None, upload: Upload
+    request: Request,
+    state: State,
+    owner: OwnerId,
+    claim: Claim,
+    default_processor: str | None,
+    upload: Upload,
+    made: list[Task] | None,
 ) -> Task:
     settled = False
     try:
@@ -209,17 +249,58 @@ async def _make(
             patience_seconds=state.settings.receive_timeout_seconds,
             count=state.metrics.tally.uploaded,
         )
+        chain = None if made is None else _chain_of(form)
         task = _asked(request, state, owner, claim, form, default_processor)
-        await claim.settle(task)
+        tasks = [task] if chain is None else _chained(task, chain, request, state)
+        if made is not None:
+            made[:] = tasks
+        await claim.settle(*tasks)
         settled = True
-        await state.publisher.create(task)
+        await state.publisher.create_all(tasks)
     except BaseException as error:
         if settled and form.stored is not None:
             await asyncio.shield(abort_unless_queued(state, task.task_id, upload, form.stored, error))
         else:
             await asyncio.shield(upload.abort())
         raise
-    return task
+    return tasks[0]
+
+
+def _chain_of(form: Form) -> Chain:
+    """The form is that of its first step from now on. Raises InvalidRequest."""
+    steps = steps_of(form.fields.get("steps"))
+    form.fields["processor"], form.fields["options"] = steps[0].processor, text_of(steps[0].options)
+    return Chain.of(steps)
+
+
+def _chained(first: Task, chain: Chain, request: Request, state: State) -> list[Task]:
+    """All tasks of a pipeline, in one batch. Who is told of the first is told of the last instead."""
+    batch_id = first.batch_id or own_batch(first.task_id)
+    told = first.webhook if chain.steps else None
+    first = first.model_copy(update={"batch_id": batch_id, "webhook": None if chain.steps else first.webhook})
+    return chain.told(told).after(first, request, state)
+
+
+async def announce_pipeline(request: Request, state: State, owner: OwnerId, claim: Claim, made: list[Task]) -> Task:
+    """The JSON form. Its tasks are put into `made`."""
+    asked = await _read_body(request, state.settings.receive_timeout_seconds)
+    try:
+        pipeline = PipelineRequest.model_validate_json(bytes(asked))
+    except ValidationError as error:
+        raise field_errors(error) from None
+    chain = Chain.of(pipeline.steps)
+    task = await _announced(pipeline.first, request, state, owner, claim)
+    made[:] = _chained(task, chain, request, state)
+    await _create(made, state, owner, claim)
+    return made[0]
+
+
+async def _create(tasks: list[Task], state: State, owner: OwnerId, claim: Claim) -> None:
+    await claim.settle(*tasks)
+    await state.limits.check_tasks(owner)
+    if tasks[0].status is Status.UPLOADING:
+        await state.storage.check_capacity(tasks[0].size_bytes or 0)
+    await state.publisher.create_all(tasks)
 
 
 def _asked(
@@ -266,18 +347,25 @@ async def announce(request: Request, state: State, owner: OwnerId, claim: Claim)
     if isinstance(announcement, ProducerTask):
         check_processor(request.scope, announcement.producer)
         return await _begin(announcement, state, owner, claim)
+    task = await _announced(announcement, request, state, owner, claim)
+    await _create([task], state, owner, claim)
+    return task
+
+
+async def _announced(announcement: Announcement, request: Request, state: State, owner: OwnerId, claim: Claim) -> Task:
+    """The task that is asked for. Raises InvalidRequest, TooLarge, UnknownTask, NotWithToken."""
     check_processor(request.scope, announcement.processor)
     processor = state.registry.get(announcement.processor)
     options = processor.parse_options(announcement.options)
     if announcement.input is not None:
-        return await _follow(announcement, announcement.input, options, request, state, owner, claim)
+        return await _following(announcement, announcement.input, options, request, state, owner, claim)
     if announcement.filename is None and processor.needs_file:
         raise invalid("filename", f"missing; {processor.name} works on a file")
     limit_bytes = most_upload_bytes(request.scope, state)
     if announcement.size_bytes is not None and announcement.size_bytes > limit_bytes:
         raise too_large(limit_bytes)
     has_file = announcement.filename is not None
-    task = draft(
+    return draft(
         processor.name,
         owner=owner,
         status=Status.UPLOADING if has_file else Status.QUEUED,
@@ -290,15 +378,9 @@ async def announce(request: Request, state: State, owner: OwnerId, claim: Claim)
         order=Order(announcement.priority, clean_time(announcement.not_before)),
         webhook=webhook_of(announcement.webhook, state.settings),
     ).model_copy(update={"declared_sha256": clean_sha256(announcement.sha256)})
-    await claim.settle(task)
-    await state.limits.check_tasks(owner)
-    if has_file:
-        await state.storage.check_capacity(announcement.size_bytes or 0)
-    await state.publisher.create(task)
-    return task
 
 
-async def _follow(
+async def _following(
     announcement: Announcement,
     asked: AskedInput,
     options: BaseModel,
@@ -312,7 +394,7 @@ async def _follow(
         if getattr(announcement, name) is not None:
             raise invalid(name, "does not go with `input`: the file is the other task's")
     source = await source_of(asked, request, state, owner)
-    task = draft(
+    return draft(
         announcement.processor,
         owner=owner,
         status=Status.QUEUED,
@@ -323,10 +405,6 @@ async def _follow(
         order=Order(announcement.priority, clean_time(announcement.not_before)),
         webhook=webhook_of(announcement.webhook, state.settings),
     ).model_copy(update={"input_of": asked.input_of, "message": WAITS_FOR_ANOTHER})
-    await claim.settle(task)
-    await state.limits.check_tasks(owner)
-    await state.publisher.create(task)
-    return task
 
 
 async def _begin(asked: ProducerTask, state: State, owner: OwnerId, claim: Claim) -> Task:
@@ -358,12 +436,17 @@ async def _begin(asked: ProducerTask, state: State, owner: OwnerId, claim: Claim
     return task
 
 
-async def _read_announcement(request: Request, patience_seconds: float) -> Announcement | ProducerTask:
+async def _read_body(request: Request, patience_seconds: float) -> bytearray:
     body = bytearray()
     async for chunk in body_of(request, patience_seconds=patience_seconds):
         body += chunk
         if len(body) > JSON_BODY_BYTES:
             raise InvalidRequest(f"The JSON body is longer than {JSON_BODY_BYTES} bytes.")
+    return body
+
+
+async def _read_announcement(request: Request, patience_seconds: float) -> Announcement | ProducerTask:
+    body = await _read_body(request, patience_seconds)
     form = ProducerTask if _names_a_producer(body) else Announcement
     try:
         return form.model_validate_json(bytes(body))

@@ -1,7 +1,11 @@
-"""The only place that spells a Redis key. Every key starts with `headway:`, arq's own queue and job keys included.
+"""The only place that spells a Redis key. Every key and channel starts with the namespace, `headway:` where no setting
+says another.
 
-arq derives `arq:job:` and `arq:in-progress:` keys from the job id by itself; they are named here so that
-one script can enqueue in the same step that changes the state.
+arq derives `arq:job:` and `arq:in-progress:` keys from the job id by itself; they are named here so that one script can
+enqueue in the same step that changes the state. The namespace is in that id, where it is not `headway`.
+
+A process works in one namespace, which `use` says before anything else here is asked for. What is spelled below is what
+it is called in the namespace `headway`.
 """
 
 from __future__ import annotations
@@ -50,6 +54,8 @@ IDLE = "headway:idle"
 WORKERS = "headway:workers"
 #: Hash: worker id to which walls stand around its children, JSON (worker/wall_notice.py).
 WALLS = "headway:walls"
+#: Sorted set: `{place of files} {process}` by the time in seconds until which it counts (shared/redis/place.py).
+PLACE = "headway:place"
 #: The id of the worker that sweeps at present.
 SWEEPER = "headway:sweeper"
 #: Since when this Redis has held what it holds, in ms of its own time: it is set anew where Redis came back empty.
@@ -89,17 +95,17 @@ ANY_STATE = "headway:task:"
 
 def state(task_id: TaskId) -> str:
     """Hash: the task, a JSON text a field."""
-    return f"headway:task:{task_id}"
+    return f"{_namespace}:task:{task_id}"
 
 
 def events(task_id: TaskId) -> str:
     """Stream: the last HEADWAY_HISTORY_LENGTH events, entry id `{version}-0`."""
-    return f"headway:task:{task_id}:events"
+    return f"{_namespace}:task:{task_id}:events"
 
 
 def channel(task_id: TaskId) -> str:
     """Pub/sub: every event as `{version} {name} {data}`, in the order of the versions."""
-    return f"headway:task:{task_id}:live"
+    return f"{_namespace}:task:{task_id}:live"
 
 
 # The owner of a task, and its batch, stand in its hash, so it is progress.lua that fills these in.
@@ -131,6 +137,8 @@ BATCH_TASKS = "headway:batch:%s:%s:tasks"
 #: Pub/sub: every event of the roll-up as `{version}  {data}`.
 BATCH_LIVE = "headway:batch:%s:%s:live"
 
+#: Of those that are filled in.
+CHANNELS = ("OWNER_LIVE", "BATCH_LIVE")
 FILLED_IN = (
     *("OWNER_VERSION", "OWNER_EVENTS", "OWNER_CHANGED", "OWNER_ACTIVE", "OWNER_TASKS", "OWNER_LIVE"),
     *(
@@ -169,7 +177,7 @@ def of_batch(owner: OwnerId, batch_id: str) -> tuple[str, str]:
 def idempotency(owner: OwnerId, digest: str) -> str:
     """Hash: a request that was sent under an idempotency key, by the digest of that key
     (shared/tasks/idempotency.py)."""
-    return f"headway:owner:{owner}:idempotency:{digest}"
+    return f"{_namespace}:owner:{owner}:idempotency:{digest}"
 
 
 #: What the `limits` library puts in front of its counters, each of which has a TTL.
@@ -178,7 +186,7 @@ LIMITS = "headway:limits"
 
 def session(digest: str) -> str:
     """The owner who signed in, for as long as the session lives; by the digest of its id, which stands nowhere."""
-    return f"headway:session:{digest}"
+    return f"{_namespace}:session:{digest}"
 
 
 #: What signs for owners without a key, 32 bytes (api/access/installation_secret.py).
@@ -187,21 +195,21 @@ SIGNING = "headway:signing"
 
 def job_id(task_id: TaskId, attempt: int) -> str:
     """arq's id of a job: fresh for every time a task is queued, because arq refuses one it has seen (arq#485)."""
-    return f"{task_id}.{attempt}"
+    return f"{_of_jobs}{task_id}.{attempt}"
 
 
 def upload_writer(task_id: TaskId) -> str:
     """The token of the request that writes to a resumable upload."""
-    return f"headway:upload:{task_id}:writer"
+    return f"{_namespace}:upload:{task_id}:writer"
 
 
 def upload_asked(task_id: TaskId) -> str:
     """The token of the newest request that asks the writer to leave."""
-    return f"headway:upload:{task_id}:asked"
+    return f"{_namespace}:upload:{task_id}:asked"
 
 
 def task_of_job(job: str) -> TaskId:
-    return TaskId(job.partition(".")[0])
+    return TaskId(job.removeprefix(_of_jobs).partition(".")[0])
 
 
 def job(job: str) -> str:
@@ -211,3 +219,35 @@ def job(job: str) -> str:
 def job_lease(job: str) -> str:
     """arq's in-progress key, which is our lease: while it lives, no other worker takes the job."""
     return in_progress_key_prefix + job
+
+
+DEFAULT = "headway"
+_namespace = DEFAULT
+_of_jobs = ""
+_SPELLED = {name: value for name, value in globals().items() if name.isupper() and str(value).startswith("headway:")}
+_used = False
+
+
+def use(namespace: str) -> None:
+    """Everything here is in this namespace from now on. Raises ValueError where this process works in another."""
+    global _namespace, _of_jobs, _used
+    if _used and namespace != _namespace:
+        raise ValueError(f"this process works in the namespace {_namespace!r} already, and a process works in one")
+    _namespace, _of_jobs, _used = namespace, "" if namespace == DEFAULT else f"{namespace}:", True
+    for name, spelled in _SPELLED.items():
+        globals()[name] = namespace + spelled.removeprefix(DEFAULT)
+
+
+def on_database(channel: str, database: int) -> str:
+    """What a channel is called: Redis has one set of channels for all its databases. On the first it is as it always
+    was."""
+    if database == 0:
+        return channel
+    return f"{_namespace}:{database}{channel.removeprefix(_namespace)}"
+
+
+def off_database(spelled: str, database: int) -> str:
+    """The other way round."""
+    if database == 0:
+        return spelled
+    return _namespace + spelled.removeprefix(f"{_namespace}:{database}")

@@ -273,6 +273,7 @@ class Settings(BaseSettings):
     redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
         default="redis://127.0.0.1:6379/0", examples=["redis://127.0.0.1:6379/0"]
     )
+    namespace: str = Field(default="headway", pattern=r"^[a-z][a-z0-9_-]{0,39}$", examples=["headway"])
     data_dir: Path = Field(default=Path("data"), examples=["./data"])
     storage_url: Annotated[str, AfterValidator(_storage_url)] = Field(default="", examples=["s3://my-bucket/headway"])
     files_dir: Path = Field(default=Path("files"), examples=["./files"])

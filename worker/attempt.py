@@ -22,6 +22,7 @@ from headway.shared.errors import HeadwayError, ProcessorFailure, QuotaFull, Unk
 from headway.shared.files.disk import STORAGE_FAULTS, told_by_the_system
 from headway.shared.files.storage import Storage, results_folder
 from headway.shared.files.trees import Measured
+from headway.shared.json_text import text_of
 from headway.shared.logging import get_logger
 from headway.shared.settings import Settings
 from headway.shared.tasks.meter import Meter
@@ -36,7 +37,7 @@ from headway.shared.tasks.models import (
     utc_now,
 )
 from headway.shared.tasks.processors import Processor
-from headway.shared.tasks.progress import LEFT_OUT, Claim, Publisher
+from headway.shared.tasks.progress import LEFT_OUT, PARTIAL_EVENT_BYTES, Claim, Publisher
 from headway.shared.tasks.reader import Reader
 from headway.shared.tasks.registry import Registry
 from headway.shared.tasks.retries import Retries
@@ -47,6 +48,8 @@ from headway.worker.usage import over_disk
 
 log = get_logger(__name__)
 
+#: Stands in an event for a partial result that it has no room for.
+TOO_LARGE: Final = {"truncated": True}
 #: What a processor left running is said to whoever watches its task.
 LEFT_RUNNING: Final = "What it had started was still running when it ended, and was ended too."
 
@@ -77,6 +80,8 @@ class Attempt:
         self.has_results = False
         self._unsaved = asyncio.Event()
         self._updates = Updates()
+        #: Of the partial result that is in the state: what is left of an event for the result.
+        self._partial_bytes = 0
         #: Log lines and checkpoints that its owner's words had no room for.
         self._left_out: Counter[str] = Counter()
 
@@ -208,6 +213,8 @@ class Attempt:
                     progress = round(meter.whole(message["progress"]), 2)
                     self.checkpoint = Checkpoint(state=message["state"], progress=progress)
                     self._unsaved.set()
+                case "partial":
+                    await self._updates.put(self._partial_of(message["value"]), replaces=True)
                 case "done":
                     done = message
         if child.left:
@@ -215,6 +222,14 @@ class Attempt:
             fields = {"level": "warning", "message": LEFT_RUNNING, "at": rfc3339(utc_now())}
             await self._updates.put(fields, name="log")
         return done
+
+    def _partial_of(self, value: Any) -> dict[str, Any]:
+        """The fields of a partial result. One that is too large for an event is in `GET /tasks/{id}` alone."""
+        self._partial_bytes = len(text_of(value))
+        if self._partial_bytes <= PARTIAL_EVENT_BYTES:
+            return {"partial": value, "whole_partial": None}
+        self._partial_bytes = len(text_of(TOO_LARGE))
+        return {"partial": TOO_LARGE, "whole_partial": value}
 
     async def _publish(self) -> None:
         task_id, publisher = self._task.task_id, self._place.publisher
@@ -226,7 +241,13 @@ class Attempt:
                 return
             name, fields = update
             if not name:
-                await publisher.change(task_id, fields, **fence)
+                shows = "partial" in fields
+                try:
+                    await publisher.change(task_id, fields, within_words=shows, **fence)
+                except WordsFull:
+                    await self._leave_out("partial results", 1)
+                    fields = {key: value for key, value in fields.items() if key not in ("partial", "whole_partial")}
+                    await publisher.change(task_id, fields, **fence)
                 continue
             try:
                 await publisher.emit(task_id, name, fields, **fence)
@@ -277,7 +298,9 @@ class Attempt:
             for file in kept
         ]
         result = Result(summary=done["summary"], files=files)
-        await self._place.publisher.complete(task_id, result, results_name=folder, **self._claim.fence)
+        await self._place.publisher.complete(
+            task_id, result, results_name=folder, partial_bytes=self._partial_bytes, **self._claim.fence
+        )
         log.info("attempt completed", task_id=task_id, attempt=self._claim.attempt)
 
     async def _room(self) -> Callable[[int], None]:

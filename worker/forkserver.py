@@ -62,6 +62,16 @@ class _Attempt:
     end: dict[str, Any] | None = None
 
 
+@dataclass(slots=True)
+class _Keeper:
+    """One that waits for its attempt."""
+
+    pid: int
+    #: Where it is told.
+    link: socket.socket
+    report: int
+
+
 class ForkServer:
     def __init__(
         self, control: socket.socket, processors: dict[str, Processor], *, standing: Standing, plan: Any
@@ -73,6 +83,9 @@ class ForkServer:
         self._plan = plan
         self._children: dict[int, _Attempt] = {}  # by the pid of the keeper
         self._ending: list[_Attempt] = []
+        #: A keeper with most of its box made, for whichever confined attempt comes next.
+        self._ahead: _Keeper | None = None
+        self._wants_one_ahead = plan is not None and sys.platform == "linux"
         self._buffer = b""
         self._descriptors: list[int] = []
         has_own = plan is not None and Wall.PID in plan.walls
@@ -93,7 +106,10 @@ class ForkServer:
         self._answer({"ready": True, "walls": in_order(self._standing.walls), "missing": dict(self._standing.missing)})
         try:
             while True:
-                for key, _ in selector.select(_LOOK_SECONDS if self._ending else None):
+                events = selector.select(_LOOK_SECONDS if self._ending or self._wants_one_ahead else None)
+                if not events:
+                    self._make_one_ahead()
+                for key, _ in events:
                     if key.fileobj is self._control:
                         if not self._receive():
                             return
@@ -103,6 +119,13 @@ class ForkServer:
                 self._reap()
         finally:
             self._end_all()
+
+    def _make_one_ahead(self) -> None:
+        """When nobody asks for anything. It knows nothing that the attempt before it did not."""
+        if self._wants_one_ahead and self._ahead is None:
+            with contextlib.suppress(OSError):
+                self._ahead = self._new_keeper(confined=True)
+        self._wants_one_ahead = False
 
     def _receive(self) -> bool:
         size = array.array("i").itemsize
@@ -119,74 +142,143 @@ class ForkServer:
         return True
 
     def _fork(self, request: dict[str, Any], pipe: int, printed: int, spec: int) -> None:
-        parent = os.getpid()
-        report, reporting = os.pipe()
         processor = self._processors.get(request["processor"])
-        confined = self._plan is not None and processor is not None and processor.confined
-        if self._pid_namespaces is not None and confined:
-            self._pid_namespaces.next_child_in_its_own()
+        given = (pipe, printed, spec)
         try:
+            pid, report = self._give(processor, given)
+        except OSError as error:  # no more processes may be had, or no more descriptors
+            os.write(pipe, _not_started(error))
+            self._answer({"id": request["id"], "status": 0, "left": 0, "cpu_seconds": 0, "rss_bytes": 0})
+        else:
+            self._children[pid] = _Attempt(request["id"], report)
+            self._answer({"id": request["id"], "pid": pid})
+        finally:
+            for descriptor in given:
+                os.close(descriptor)
+
+    def _give(self, processor: Processor | None, given: tuple[int, int, int]) -> tuple[int, int]:
+        """Has an attempt kept. Returns the pid of its keeper, and what that reports through. Raises OSError."""
+        confined = self._plan is not None and processor is not None and processor.confined
+        network = processor is not None and processor.network
+        if sys.platform != "linux":
+            return self._new_child(given)
+        ahead, self._wants_one_ahead = self._ahead, confined
+        if confined and not network and ahead is not None:
+            self._ahead = None
+            with contextlib.suppress(OSError):  # it has gone, and another takes its place
+                return self._tell(ahead, given)
+            os.close(ahead.report)
+        return self._tell(self._new_keeper(confined=confined, network=network), given)
+
+    def _tell(self, one: _Keeper, given: tuple[int, int, int]) -> tuple[int, int]:
+        try:
+            socket.send_fds(one.link, [b"!"], given)
+        finally:
+            one.link.close()
+        return one.pid, one.report
+
+    def _new_keeper(self, *, confined: bool, network: bool = False) -> _Keeper:
+        """Raises OSError."""
+        parent = os.getpid()
+        ours, theirs = socket.socketpair()
+        report, reporting = os.pipe()
+        own_namespace = self._pid_namespaces if confined else None
+        try:
+            if own_namespace is not None:
+                own_namespace.next_child_in_its_own()
             pid = os.fork()
             if pid == 0:
-                self._child(processor, confined, (pipe, printed, spec, reporting), parent)
+                ours.close()
+                os.close(report)
+                self._be_keeper(theirs, reporting, parent, confined=confined, network=network)
+        except OSError:
+            ours.close()
+            os.close(report)
+            raise
         finally:
-            if self._pid_namespaces is not None and confined:
-                self._pid_namespaces.next_child_here()
-        for descriptor in (pipe, printed, spec, reporting):
-            os.close(descriptor)
-        self._children[pid] = _Attempt(request["id"], report)
-        self._answer({"id": request["id"], "pid": pid})
+            if own_namespace is not None:
+                own_namespace.next_child_here()
+            theirs.close()
+            os.close(reporting)
+        return _Keeper(pid, ours, report)
 
-    def _child(
-        self, processor: Processor | None, confined: bool, descriptors: tuple[int, ...], parent: int
-    ) -> NoReturn:
-        """In the new process: its keeper, or, elsewhere than on Linux, the attempt itself."""
-        pipe, printed, spec_file, report = descriptors
+    def _be_keeper(self, link: socket.socket, report: int, parent: int, *, confined: bool, network: bool) -> NoReturn:
         try:
-            os.setsid()
-            if sys.platform == "linux":
-                keeper.die_with(parent)
-            signal.set_wakeup_fd(-1)
-            for sig in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
-                signal.signal(sig, signal.SIG_DFL)
-            self._selector.close()
-            self._control.close()
-            for descriptor in (
-                *self._to_close,
-                *self._descriptors,
-                *(other.report for other in self._children.values()),
-            ):
-                os.close(descriptor)
-            if self._pid_namespaces is not None:
-                self._pid_namespaces.close()
-            with os.fdopen(spec_file, "rb") as file:
-                spec = json.load(file)
+            self._begin(parent)
+            plan = self._plan if confined else None
+            keeper.keep(plan, lambda: self._wait(link), report=report, leave=link.close, network=network)
+        finally:
+            os._exit(0)
 
-            def work() -> None:
-                assert processor is not None
-                speak_through(printed)
-                os.environ.update(spec.get("env", {}))
-                from headway.worker.child import run_attempt
+    def _begin(self, parent: int) -> None:
+        """In a new process, which keeps nothing of this one's."""
+        os.setsid()
+        if sys.platform == "linux":
+            keeper.die_with(parent)
+        signal.set_wakeup_fd(-1)
+        for sig in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
+            signal.signal(sig, signal.SIG_DFL)
+        self._selector.close()
+        self._control.close()
+        if self._ahead is not None:
+            self._ahead.link.close()
+            os.close(self._ahead.report)
+        reports = (other.report for other in self._children.values())
+        for descriptor in (*self._to_close, *self._descriptors, *reports):
+            os.close(descriptor)
+        if self._pid_namespaces is not None:
+            self._pid_namespaces.close()
 
-                run_attempt(spec, processor, pipe)
+    def _wait(self, link: socket.socket) -> keeper.Attempt:
+        """In a keeper: the attempt that it is there for. Where none comes any more, its process ends."""
+        _, given, *_ = socket.recv_fds(link, 1, 3)
+        if not given:
+            os._exit(0)
+        pipe, printed, spec_file = given
+        spec = _read(spec_file)
+        processor = self._processors.get(spec["processor"])
 
-            def forget() -> None:
-                os.close(pipe)
-                os.close(printed)
+        def work() -> None:
+            assert processor is not None
+            self._work(spec, processor, pipe, printed)
 
+        def forget() -> None:
+            os.close(pipe)
+            os.close(printed)
+
+        def failed(error: Exception) -> None:
+            os.write(pipe, _not_started(error))
+
+        if processor is None:
+            failed(LookupError(f"there is no processor {spec['processor']!r} here"))
+            os._exit(0)
+        return keeper.Attempt(Needs.of(spec, processor), work, forget, failed)
+
+    def _new_child(self, given: tuple[int, int, int]) -> tuple[int, int]:
+        """Elsewhere than on Linux: the attempt itself, without a keeper."""
+        parent, (report, reporting) = os.getpid(), os.pipe()
+        os.close(reporting)
+        pid = os.fork()
+        if pid != 0:
+            return pid, report
+        pipe, printed, spec_file = given
+        try:
+            self._begin(parent)
+            spec = _read(spec_file)
             try:
-                if processor is None:
-                    raise LookupError(f"there is no processor {spec['processor']!r} here")  # noqa: TRY301
-                if sys.platform == "linux":
-                    needs = Needs.of(spec, processor)
-                    keeper.keep(self._plan if confined else None, needs, work, report=report, forget=forget)
-                else:
-                    os.chdir(spec["output_folder"])
-                    work()
+                os.chdir(spec["output_folder"])
+                self._work(spec, self._processors[spec["processor"]], pipe, printed)
             except Exception as error:
                 os.write(pipe, _not_started(error))
         finally:
             os._exit(0)
+
+    def _work(self, spec: dict[str, Any], processor: Processor, pipe: int, printed: int) -> None:
+        speak_through(printed)
+        os.environ.update(spec.get("env", {}))
+        from headway.worker.child import run_attempt
+
+        run_attempt(spec, processor, pipe)
 
     def _reap(self) -> None:
         while True:
@@ -196,6 +288,10 @@ class ForkServer:
                 break
             if pid == 0:
                 break
+            if self._ahead is not None and pid == self._ahead.pid:
+                self._ahead.link.close()
+                os.close(self._ahead.report)
+                self._ahead = None
             if (attempt := self._children.pop(pid, None)) is not None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(pid, signal.SIGKILL)  # what it may have started itself, where it has no keeper
@@ -211,10 +307,11 @@ class ForkServer:
     def _end_all(self) -> None:
         """What a keeper leaves behind is this process's a moment after its end: so it is looked at until there is
         nothing."""
-        for pid in self._children:
+        for pid in self._keepers():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
         self._children.clear()
+        self._ahead = None
         deadline = time.monotonic() + _END_SECONDS
         while self._kill_strays() and time.monotonic() < deadline:
             with contextlib.suppress(ChildProcessError):
@@ -226,10 +323,13 @@ class ForkServer:
         """Ends what keepers that were killed have left to this process. Returns how many are still to end."""
         if sys.platform != "linux":
             return 0
-        strays = kill_all_beneath(os.getpid(), but=self._children.keys())
+        strays = kill_all_beneath(os.getpid(), but=self._keepers())
         if strays and self._ending:
             self._ending[-1].end = {**(self._ending[-1].end or {}), "left": len(strays)}
         return len(strays)
+
+    def _keepers(self) -> set[int]:
+        return {*self._children, *([] if self._ahead is None else [self._ahead.pid])}
 
     def _answer(self, message: dict[str, Any]) -> None:
         self._control.sendall(json.dumps(message).encode() + b"\n")
@@ -245,6 +345,12 @@ def _reported(report: int, status: int) -> dict[str, int]:
                 status, left = keeper.REPORT.unpack(told)
     os.close(report)
     return {"status": status, "left": left}
+
+
+def _read(spec_file: int) -> dict[str, Any]:
+    with os.fdopen(spec_file, "rb") as file:
+        spec: dict[str, Any] = json.load(file)
+    return spec
 
 
 def _not_started(error: Exception) -> bytes:

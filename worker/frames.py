@@ -30,6 +30,8 @@ LAST_WORD_BYTES: Final = 8 * 1024 * 1024
 SUMMARY_BYTES: Final = 1024 * 1024
 #: It stands beside the state, which is read whole. What is larger than a place to go on from is a result.
 CHECKPOINT_BYTES: Final = 64 * 1024
+#: What is shown before the result is there.
+PARTIAL_BYTES: Final = 16 * 1024
 #: Result files of one attempt.
 MOST_OUTPUTS: Final = 100_000
 #: The word of a failure: more than a task shows, and less than a message that somebody made of a whole file.
@@ -84,6 +86,12 @@ class Checkpointed(TypedDict):
     progress: Percent
 
 
+class Shown(TypedDict):
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    kind: Literal["partial"]
+    value: Any
+
+
 class Done(TypedDict):
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     kind: Literal["done"]
@@ -103,7 +111,7 @@ class Failed(TypedDict):
 
 
 _READ: Final[TypeAdapter[Any]] = TypeAdapter(
-    Annotated[Counted | Logged | Checkpointed | Done | Failed, Discriminator("kind")]
+    Annotated[Counted | Logged | Checkpointed | Shown | Done | Failed, Discriminator("kind")]
 )
 
 
@@ -156,7 +164,7 @@ class FrameReader:
             self._rest.clear()
             self._check_size(whole)
             frame = read(whole)
-            if frame["kind"] in ("count", "checkpoint") and self._sampled.take(1, now):
+            if frame["kind"] in ("count", "checkpoint", "partial") and self._sampled.take(1, now):
                 raise Disturbed(f"it sent more than {SAMPLED_A_SECOND} counts a second")
             self.ended = frame["kind"] in ("done", "failed")
             yield frame
@@ -183,6 +191,8 @@ def read(line: bytes) -> dict[str, Any]:
         frame: dict[str, Any] = _READ.validate_json(line)
         if frame["kind"] == "checkpoint":
             _fits(frame["state"], CHECKPOINT_BYTES, "checkpoint")
+        elif frame["kind"] == "partial":
+            _fits(frame["value"], PARTIAL_BYTES, "partial result")
         elif frame["kind"] == "done":
             _fits(frame["summary"], SUMMARY_BYTES, "summary")
             for name, content_type in frame["outputs"].items():

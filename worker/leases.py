@@ -16,7 +16,7 @@ from importlib.resources import files
 from typing import Any, Final
 
 from headway.shared import keys
-from headway.shared.redis.client import RedisClient
+from headway.shared.redis.client import RedisClient, channel_on
 from headway.shared.tasks.line import script_with_line
 from headway.shared.tasks.queue import WAKE, is_job_id
 
@@ -95,8 +95,8 @@ class Leases:
         self._lease_ms = int(lease_seconds * 1000)
         self._limits = [limits.of_owner, json.dumps(dict(limits.of_processors))]
         turn = (files("headway.worker") / "turn.lua").read_text(encoding="utf-8")
-        self._turn = redis.register_script(script_with_line(turn, _TURN_KEYS, _TURN_ARGUMENTS))
-        self._renew = redis.register_script(script_with_line(_RENEW, _RENEW_KEYS, _RENEW_ARGUMENTS))
+        self._turn = redis.register_script(script_with_line(turn, _TURN_KEYS, _TURN_ARGUMENTS, redis))
+        self._renew = redis.register_script(script_with_line(_RENEW, _RENEW_KEYS, _RENEW_ARGUMENTS, redis))
 
     async def turn(self, count: int = 0, *, ended: Sequence[str] = (), given_back: Sequence[str] = ()) -> Turn:
         """Lets go of jobs, but for those that another worker has, and takes up to `count` waiting ones, in turn.
@@ -111,7 +111,8 @@ class Leases:
         return Turn(ours, int(queued), None if due_ms < 0 else due_ms / 1000, len(strange))
 
     async def _call(self, count: int, ended: Sequence[str | bytes], given_back: Sequence[str]) -> list[Any]:
-        args: list[Any] = [self._worker_id, self._lease_ms, keys.job_lease(""), keys.job(""), keys.CONTROL, WAKE]
+        args: list[Any] = [self._worker_id, self._lease_ms, keys.job_lease(""), keys.job("")]
+        args += [channel_on(self._redis, keys.CONTROL), WAKE]
         args += [count, len(ended), *self._limits, *ended, *given_back]
         answer: list[Any] = await self._turn(keys=[keys.QUEUE], args=args)
         return answer

@@ -21,6 +21,7 @@ from headway.shared.errors import ProcessorFailure, SettingsError
 from headway.shared.files.place import open_storage
 from headway.shared.hidden import hide_from_children
 from headway.shared.logging import configure, get_logger
+from headway.shared.redis import place
 from headway.shared.redis.client import AWAY, RedisClient, connect, trouble_ahead
 from headway.shared.redis.memory import words_of_one
 from headway.shared.redis.subscription import Subscription
@@ -68,6 +69,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         metrics = WorkerMetrics(registry.processors, Outcome, unless_told=Outcome.LOST)
         await stack.enter_async_context(served(metrics, settings))
         redis = await stack.enter_async_context(connect(settings, retries=3, on_reconnect=metrics.commands_reconnected))
+        await stack.enter_async_context(place.held(redis, settings))
         sandbox = await stack.enter_async_context(
             Sandbox(settings.processors, metrics.child_ended, settings.app_dir, box)
         )

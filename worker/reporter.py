@@ -25,12 +25,21 @@ from headway.shared.json_text import text_of
 from headway.shared.tasks.models import TEXT_CHARACTERS, rfc3339, utc_now
 from headway.shared.tasks.processors import Processor
 from headway.tqdm_hook import hooked
-from headway.worker.frames import CHECKPOINT_BYTES, MOST_OUTPUTS, MOST_UNITS, UNIT_CHARACTERS, check_content_type
+from headway.worker.frames import (
+    CHECKPOINT_BYTES,
+    MOST_OUTPUTS,
+    MOST_UNITS,
+    PARTIAL_BYTES,
+    UNIT_CHARACTERS,
+    check_content_type,
+)
 from headway.worker.plain import Plain, number, text, words_of
 
 SAMPLE_SECONDS: Final = 0.05
 #: Each is a write to Redis, and what is done again after a loss is this much less.
 CHECKPOINT_SECONDS: Final = 0.25
+#: Each is an event, and stands in all those that follow.
+PARTIAL_SECONDS: Final = 0.25
 T = TypeVar("T")
 Send = Callable[[dict[str, Any]], None]
 
@@ -86,6 +95,8 @@ class Reporter:
         self._declare(processor.phases)
         self._checkpoint: dict[str, Any] | None = None  # that has not been sent yet
         self._checkpointed = float("-inf")
+        self._partial: dict[str, Any] | None = None  # the same
+        self._showed = float("-inf")
         self._step = 0
         self._name = "Processing"
         self._spent = 0.0  # of the whole, by the phases before this one
@@ -225,6 +236,14 @@ class Reporter:
             self._checkpoint = {"kind": "checkpoint", "state": json.loads(kept), "progress": progress}
             self._send_checkpoint()
 
+    def partial(self, value: Any) -> None:
+        shown = text_of(Plain().of(value, "value"))  # at once, as a checkpoint
+        if len(shown) > PARTIAL_BYTES:
+            raise ValueError(f"a partial result is at most {PARTIAL_BYTES} bytes of JSON; this one is {len(shown)}")
+        with self._lock:
+            self._partial = {"kind": "partial", "value": json.loads(shown)}
+            self._send_partial()
+
     # What the child process calls.
 
     @contextmanager
@@ -240,12 +259,21 @@ class Reporter:
             thread.join()
         with self._lock:
             self._send_count()
+            self._showed = float("-inf")
+            self._send_partial()
 
     def _sample(self, stop: threading.Event) -> None:
         while not stop.wait(SAMPLE_SECONDS):
             with self._lock:
                 self._send_count()
                 self._send_checkpoint()
+                self._send_partial()
+
+    def _send_partial(self) -> None:
+        now = time.monotonic()
+        if self._partial is not None and now - self._showed >= PARTIAL_SECONDS:
+            self._send(self._partial)
+            self._partial, self._showed = None, now
 
     def _send_checkpoint(self) -> None:
         now = time.monotonic()

@@ -27,7 +27,7 @@ from headway.shared.errors import Refused
 from headway.shared.files.disk import STORAGE_FAULTS, told_by_the_system
 from headway.shared.files.storage import Partial, Storage
 from headway.shared.logging import get_logger
-from headway.shared.redis.client import AWAY, RedisClient, why_away
+from headway.shared.redis.client import AWAY, RedisClient, channel_on, why_away
 from headway.shared.redis.memory import Memory, look_at_memory
 from headway.shared.settings import DAY_SECONDS, Settings
 from headway.shared.tasks.line import script_with_line
@@ -57,7 +57,7 @@ UPLOAD_COMMIT_SECONDS: Final = 900.0
 TASKS: Final = 1000
 SCAN_KEYS: Final = 5000
 #: What an owner's tasks are in, with those that expired.
-INDEXES: Final = (keys.OWNER_STORED, keys.OWNER_CHANGED, keys.OWNER_TASKS)
+INDEXES: Final = ("OWNER_STORED", "OWNER_CHANGED", "OWNER_TASKS")
 #: Owners that are known, at most. Those of the settings are; others are learned from their tasks.
 OWNERS: Final = 1000
 #: Of a task that has not ended, and of an owner's feed, where Redis is nearly full.
@@ -116,7 +116,9 @@ class Sweeper:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._redis = redis
-        self._put_back_script = redis.register_script(script_with_line(_PUT_BACK, _PUT_BACK_KEYS, _PUT_BACK_ARGUMENTS))
+        self._put_back_script = redis.register_script(
+            script_with_line(_PUT_BACK, _PUT_BACK_KEYS, _PUT_BACK_ARGUMENTS, redis)
+        )
         self._publisher = publisher
         self._leftovers = OrphanedFiles(redis, settings, storage, clock)
         self._worker_id = worker_id
@@ -260,14 +262,15 @@ class Sweeper:
         """A page of each index of each owner a round."""
         async with self._redis.pipeline(transaction=False) as pipe:
             for (owner, index), at in self._indexes.items():
-                if index == keys.OWNER_STORED:
-                    pipe.hscan(index % owner, at, count=TASKS)
+                key = getattr(keys, index) % owner
+                if index == "OWNER_STORED":
+                    pipe.hscan(key, at, count=TASKS)
                 else:
-                    pipe.zrange(index % owner, at, at + TASKS - 1)
+                    pipe.zrange(key, at, at + TASKS - 1)
             pages = await pipe.execute()
         held: dict[OwnerId, set[TaskId]] = {}
         for (owner, index), found in zip(list(self._indexes), pages, strict=True):
-            if index == keys.OWNER_STORED:
+            if index == "OWNER_STORED":
                 self._indexes[owner, index], page = found
             else:  # what is taken off moves the others up, and they are looked at in the next pass
                 page = found
@@ -286,7 +289,7 @@ class Sweeper:
                 jobs = [keys.job_id(task.task_id, attempt) for attempt in range(1, task.attempt + 1)]
                 args: list[Any] = [task.attempt, ticket.job_id, ticket.payload, ticket.due_ms or ""]
                 lives_seconds = ACTIVE_TTL_SECONDS + ticket.wait_seconds
-                args += [lives_seconds * 1000, keys.CONTROL, WAKE, keys.job_lease(""), *jobs]
+                args += [lives_seconds * 1000, channel_on(self._redis, keys.CONTROL), WAKE, keys.job_lease(""), *jobs]
                 names = [keys.state(task.task_id), keys.job(ticket.job_id)]
                 await self._put_back_script(keys=names, args=args, client=pipe)
             answers = await pipe.execute()

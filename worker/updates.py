@@ -36,9 +36,10 @@ class Updates:
         self._closed = False
 
     async def put(self, fields: dict[str, Any], *, name: str = "", replaces: bool = False) -> None:
+        """`replaces`: the fields stand for what the last one said of them, if that is still waiting."""
         async with self._changed:
             if replaces and self._pending and self._pending[-1][2]:
-                self._pending.pop()
+                fields = self._pending.pop()[1] | fields
             elif name == "log" and len(self._pending) >= ALONE and self._joined(fields):
                 return
             while len(self._pending) >= PENDING_UPDATES:

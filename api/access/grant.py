@@ -157,6 +157,7 @@ NEEDS: Final[dict[tuple[str, str], Action | str]] = {
     ("GET", "/tasks/{task_id}/webhooks"): Action.READ,
     ("POST", "/tasks/{task_id}/webhooks/{webhook_id}/resend"): Action.RETRY,
     ("POST", "/tasks"): Action.CREATE,
+    ("POST", "/pipelines"): Action.CREATE,
     ("POST", "/process-file"): Action.CREATE,
     ("PUT", "/tasks/{task_id}/upload"): Action.CREATE,
     ("PATCH", "/tasks/{task_id}/progress"): Action.CREATE,

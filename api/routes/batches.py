@@ -13,10 +13,10 @@ from starlette.responses import Response
 
 from headway.api.answers import SEEN
 from headway.api.cancelling import cancel_task
-from headway.api.dependencies import LastEventIdDep, OwnerDep, RootPathDep, StateDep, stream_of
+from headway.api.dependencies import AliveDep, LastEventIdDep, OwnerDep, RootPathDep, StateDep, stream_of
 from headway.api.lifespan import State
 from headway.api.openapi import answer, problems, stream, together
-from headway.api.schemas import Batch, BatchCancellation, BatchState, GapEvent
+from headway.api.schemas import AliveEvent, Batch, BatchCancellation, BatchState, GapEvent
 from headway.api.streams.batch_listener import batch_has_ended
 from headway.api.uploads.multipart_upload import BATCH_ID
 from headway.shared.errors import Conflict, TooMany, UnknownTask
@@ -57,12 +57,19 @@ async def get_batch(state: StateDep, owner: OwnerDep, batch_id: BatchIdDep, root
 @router.get(
     "/batches/{batch_id}/events",
     response_class=Response,
-    responses=together({200: stream("The roll-ups", BatchState, GapEvent)}, SEEN, problems(UnknownTask, TooMany)),
+    responses=together(
+        {200: stream("The roll-ups", BatchState, GapEvent, AliveEvent)}, SEEN, problems(UnknownTask, TooMany)
+    ),
     summary="Watch a batch",
     operation_id="watch_batch",
 )
 async def batch_events(
-    request: Request, state: StateDep, owner: OwnerDep, batch_id: BatchIdDep, after: LastEventIdDep
+    request: Request,
+    state: StateDep,
+    owner: OwnerDep,
+    batch_id: BatchIdDep,
+    after: LastEventIdDep,
+    alive: AliveDep = None,
 ) -> Any:
     """The roll-up whenever a count changes or the whole moves by a tenth of a percent; ends when every task has."""
     try:

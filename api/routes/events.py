@@ -9,9 +9,9 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from headway.api.answers import SEEN
-from headway.api.dependencies import LastEventIdDep, OwnerDep, StateDep, TaskStreamDep, get_task_id, stream_of
+from headway.api.dependencies import AliveDep, LastEventIdDep, OwnerDep, StateDep, TaskStreamDep, get_task_id, stream_of
 from headway.api.openapi import problems, stream, together
-from headway.api.schemas import DeletedEvent, GapEvent, LogEvent, NoteEvent, TaskState, TransferEvent
+from headway.api.schemas import AliveEvent, DeletedEvent, GapEvent, LogEvent, NoteEvent, TaskState, TransferEvent
 from headway.api.uploads.multipart_upload import BATCH_ID, invalid
 from headway.shared.errors import InvalidRequest, TooMany, UnknownTask
 from headway.shared.redis.client import AWAY
@@ -20,7 +20,17 @@ from headway.shared.tasks.owner_feed import Scope
 router = APIRouter(tags=["events"])
 
 STREAM: Final = together(
-    {200: stream("The states of the task, and its events", TaskState, LogEvent, NoteEvent, TransferEvent, GapEvent)},
+    {
+        200: stream(
+            "The states of the task, and its events",
+            TaskState,
+            LogEvent,
+            NoteEvent,
+            TransferEvent,
+            GapEvent,
+            AliveEvent,
+        )
+    },
     SEEN,
     problems(UnknownTask, TooMany),
 )
@@ -28,7 +38,7 @@ STREAM_OF_MANY: Final = together(
     {
         200: stream(
             "The states of the tasks, and their events",
-            *(TaskState, LogEvent, NoteEvent, TransferEvent, GapEvent, DeletedEvent),
+            *(TaskState, LogEvent, NoteEvent, TransferEvent, GapEvent, DeletedEvent, AliveEvent),
         )
     },
     SEEN,
@@ -72,6 +82,7 @@ async def many_events(
     after: LastEventIdDep,
     task: Annotated[list[str], Query(description="Tasks to watch; the stream ends when all of them have")] = [],  # noqa: B006
     batch_id: Annotated[str | None, Query(pattern=f"^{BATCH_ID}$")] = None,
+    alive: AliveDep = None,
 ) -> Any:
     """The state of each task at once, then every event of each, with its `task_id`. With neither `task` nor `batch_id`,
     all of the owner's. Ids are the feed's own; after any reconnect each task's true state arrives."""

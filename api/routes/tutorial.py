@@ -90,6 +90,10 @@ class _Clock:
         self._next = asyncio.get_running_loop().time()
 
     @property
+    def newest(self) -> int:
+        return self._count
+
+    @property
     def drained(self) -> bool:
         return bool(self._relay.draining)
 

@@ -6,6 +6,7 @@ exited within 2 s, with code 0.
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import ipaddress
 import signal
@@ -24,6 +25,7 @@ from headway.shared.files.place import open_storage
 from headway.shared.hidden import hide_from_children
 from headway.shared.logging import configure, get_logger
 from headway.shared.metric_registry import sharing_metrics
+from headway.shared.redis import place
 from headway.shared.settings import Settings
 from headway.shared.tracing import is_wanted
 
@@ -92,6 +94,7 @@ def run(settings: Settings, *, host: str = "127.0.0.1", port: int = 8000, worker
     hide_from_children()
     check_exposure(settings, host)
     open_storage(settings).prepare()
+    asyncio.run(place.check(settings))
     is_wanted()
     app = create_app(settings)  # raises here, not in each of the processes
     configure(settings.log_format)

@@ -46,11 +46,20 @@ const signIn = new SignIn(() => {
 const feed = new Feed({
   onstate: (state) => tasks.take(state),
   onevent: (event) => shown.take(event),
-  onconnection: (state) => (connection.hidden = state !== "waiting"),
+  onconnection: showConnection,
   ondeleted: (id) => shown.gone(id),
   onrefused: restart,
   onsigned: restart,
 });
+
+/** What is known of the line to the server, where it is not as it should be. @param {import("./headway.js").Connection} state */
+function showConnection(state) {
+  const lost = state === "waiting";
+  connection.hidden = !lost && state !== "asking";
+  connection.textContent = lost
+    ? "The connection was lost. Waiting for it to come back; the tasks go on without it."
+    : "Events do not arrive here, so the server is asked every few seconds. A proxy may hold them back: headway doctor says which line to change.";
+}
 
 /** Counts the starts: what an earlier one waits for is of no interest any more. */
 let round = 0;
@@ -90,7 +99,7 @@ async function patiently(mine, ask) {
         askForKey();
         return false;
       }
-      connection.hidden = false;
+      showConnection("waiting");
       await pause(backoff(failures));
     }
   }

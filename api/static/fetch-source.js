@@ -4,10 +4,10 @@
  * that breaks, or ends, is opened again by itself after `retry:`, with `Last-Event-ID`; any answer but 200 ends it.
  */
 
-import { bearer } from "./http.js";
+import { backoff, fetchAs } from "./http.js";
 
 export class FetchSource extends EventTarget {
-  /** @param {string | URL} url @param {{token: string}} options */
+  /** @param {string | URL} url @param {{token: import("./http.js").Token}} options */
   constructor(url, { token }) {
     super();
     this.url = String(url);
@@ -16,6 +16,8 @@ export class FetchSource extends EventTarget {
     this.readyState = 0;
     this.retryMs = 1000;
     this.lastEventId = "";
+    /** Events that were told. */
+    this.dispatched = 0;
     /** @type {((event: Event) => void) | null} */
     this.onopen = null;
     /** @type {((event: MessageEvent) => void) | null} */
@@ -35,21 +37,23 @@ export class FetchSource extends EventTarget {
   }
 
   async run() {
-    while (this.readyState !== 2) {
+    for (let failures = 0; this.readyState !== 2; failures++) {
+      const before = this.dispatched;
       const refused = await this.once().catch(() => false);
       if (this.stop.signal.aborted) return;
       this.readyState = refused ? 2 : 0;
       this.dispatchEvent(new Event("error"));
-      if (this.readyState === 0) await new Promise((done) => setTimeout(done, this.retryMs));
+      if (this.dispatched !== before) failures = 0; // it told something; else each wait is longer
+      if (this.readyState === 0) await new Promise((done) => setTimeout(done, Math.max(this.retryMs, backoff(failures) * 1000)));
     }
   }
 
   /** One connection. Raises where it breaks. @returns {Promise<boolean>} whether the server refused it */
   async once() {
     /** @type {Record<string, string>} */
-    const headers = { accept: "text/event-stream", ...bearer(this.token) };
+    const headers = { accept: "text/event-stream" };
     if (this.lastEventId) headers["last-event-id"] = this.lastEventId;
-    const response = await fetch(this.url, { headers, cache: "no-store", signal: this.stop.signal });
+    const response = await fetchAs(this.url, { headers, token: this.token, signal: this.stop.signal });
     const type = response.headers.get("content-type") ?? "";
     if (response.status !== 200 || !response.body || !type.startsWith("text/event-stream")) return true;
     this.readyState = 1;
@@ -86,6 +90,7 @@ export class FetchSource extends EventTarget {
     const { data, type } = this;
     this.reset();
     if (!data || this.readyState === 2) return;
+    this.dispatched++;
     const init = { data: data.slice(0, -1), lastEventId: this.lastEventId };
     this.dispatchEvent(new MessageEvent(type || "message", init));
   }

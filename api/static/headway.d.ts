@@ -36,6 +36,8 @@ export interface Task {
   started_at: string | null;
   updated_at: string;
   finished_at: string | null;
+  /** What the processor shows before its result is there. */
+  partial: any;
   result: Result | null;
   error: TaskError | null;
   links: Links;
@@ -46,7 +48,8 @@ export type Processor = { name: string; description: string; accepts: string[]; 
 /** `data` has the `task_id`. */
 export type NamedEvent = { type: "log" | "note" | "transfer" | "gap" | "deleted"; id: string; data: any };
 /** `waiting`: lost, and being opened again. */
-export type Connection = "connecting" | "open" | "waiting";
+/** `asking`: the stream says nothing, so the server is asked every few seconds. */
+export type Connection = "connecting" | "open" | "waiting" | "asking";
 
 /** How a watch ended: a terminal state; `gone`, the server has no such task; or `refused`, and `problem` says why. */
 export type End = {
@@ -56,7 +59,9 @@ export type End = {
 };
 
 /** `token`: a key, or a task's token, for another origin: sent as `Authorization: Bearer`, the stream read by fetch. */
-type Credentials = { token?: string };
+type Credentials = { token?: Token };
+/** A token, or a function that is asked for one before each request; `refused`: the last one is not good any more. */
+export type Token = string | ((how?: { refused?: boolean }) => string | Promise<string>);
 
 export interface WatchOptions extends Credentials {
   /** Each state once and in order; the last one is the terminal one. */
@@ -79,6 +84,8 @@ export interface WatchAllOptions extends Credentials {
   onevent?: (event: NamedEvent) => void;
   /** The server refuses, as it does who is not signed in. */
   onend?: (problem: Problem) => void;
+  /** A sign of life; the next one comes within so many seconds. */
+  onalive?: (seconds: number) => void;
   onconnection?: (connection: Connection) => void;
   /** Replay what came after this id of the feed. */
   lastEventId?: string | number;
@@ -123,7 +130,7 @@ export class Problem extends Error {
 /** `<task-progress href="/tasks/ID">`. Events: `state`, `end`; their `detail` is the task. */
 export class TaskProgress extends HTMLElement {
   href: string;
-  token: string | undefined;
+  token: Token | undefined;
   readonly task: Task | null;
 }
 

@@ -4,7 +4,8 @@
  * one shape wherever it comes from: Problem.
  */
 
-/** @typedef {RequestInit & {token?: string}} Asking `token`: a key or a task's token, sent as `Authorization: Bearer` */
+/** @typedef {string | ((how?: {refused?: boolean}) => string | Promise<string>)} Token what is sent, or who is asked for it each time */
+/** @typedef {RequestInit & {token?: Token}} Asking `token`: a key or a task's token, sent as `Authorization: Bearer` */
 
 /** Where the server is: the parent of the folder this module was served from. */
 export const BASE = new URL("../", import.meta.url);
@@ -29,8 +30,25 @@ export class Problem extends Error {
   }
 }
 
-/** @param {string | undefined} token @returns {Record<string, string>} */
-export const bearer = (token) => (token ? { authorization: `Bearer ${token}` } : {});
+/**
+ * @param {Token | undefined} token
+ * @param {boolean} [refused] the last one that a function gave is not good any more
+ * @returns {Promise<Record<string, string>>}
+ */
+export async function bearer(token, refused = false) {
+  const given = typeof token === "function" ? await token({ refused }) : token;
+  return given ? { authorization: `Bearer ${given}` } : {};
+}
+
+/** As fetch; where the token is a function's and is refused, once more with a fresh one. @param {URL | string} url @param {Asking} init */
+export async function fetchAs(url, { token, headers, ...init }) {
+  const ask = async (/** @type {boolean} */ refused) =>
+    fetch(url, { cache: "no-store", ...init, headers: { .../** @type {Record<string, string>} */ (headers), ...(await bearer(token, refused)) } });
+  const response = await ask(false);
+  if (response.status !== 401 || typeof token !== "function" || init.body instanceof ReadableStream) return response;
+  await response.body?.cancel();
+  return ask(true);
+}
 
 /** @param {string} text @returns {any} null for what is not JSON: a line for people, or a proxy's page */
 export function parse(text) {
@@ -48,11 +66,10 @@ export function parse(text) {
  * @param {Asking} [init]
  * @returns {Promise<Response>} a good one
  */
-export async function call(url, { token, headers, ...init } = {}) {
+export async function call(url, init = {}) {
   let response;
   try {
-    const all = { .../** @type {Record<string, string>} */ (headers), ...bearer(token) };
-    response = await fetch(new URL(url, BASE), { cache: "no-store", ...init, headers: all });
+    response = await fetchAs(new URL(url, BASE), init);
   } catch (error) {
     if (init.signal?.aborted) throw error;
     throw new Problem({ title: "No answer", detail: "The server cannot be reached, or it ended the connection." });
@@ -95,6 +112,9 @@ export function pause(seconds, signal) {
     if (signal?.aborted) done();
   });
 }
+
+/** A question that is short has its answer by then, or its connection is dead: the browser opens another one. */
+export const soon = () => AbortSignal.timeout(5000);
 
 /** The first wait before another try; it doubles up to the longest. */
 const FIRST_WAIT_SECONDS = 0.5;

@@ -1,7 +1,7 @@
 // @ts-check
 /** The form for new tasks: files, a processor, its options. What to do with them is its caller's. */
 
-import { byId, setText } from "./dom.js";
+import { byId, element, setText } from "./dom.js";
 import { droppedFiles } from "./dropped.js";
 import { fetchProcessors } from "./headway.js";
 import { OptionsForm } from "./options-form.js";

@@ -114,8 +114,13 @@ export class ShownTask {
     if (this.task?.status !== "uploading") return;
     const { id } = this;
     this.timer = window.setTimeout(async () => {
+      const known = this.task?.version;
       const quiet = !(await isBeingSent(id));
+      // What is said of it now is asked now: the stream may be held back.
+      const now = quiet ? await fetchTask(id).catch(() => null) : this.task;
       if (id !== this.id) return;
+      if (!now) return this.expectBytes();
+      if (now.version !== known) return this.tasks.put(now);
       this.quiet = quiet;
       this.redraw();
       if (!quiet) this.expectBytes();

@@ -6,6 +6,11 @@
  * A browser has six connections to a server over HTTP/1.1. A page of ours holds two streams at most, so that uploads
  * (turns.js: three) and questions always have theirs. Who wants more takes turns: a stream that has had its time is
  * let go, and goes on later after its last event, so it is late and misses nothing.
+ *
+ * A line may pass no more bytes and say nothing of it; a proxy may collect a stream until it ends; a computer sleeps. So
+ * silence is not believed: heartbeats are events (`alive`), and after two and a half of them without a word, or where a
+ * new stream does not speak soon, the server is asked by a plain request, as often as every few seconds, and the stream
+ * is opened anew. What is told meanwhile is what was asked for, and `onconnection` says `asking`.
  */
 
 import { FetchSource } from "./fetch-source.js";
@@ -16,6 +21,17 @@ import { backoff, parse } from "./http.js";
 /** @typedef {import("./headway.js").Connection} Connection */
 /** @typedef {{open: () => void, pause: () => void, hasHadItsTime: () => boolean}} Stream */
 
+/** The server's own, until it says another. */
+const HEARTBEAT_MS = 15_000;
+const SILENT_HEARTBEATS = 2.5;
+/** A server begins to speak at once. */
+const SPEAK_MS = 5000;
+const ASK_MS = 3000;
+const LOOK_MS = 1000;
+/** A look that comes so late comes after a sleep. */
+const SLEPT_MS = 5000;
+/** Connections that end without having told anything, until we wait ourselves: EventSource's own wait does not grow. */
+const FRUITLESS = 3;
 const STREAMS = 2;
 const TURN_MS = 1000;
 /** A server that does not answer has not more time than this. */
@@ -86,11 +102,12 @@ function lineTo(origin) {
 
 /**
  * @param {URL} address
- * @param {{token?: string, lastId: string, onstate: (state: State, id: string) => void, onevent?: (event: NamedEvent) => void,
- *   onconnection?: (connection: Connection) => void, ask: () => Promise<void>}} told what `ask` raises is its own; it
- *   closes the stream itself where there is nothing more to come
+ * @param {{token?: import("./http.js").Token, lastId: string, onstate: (state: State, id: string) => void, onevent?: (event: NamedEvent) => void,
+ *   onconnection?: (connection: Connection) => void, onalive?: (seconds: number) => void, ask: () => Promise<void>,
+ *   truth: (lastId: string) => Promise<boolean>}} told what `ask` raises is its own; it closes the stream itself where there
+ *   is nothing more to come. `truth` tells what the server answers to a plain request, and whether it answered
  */
-export function hold(address, { token, lastId, onstate, onevent, onconnection, ask }) {
+export function hold(address, { token, lastId, onstate, onevent, onconnection, onalive, ask, truth }) {
   /** @type {EventSource | FetchSource | null} */
   let source = null;
   let failures = 0;
@@ -99,6 +116,16 @@ export function hold(address, { token, lastId, onstate, onevent, onconnection, a
   let said = null;
   let since = 0;
   let answered = false;
+  /** When anything came last, by the clock on the wall, which goes on while a computer sleeps. */
+  let heard = Date.now();
+  let heartbeatMs = HEARTBEAT_MS;
+  /** This connection has spoken. */
+  let spoke = false;
+  let opened = Date.now();
+  let looked = Date.now();
+  let asked = 0;
+  let asking = false;
+  let fruitless = 0;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   let timer;
 
@@ -111,7 +138,10 @@ export function hold(address, { token, lastId, onstate, onevent, onconnection, a
   function close() {
     closed = true;
     pause();
+    clearInterval(looking);
     globalThis.removeEventListener?.("online", hurry);
+    globalThis.removeEventListener?.("pageshow", wake);
+    globalThis.document?.removeEventListener("visibilitychange", wake);
     line.leave(stream);
   }
 
@@ -125,6 +155,7 @@ export function hold(address, { token, lastId, onstate, onevent, onconnection, a
   /** @param {"state" | NamedEvent["type"]} type @param {MessageEvent} event */
   function take(type, event) {
     failures = 0;
+    hear();
     if (event.lastEventId) lastId = event.lastEventId;
     const data = parse(event.data);
     // A transfer is of this moment and has no id: what stands there is that of an event before it.
@@ -132,27 +163,80 @@ export function hold(address, { token, lastId, onstate, onevent, onconnection, a
     else if (data?.status) onstate(data, lastId);
   }
 
+  /** The line has passed something on. */
+  function hear() {
+    heard = Date.now();
+    spoke = true;
+    fruitless = 0;
+    if (said === "asking" || said === "waiting") say("open");
+  }
+
+  /** @param {MessageEvent} event */
+  function beat(event) {
+    const told = parse(event.data);
+    if (told?.heartbeat_seconds > 0) heartbeatMs = told.heartbeat_seconds * 1000;
+    hear();
+    onalive?.(heartbeatMs / 1000);
+  }
+
+  /** Whether it is silent for too long. */
+  function look() {
+    const now = Date.now();
+    const slept = now - looked > LOOK_MS + SLEPT_MS;
+    looked = now;
+    if (globalThis.document?.hidden) return; // nobody looks, and timers are slow
+    if (slept) return wake();
+    if (now - Math.max(heard, spoke ? 0 : opened) >= (spoke ? SILENT_HEARTBEATS * heartbeatMs : SPEAK_MS) || said === "asking") void doubt();
+  }
+
+  /** Somebody looks again, or this computer woke up: nobody knows what was missed. */
+  function wake() {
+    looked = Date.now();
+    if (!globalThis.document?.hidden && Date.now() - heard > heartbeatMs) void doubt();
+  }
+
+  async function doubt() {
+    if (closed || asking || !source || source.readyState === CLOSED || Date.now() - asked < ASK_MS) return;
+    asking = true;
+    asked = Date.now();
+    const answered = await truth(lastId).catch(() => false);
+    asking = false;
+    if (closed || heard >= asked || !source) return;
+    say(answered ? "asking" : "waiting");
+    if (spoke || Date.now() - opened >= SILENT_HEARTBEATS * heartbeatMs) {
+      pause();
+      open();
+    }
+  }
+
   function open() {
     const from = new URL(address);
+    from.searchParams.set("alive", "1");
+    spoke = false;
+    opened = Date.now();
     if (lastId !== "") from.searchParams.set("last_event_id", lastId);
     if (failures || !said) say(failures ? "waiting" : "connecting"); // a turn that comes again is no news
     since = performance.now();
     answered = false;
-    const opened = token ? new FetchSource(from, { token }) : new EventSource(from);
-    source = opened;
-    opened.onopen = () => {
-      if (opened !== source) return;
+    const begun = token ? new FetchSource(from, { token }) : new EventSource(from);
+    source = begun;
+    begun.onopen = () => {
+      if (begun !== source) return;
       since = performance.now();
       answered = true;
-      say("open");
+      spoke = false; // EventSource comes back by itself, on a line that has yet to speak
+      opened = Date.now();
+      if (said !== "asking") say("open");
     };
-    const heard = (/** @type {"state" | NamedEvent["type"]} */ type) => (/** @type {any} */ event) => opened === source && take(type, event);
-    opened.onmessage = heard("state");
-    for (const type of NAMES) opened.addEventListener(type, heard(type));
-    opened.onerror = () => {
-      if (opened !== source) return;
+    const told = (/** @type {"state" | NamedEvent["type"]} */ type) => (/** @type {any} */ event) => begun === source && take(type, event);
+    begun.onmessage = told("state");
+    for (const type of NAMES) begun.addEventListener(type, told(type));
+    begun.addEventListener("alive", (event) => begun === source && beat(/** @type {MessageEvent} */ (event)));
+    begun.onerror = () => {
+      if (begun !== source) return;
       say("waiting");
-      if (opened.readyState === CLOSED) void recover(opened); // else it comes back by itself
+      if (++fruitless >= FRUITLESS) begun.close();
+      if (begun.readyState === CLOSED) void recover(begun); // else it comes back by itself
     };
   }
 
@@ -164,14 +248,17 @@ export function hold(address, { token, lastId, onstate, onevent, onconnection, a
 
   /** The network is back: no need to wait any longer. */
   function hurry() {
-    if (source?.readyState !== CLOSED) return;
+    if (source?.readyState !== CLOSED) return wake();
     clearTimeout(timer);
     open();
   }
 
   const line = lineTo(address.origin);
   const stream = { open, pause, hasHadItsTime: () => performance.now() - since >= (answered ? TURN_MS : UNANSWERED_TURN_MS) };
+  const looking = setInterval(look, LOOK_MS);
   globalThis.addEventListener?.("online", hurry);
+  globalThis.addEventListener?.("pageshow", wake);
+  globalThis.document?.addEventListener("visibilitychange", wake);
   line.enter(stream);
   return { close };
 }

@@ -29,6 +29,9 @@ const STYLE = `
 @media (prefers-reduced-motion: reduce) { .fill { transition: none; } }
 `;
 
+/** Who only looks elsewhere for a moment loses nothing. */
+const HIDDEN_MS = 10_000;
+
 /** Where there is no page (a worker, Node), the rest of the client still loads. */
 const Element = globalThis.HTMLElement ?? /** @type {typeof HTMLElement} */ (/** @type {unknown} */ (class {}));
 
@@ -37,24 +40,44 @@ export class TaskProgress extends Element {
 
   /** @type {Task | null} */
   task = null;
-  /** @type {string | undefined} */
+  /** @type {import("./http.js").Token | undefined} */
   token;
   /** @type {import("./headway.js").Watch | null} */
   #watching = null;
   #made = false;
+  #away = false;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #hidden = undefined;
   #round = 0;
   /** @type {Record<string, HTMLElement>} */
   #parts = {};
 
   connectedCallback() {
     this.#make();
+    document.addEventListener("visibilitychange", this.#seen);
     void this.#follow();
   }
 
   disconnectedCallback() {
+    document.removeEventListener("visibilitychange", this.#seen);
+    clearTimeout(this.#hidden);
     this.#round++;
     this.#watching?.close();
   }
+
+  /** While nobody looks at its tab it holds no stream: a browser has six connections for all tabs. */
+  #seen = () => {
+    clearTimeout(this.#hidden);
+    if (document.hidden) {
+      this.#hidden = setTimeout(() => {
+        this.#away = !this.task || !hasEnded(this.task);
+        if (this.#away) this.#watching?.close();
+      }, HIDDEN_MS);
+    } else if (this.#away) {
+      this.#away = false;
+      void this.#follow(this.task);
+    }
+  };
 
   attributeChangedCallback() {
     if (this.isConnected && this.#made) void this.#follow();
@@ -88,10 +111,11 @@ export class TaskProgress extends Element {
       bar.setAttribute(name, value);
   }
 
-  async #follow() {
+  /** @param {Task | null} [known] what is shown until more is heard */
+  async #follow(known = null) {
     const round = ++this.#round;
     this.#watching?.close();
-    this.task = null;
+    this.task = known;
     if (!this.href) return;
     const self = new URL(this.href, BASE);
     const { token } = this;
@@ -106,8 +130,12 @@ export class TaskProgress extends Element {
     this.#watching = watch(`${self.href.replace(/\/$/, "")}/events`, {
       token,
       self: self.href,
+      state: known ?? undefined,
       onstate: take,
-      onconnection: (connection) => this.toggleAttribute("waiting", connection === "waiting"),
+      onconnection: (connection) => {
+        this.toggleAttribute("waiting", connection === "waiting");
+        this.toggleAttribute("asking", connection === "asking");
+      },
       onend: ({ problem }) => {
         if (round !== this.#round) return;
         if (problem) this.#parts.now.textContent = problem.detail || problem.title;

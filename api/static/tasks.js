@@ -6,6 +6,7 @@
  */
 
 import { Problem, fetchTask, hasEnded, request } from "./headway.js";
+import { backoff } from "./http.js";
 import { isNews } from "./watch.js";
 
 /** @typedef {import("./headway.js").Task} Task */
@@ -13,7 +14,6 @@ import { isNews } from "./watch.js";
 
 /** Those that come together are asked about together. */
 const GATHER_MS = 120;
-const AGAIN_MS = 2000;
 const PAGE = 100;
 /** So few are asked about one by one. */
 const FEW = 3;
@@ -29,6 +29,7 @@ export class Tasks {
     /** @type {Set<string>} deleted: a late answer does not bring them back */
     this.dropped = new Set();
     this.asking = false;
+    this.failures = 0;
   }
 
   /** @param {string} id */
@@ -99,14 +100,17 @@ export class Tasks {
 
   async ask() {
     let wait = 0;
+    const before = this.wanted.size;
     try {
       const unknown = [...this.wanted.keys()].filter((id) => !this.known.has(id));
       if (unknown.length > FEW) await this.page(); // a new task is on the first page
       const asked = [...this.wanted.keys()];
       for (let at = 0; at < asked.length; at += FEW) await Promise.all(asked.slice(at, at + FEW).map((id) => this.askOne(id)));
+      this.failures = this.wanted.size < before ? 0 : this.failures + 1;
     } catch {
-      wait = AGAIN_MS; // who waits for an answer says so: see feed.js
+      this.failures++;
     }
+    if (this.failures) wait = backoff(this.failures) * 1000; // who waits for an answer says so: see feed.js
     this.asking = false;
     const [next] = this.wanted.entries();
     if (next) setTimeout(() => this.want(...next), wait);

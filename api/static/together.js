@@ -11,7 +11,7 @@
  * A task's token opens the stream of its task alone. Who comes with one stays apart, and takes turns: see stream.js.
  */
 
-import { Problem, call } from "./http.js";
+import { Problem, backoff, call, soon } from "./http.js";
 import { hasEnded, hold } from "./stream.js";
 
 /** @typedef {import("./headway.js").State} State */
@@ -23,14 +23,15 @@ import { hasEnded, hold } from "./stream.js";
  * @property {(state: State) => void} onstate may be told one again; its version says so
  * @property {(event: NamedEvent) => unknown} onevent
  * @property {(connection: Connection) => unknown} onconnection
- * @property {(onlyWhether?: boolean) => Promise<void>} ask asks for the task itself, or only whether it is there; the
- *   watcher leaves where there is nothing more to come
+ * @property {(onlyWhether?: boolean) => Promise<boolean>} ask asks for the task itself, or only whether it is there, and
+ *   says whether there was an answer; the watcher leaves where there is nothing more to come
  */
 
 /** Those that come together are taken in together. */
 const GATHER_MS = 150;
 /** Tasks named in an address, which many proxies take 8 KB of; for more than that all of the owner's are listened to. */
 const NAMED = 100;
+const ASKED_AT_ONCE = 3;
 const STREAM = /^(.*\/)(?:tasks\/([0-9a-f]{32})\/events|task-progress\/([0-9a-f]{32}))$/;
 
 /** Refused for good: asking again would be answered the same. @param {unknown} error @returns {error is Problem} */
@@ -73,7 +74,8 @@ class Watcher {
       onstate: (state, id) => this.takeOwn(id, () => this.told.onstate(state)),
       onevent: (event) => this.takeOwn(event.id, () => this.told.onevent(event)),
       onconnection: (connection) => this.say(connection),
-      ask: () => this.told.ask(),
+      ask: async () => void (await this.told.ask()),
+      truth: () => this.told.ask(),
     });
   }
 
@@ -147,7 +149,7 @@ class Watcher {
 
 /** All who watch tasks of one server with one token, or none. */
 class Together {
-  /** @param {URL | null} root where `/events` is; null: nothing can be shared @param {string | undefined} token @param {() => void} onempty */
+  /** @param {URL | null} root where `/events` is; null: nothing can be shared @param {import("./http.js").Token | undefined} token @param {() => void} onempty */
   constructor(root, token, onempty) {
     this.root = root;
     this.token = token;
@@ -164,6 +166,8 @@ class Together {
     this.number = 0;
     /** Whether those of the audience are being taken in. */
     this.takingIn = false;
+    /** How often the numbers have begun anew since all were taken in. */
+    this.resets = 0;
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     this.timer = undefined;
   }
@@ -214,7 +218,20 @@ class Together {
       onevent: ({ type, id, data }) => this.take(type, Number(id), data),
       onconnection: (connection) => [...this.audience].forEach((one) => one.say(connection)),
       ask: () => this.ask(),
+      truth: () => this.askEach(),
     });
+  }
+
+  /** Of each task itself, where the stream says nothing. @returns {Promise<boolean>} whether there was an answer */
+  async askEach() {
+    let answered = false;
+    const rest = [...this.audience];
+    while (rest.length) {
+      const heard = await Promise.all(rest.splice(0, ASKED_AT_ONCE).map((one) => one.told.ask()));
+      if (!heard.some(Boolean)) break; // nobody answers; the others would wait as long
+      answered = true;
+    }
+    return answered;
   }
 
   /** @param {Type} type @param {number} number @param {any} data */
@@ -226,7 +243,12 @@ class Together {
     if (number < this.number) {
       // Redis came back without what it had: its numbers begin anew.
       for (const one of this.watchers) one.forget();
-      return this.open();
+      this.close();
+      this.timer ??= setTimeout(() => {
+        this.timer = undefined;
+        if (this.watchers.size) this.open();
+      }, this.resets++ && backoff(this.resets) * 1000);
+      return;
     }
     this.number = number;
     if (type === "gap") return; // of the feed's numbers; each task's own shows in its versions
@@ -239,6 +261,7 @@ class Together {
     if (!this.takingIn || [...this.audience].some(({ seen }) => seen === null)) return;
     this.takingIn = false;
     if (this.audience.size < this.watchers.size) this.open();
+    else this.resets = 0;
   }
 
   /** The shared stream was given up: who has ended or is unknown leaves, and the others go on. */
@@ -249,7 +272,7 @@ class Together {
     let refused = false;
     const stop = new AbortController();
     try {
-      const { status } = await call(from, { token: this.token, signal: stop.signal });
+      const { status } = await call(from, { token: this.token, signal: AbortSignal.any([stop.signal, soon()]) });
       if (status !== 204) return; // it is there again
     } catch (error) {
       if (!isRefusal(error)) return;
@@ -272,17 +295,26 @@ class Together {
 
 /** @type {Map<string, Together>} by server and token */
 const rooms = new Map();
+/** @type {WeakMap<Function, number>} functions that are asked for a token */
+const names = new WeakMap();
+let named = 0;
+
+/** @param {Function} token */
+function nameOf(token) {
+  if (!names.has(token)) names.set(token, ++named);
+  return `(${names.get(token)})`;
+}
 
 /**
  * Follows a task, with those that are followed already. What is told is the watcher's, until it is closed.
  *
  * @param {URL} address a task's stream
- * @param {{token?: string, version: number | null} & Told} how `version`: the last one that is known
+ * @param {{token?: import("./http.js").Token, version: number | null} & Told} how `version`: the last one that is known
  * @returns {{close: () => void}}
  */
 export function follow(address, { token, version, ...told }) {
   const [, root, ...ids] = (address.search ? null : STREAM.exec(address.pathname)) ?? [];
-  const key = root === undefined ? address.href : `${new URL(root, address)} ${token ?? ""}`;
+  const key = root === undefined ? address.href : `${new URL(root, address)} ${typeof token === "function" ? nameOf(token) : token ?? ""}`;
   const room = (root !== undefined && rooms.get(key)) || new Together(root === undefined ? null : new URL(root, address), token, () => rooms.delete(key));
   if (root !== undefined) rooms.set(key, room);
   const watcher = new Watcher(room, ids.find(Boolean) ?? "", address, version, told);

@@ -37,7 +37,7 @@ export const contentType = (file) => file.type || "application/octet-stream";
  * Begins an upload: its task is `uploading` from here on.
  *
  * @param {File} file
- * @param {{processor: string, options: Record<string, unknown>, batchId?: string, token?: string, signal?: AbortSignal}} what
+ * @param {{processor: string, options: Record<string, unknown>, batchId?: string, token?: import("./http.js").Token, signal?: AbortSignal}} what
  * @returns {Promise<Task>}
  */
 export async function create(file, { processor, options, batchId, token, signal }) {
@@ -60,20 +60,23 @@ const begun = new Map();
  *
  * @param {Task} task an `uploading` one
  * @param {File} file
- * @param {{signal?: AbortSignal, token?: string}} [how]
+ * @param {{signal?: AbortSignal, token?: import("./http.js").Token}} [how]
  */
 export const send = (task, file, how = {}) => alone(task.task_id, () => turns.take(() => sendRest(task, file, how)));
 
-/** As `send`, for who has made sure that no other tab does. @param {Task} task @param {File} file @param {{signal?: AbortSignal, token?: string}} how */
+/** As `send`, for who has made sure that no other tab does. @param {Task} task @param {File} file @param {{signal?: AbortSignal, token?: import("./http.js").Token}} how */
 export async function sendRest(task, file, { signal, token }) {
   const url = task.links.upload ?? `uploads/${task.task_id}`;
   // Announced by JSON: the whole of it in one request.
   if (url.endsWith("/upload"))
     return void (await call(url, { method: "PUT", headers: { "content-type": contentType(file) }, body: file, signal, token }));
   let offset = task.version === 1 ? 0 : await askAgain(() => offsetOf(url, file, token, signal), file, signal);
-  while (offset < file.size) {
+  for (let fruitless = 0; offset < file.size; ) {
     const from = offset;
     offset = await askAgain((again) => (again ? offsetOf(url, file, token, signal) : sendPiece(url, file, from, token, signal)), file, signal);
+    fruitless = offset > from ? 0 : fruitless + 1;
+    // Pieces that are answered, and are not there afterwards: something between takes them.
+    if (fruitless) await pause(backoff(fruitless), signal);
   }
   forget(task.task_id);
 }
@@ -100,7 +103,7 @@ async function askAgain(ask, file, signal) {
 /**
  * How much the server has, all of it being this file's. Raises Problem where it is another's.
  *
- * @param {string} url @param {File} file @param {string} [token] @param {AbortSignal} [signal]
+ * @param {string} url @param {File} file @param {import("./http.js").Token} [token] @param {AbortSignal} [signal]
  */
 async function offsetOf(url, file, token, signal) {
   const answer = await call(url, { method: "HEAD", headers: { ...TUS, "headway-want-digest": "1" }, token, signal });
@@ -115,7 +118,7 @@ async function offsetOf(url, file, token, signal) {
   return offset;
 }
 
-/** @param {string} url @param {File} file @param {number} from @param {string} [token] @param {AbortSignal} [signal] */
+/** @param {string} url @param {File} file @param {number} from @param {import("./http.js").Token} [token] @param {AbortSignal} [signal] */
 async function sendPiece(url, file, from, token, signal) {
   /** @type {Record<string, string>} */
   const headers = { ...TUS, "upload-offset": String(from), "content-type": "application/offset+octet-stream" };
@@ -194,7 +197,7 @@ export async function alone(taskId, work) {
  * for `send`. `onanother` is called where one with the file's face turned out to be another file's.
  *
  * @param {File} file
- * @param {{processor: string, options?: Record<string, unknown>, batchId?: string, token?: string, onanother?: () => void}} what
+ * @param {{processor: string, options?: Record<string, unknown>, batchId?: string, token?: import("./http.js").Token, onanother?: () => void}} what
  * @returns {Promise<Task | null>}
  */
 export async function unfinished(file, { token, onanother, ...work }) {

@@ -4,7 +4,7 @@
  * or by `close()`. How a stream is held is in stream.js, how many watches share one in together.js.
  */
 
-import { BASE, request } from "./http.js";
+import { BASE, request, soon } from "./http.js";
 import { hasEnded, hold } from "./stream.js";
 import { follow, isRefusal } from "./together.js";
 
@@ -57,13 +57,15 @@ export function watch(url, { onstate, onevent, onend, onconnection, lastEventId,
   /** Only the task itself can say whether there is more to come. @param {boolean} [onlyWhether] its stream tells the rest */
   async function ask(onlyWhether) {
     try {
-      const task = await request(taskUrl, { token });
+      const task = await request(taskUrl, { token, signal: soon() });
+      if (!task?.status) return false; // a proxy's page
       if (!onlyWhether) take(task);
     } catch (error) {
-      if (!isRefusal(error)) return;
+      if (!isRefusal(error)) return false;
       const status = error.status === 404 || error.status === 410 ? "gone" : "refused";
       finish({ status, state: latest, problem: error });
     }
+    return true;
   }
 
   const watching = follow(address, {
@@ -84,12 +86,12 @@ export function watch(url, { onstate, onevent, onend, onconnection, lastEventId,
  * @param {import("./headway.js").WatchAllOptions} [options]
  * @returns {{close: () => void}}
  */
-export function watchAll({ onstate, onevent, onend, onconnection, lastEventId, batchId, token } = {}) {
+export function watchAll({ onstate, onevent, onend, onconnection, onalive, lastEventId, batchId, token } = {}) {
   const address = new URL("events", BASE);
   if (batchId) address.searchParams.set("batch_id", batchId);
   async function ask() {
     try {
-      await request("session", { token });
+      await request("session", { token, signal: soon() });
     } catch (error) {
       if (!isRefusal(error)) return;
       held.close();
@@ -97,8 +99,15 @@ export function watchAll({ onstate, onevent, onend, onconnection, lastEventId, b
     }
   }
   const lastId = lastEventId === undefined ? "" : String(lastEventId);
-  const told = { onstate: onstate ?? (() => {}), onevent, onconnection };
-  const held = hold(address, { token, lastId, ...told, ask });
+  const told = { onstate: onstate ?? (() => {}), onevent, onconnection, onalive };
+  /** The newest of them, under the last number that the stream has told. @param {string} number */
+  async function truth(number) {
+    const query = new URLSearchParams({ limit: "100", ...(batchId && { batch_id: batchId }) });
+    const answer = await request(`tasks?${query}`, { token, signal: soon() }).catch((/** @type {unknown} */ error) => isRefusal(error) && ask());
+    for (const task of answer?.tasks ?? []) told.onstate(task, number);
+    return Boolean(answer?.tasks);
+  }
+  const held = hold(address, { token, lastId, ...told, ask, truth });
   return held;
 }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from headway.api.streams.listeners import Item, Listener, Source
 from headway.api.streams.owner_reader import OwnerReader
@@ -19,6 +19,9 @@ from headway.shared import keys
 from headway.shared.tasks.lost import lost_event
 from headway.shared.tasks.models import DELETED, ErrorType, Event, FeedEvent, OwnerId, TaskId
 from headway.shared.tasks.owner_feed import FirstLook, Page, Scope
+
+#: Tasks that a listener remembers to have told as lost. Of more, one may be told so twice.
+TOLD_LOST: Final = 10_000
 
 
 class OwnerListener(Listener):
@@ -56,8 +59,9 @@ class OwnerListener(Listener):
         self._again = False
         #: Tasks that were shown and have not ended, which must be told if Redis loses them.
         self._alive: dict[TaskId, FeedEvent] = {}
-        #: Tasks that were told as lost by this listener, until the sweeper's word of the same comes over the feed.
-        self._told_lost: set[TaskId] = set()
+        #: Tasks that were told as lost by this listener, until the sweeper's word of the same comes over the feed. Of a
+        #: Redis that came back empty it never comes.
+        self._told_lost: dict[TaskId, None] = {}
         self._awaited = set(scope.task_ids or ())
         #: Of those named, the ones that had ended before anything was told; None: nobody has asked yet.
         self._ended_before: frozenset[TaskId] | None = None if self._awaited else frozenset()
@@ -170,7 +174,9 @@ class OwnerListener(Listener):
             last = self._alive.get(task_id)
             lost = lost_event(task_id, last.task_version + 1 if last else 1, last)
             self._show(FeedEvent(self.version or 0, "", lost.data, task_id, lost.version, ""), items)
-            self._told_lost.add(task_id)
+            self._told_lost[task_id] = None
+            if len(self._told_lost) > TOLD_LOST:
+                del self._told_lost[next(iter(self._told_lost))]
         return items
 
     def _hand_over(self, event: Event, items: list[Item]) -> None:
@@ -185,7 +191,7 @@ class OwnerListener(Listener):
 
     def _show(self, event: FeedEvent, items: list[Item]) -> None:
         if event.task_id in self._told_lost:
-            self._told_lost.discard(event.task_id)
+            del self._told_lost[event.task_id]
             if _is_lost(event):  # Publisher.let_go has found it too; any other end is of a task that came back
                 return
         items.append((event, None))

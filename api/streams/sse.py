@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from headway.api.root_path import rooted_event
 from headway.api.serving.counted_log import counted_line
 from headway.shared.cancellation import cancel
+from headway.shared.json_text import text_of
 from headway.shared.logging import get_logger
 from headway.shared.tasks.models import Event, FeedEvent
 
@@ -59,6 +60,9 @@ class Encoder(Protocol):
     def first(self) -> bytes: ...
     def event(self, event: Event, event_id: str | None = None) -> bytes: ...
     def comment(self, text: str) -> bytes: ...
+    def heartbeat(self, newest: int | None) -> bytes:
+        """A sign of life. `newest`: the newest version that is known, None while the truth has to be read."""
+
     def goodbye(self) -> bytes: ...
 
 
@@ -68,12 +72,17 @@ def _data(event: Event, root_path: str) -> bytes:
 
 
 class SSE:
-    """`id`, `event` for a named one, `data`, an empty line."""
+    """`id`, `event` for a named one, `data`, an empty line.
+
+    With `alive_seconds`, for who asked for it (`?alive=1`), signs of life are events, `alive`, which a browser sees
+    as it sees no comment: at the start, and so often.
+    """
 
     media_type: Format = "text/event-stream"
 
-    def __init__(self, root_path: str = "") -> None:
+    def __init__(self, root_path: str = "", alive_seconds: float | None = None) -> None:
         self._root_path = root_path
+        self._alive_seconds = alive_seconds
 
     @staticmethod
     def chunk(version: bytes, name: bytes, data: bytes) -> bytes:
@@ -89,7 +98,14 @@ class SSE:
         return b"%x\r\nevent: %b\ndata: %b\n\n\r\n" % (len(name) + len(data) + 16, name, data)
 
     def first(self) -> bytes:
-        return b"retry: %d\n" % RETRY_MS
+        retry = b"retry: %d\n" % RETRY_MS
+        return retry if self._alive_seconds is None else retry + self.heartbeat(None)
+
+    def heartbeat(self, newest: int | None) -> bytes:
+        if self._alive_seconds is None:
+            return self.comment(STILL_HERE.text)
+        data = text_of({"version": newest, "heartbeat_seconds": self._alive_seconds})
+        return b"event: alive\ndata: %b\n\n" % data.encode()
 
     def event(self, event: Event, event_id: str | None = None) -> bytes:
         name = b"event: %s\n" % event.name.encode() if event.name else b""
@@ -130,6 +146,9 @@ class NDJSON:
     def comment(self, text: str) -> bytes:
         return b"\n"  # an empty line is what NDJSON readers skip
 
+    def heartbeat(self, newest: int | None) -> bytes:
+        return b"\n"
+
     def goodbye(self) -> bytes:
         return b""
 
@@ -160,6 +179,9 @@ class Text:
     def comment(self, text: str) -> bytes:
         return b"\n"
 
+    def heartbeat(self, newest: int | None) -> bytes:
+        return b"\n"
+
     def goodbye(self) -> bytes:
         return b"          (the server is restarting)\n"
 
@@ -182,13 +204,13 @@ def _batch_line(state: dict[str, Any]) -> str:
 ENCODERS: Final[dict[str, Callable[[str], Encoder]]] = {e.media_type: e for e in (SSE, NDJSON, Text)}
 
 
-def choose_encoder(accept: str, root_path: str = "") -> Encoder:
+def choose_encoder(accept: str, root_path: str = "", alive_seconds: float | None = None) -> Encoder:
     """SSE, unless one of the others is asked for by name and SSE is not: `curl` and `EventSource` both get SSE."""
     asked = {part.split(";")[0].strip().lower() for part in accept.split(",")}
     for media_type, encoder in ENCODERS.items():
         if media_type in asked:
-            return encoder(root_path)
-    return SSE(root_path)
+            return SSE(root_path, alive_seconds) if encoder is SSE else encoder(root_path)
+    return SSE(root_path, alive_seconds)
 
 
 class Source(Protocol):
@@ -196,6 +218,10 @@ class Source(Protocol):
 
     async def next(self) -> list[tuple[Event, str | None] | Comment] | None:
         """Everything that is ready, at least one; None: the stream is over. A goodbye is told by `drained`."""
+
+    @property
+    def newest(self) -> int | None:
+        """The newest version that is known; None while the truth has to be read."""
 
     @property
     def drained(self) -> bool: ...
@@ -280,13 +306,15 @@ class EventStreamResponse(Response):
                 async with asyncio.timeout(patience):
                     items = await source.next()
             except TimeoutError:
-                items = [NOTHING_YET if first else STILL_HERE]
+                body = self._encoder.comment(NOTHING_YET.text) if first else self._encoder.heartbeat(source.newest)
+            else:
+                if items is None:
+                    goodbye = self._encoder.goodbye() if source.drained else b""
+                    await self._send(send, goodbye, more=False)
+                    return
+                body = encoded(self._encoder, items)
             patience = self._heartbeat_seconds
-            if items is None:
-                goodbye = self._encoder.goodbye() if source.drained else b""
-                await self._send(send, goodbye, more=False)
-                return
-            body = first + encoded(self._encoder, items)
+            body = first + body
             first = b""
             await self._send(send, body, more=True)
 

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 from headway.api.serving.counted_log import counted_line
 from headway.api.serving.protocol import StreamProtocol
 from headway.api.streams.listeners import Item, Listener
-from headway.api.streams.sse import FIRST_COMMENT_SECONDS, NOTHING_YET, SSE, STILL_HERE, Encoder, cut, encoded
+from headway.api.streams.sse import FIRST_COMMENT_SECONDS, NOTHING_YET, SSE, Encoder, cut, encoded
 from headway.api.streams.task_listener import TaskListener
 from headway.api.streams.timer_wheel import TimerWheel
 from headway.api.streams.topic import Topic
@@ -138,7 +138,11 @@ class Wire:
                         async with asyncio.timeout(patience):
                             items = await listener.catch_up()
                     except TimeoutError:
-                        items = [STILL_HERE if self._begun else NOTHING_YET]
+                        if self._begun:
+                            self._write(self._encoder.heartbeat(None))
+                            items = []
+                        else:
+                            items = [NOTHING_YET]
                     if items:
                         self._send(items)
                     patience = heartbeat_seconds
@@ -267,6 +271,6 @@ class Wire:
         caught_up = self._topic.wires.get(self._fd) is self
         touched_at = max(self._touched_at, self._topic.written_at) if caught_up else self._touched_at
         if now >= touched_at + heartbeat_seconds:
-            self._write(self._encoder.comment(STILL_HERE.text))
+            self._write(self._encoder.heartbeat(self._topic.version if caught_up else self.listener.newest))
             touched_at = now
         return touched_at + heartbeat_seconds

@@ -29,7 +29,7 @@ from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY
 from headway.shared.tasks.idempotency import Answer, Answers, Lease
 from headway.shared.tasks.line import DEFAULT
-from headway.shared.tasks.models import FieldError, OwnerId, Task, TaskId, new_task_id
+from headway.shared.tasks.models import FieldError, OwnerId, Task, TaskId, new_task_id, own_batch
 from headway.shared.tasks.reader import Reader
 
 log = get_logger(__name__)
@@ -54,9 +54,9 @@ class Claim:
     def upload(self, storage: Storage) -> Upload:
         return storage.upload(self.task_id)
 
-    async def settle(self, task: Task) -> None:
-        """To be called when the request has been read, right before `task` is made. Raises where it must not be:
-        KeyInUse, KeyReused, and what `once` answers."""
+    async def settle(self, task: Task, *others: Task) -> None:
+        """To be called when the request has been read, right before `task` and the others are made. Raises where they
+        must not be: KeyInUse, KeyReused, and what `once` answers."""
 
 
 class _Made(Exception):
@@ -79,8 +79,8 @@ class _Held(Claim):
         self.fingerprint = ""
         self._answers, self._reader, self._owner, self._path = answers, reader, owner, path
 
-    async def settle(self, task: Task) -> None:
-        self.fingerprint = fingerprint(self._path, task)
+    async def settle(self, task: Task, *others: Task) -> None:
+        self.fingerprint = fingerprint(self._path, task, *others)
         if self.lease.earlier is not None:
             with suppress(UnknownTask):
                 made = await self._reader.task(self.task_id, self._owner)
@@ -103,20 +103,24 @@ class _Answered(Claim):
     def upload(self, storage: Storage) -> Upload:
         return _Digest()
 
-    async def settle(self, task: Task) -> None:
-        if fingerprint(self._path, task) != self._answer.fingerprint:
+    async def settle(self, task: Task, *others: Task) -> None:
+        if fingerprint(self._path, task, *others) != self._answer.fingerprint:
             raise _reused()
         raise _Replay
 
 
-def fingerprint(path: str, task: Task) -> str:
-    """What makes two requests the same: not their bytes (a form's boundary is new each time) but the task asked for."""
-    asked: list[Any] = [path, task.processor, task.options, task.filename, task.content_type, task.batch_id]
+def fingerprint(path: str, task: Task, *others: Task) -> str:
+    """What makes two requests the same: not their bytes (a form's boundary is new each time) but what they ask for."""
+    batch_id = None if task.batch_id == own_batch(task.task_id) else task.batch_id
+    asked: list[Any] = [path, task.processor, task.options, task.filename, task.content_type, batch_id]
     if task.priority != DEFAULT or task.not_before is not None:  # else as before there was an order
         asked += [task.priority, str(task.not_before)]
     content = [task.size_bytes, task.input_sha256, *([task.declared_sha256] if task.declared_sha256 else [])]
     more = [task.webhook.model_dump()] if task.webhook else []
     more += [dict(task.input_of)] if task.input_of else []
+    for other in others:
+        told = other.webhook.model_dump() if other.webhook else None
+        more.append({"processor": other.processor, "options": other.options, "file": other.filename, "webhook": told})
     return hashlib.sha256(text_of([*asked, *content, *more]).encode()).hexdigest()
 
 

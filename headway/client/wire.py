@@ -58,6 +58,8 @@ class Task(TypedDict, total=False):
     started_at: str | None
     updated_at: str
     finished_at: str | None
+    partial: Any
+    input_of: dict[str, Any] | None
     result: Result | None
     error: TaskError | None
     links: dict[str, str]

@@ -26,6 +26,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from headway.shared import keys
+from headway.shared.errors import SettingsError
 from headway.shared.redis.epoch import enter_epoch
 from headway.shared.redis.faults import (
     AWAY,
@@ -167,6 +169,7 @@ async def connect(
     to try again, more for a worker, which has nobody to tell. `on_reconnect` is told of each connection that was lost
     and has been made again. What its commands raise is said in shared/redis/faults.py.
     """
+    _use_namespace(settings)
     if settings.redis_url.startswith(MEMORY_URL):
         fake = _memory_client()
         try:
@@ -192,6 +195,28 @@ async def connect(
         finally:
             await client.aclose(close_connection_pool=False)
             await pool.aclose()
+
+
+def _use_namespace(settings: Settings) -> None:
+    """Raises SettingsError."""
+    try:
+        keys.use(settings.namespace)
+    except ValueError as error:
+        raise SettingsError(f"HEADWAY_NAMESPACE: {error}. Example: HEADWAY_NAMESPACE={keys.DEFAULT}") from None
+
+
+def channel_on(redis: Any, channel: str) -> str:
+    """What a channel of shared/keys.py is called on the database that this client uses."""
+    return keys.on_database(channel, int(redis.connection_pool.connection_kwargs.get("db") or 0))
+
+
+def database_of(settings: Settings) -> int:
+    """The number of the database."""
+    url = settings.redis_url
+    if url.startswith(MEMORY_URL):
+        return 0
+    options = SentinelUrl.parse(url).node if SentinelUrl.fits(url) else cast(dict[str, Any], parse_url(url))
+    return int(options.get("db") or 0)
 
 
 L = TypeVar("L", bound=asyncio.Protocol)
@@ -246,4 +271,15 @@ async def _server(settings: Settings) -> AsyncIterator[dict[str, Any]]:
         yield _BY_TCP | url.node | asking
 
 
-__all__ = ["AWAY", "RedisClient", "RedisError", "connect", "connect_link", "durability", "trouble_ahead", "why_away"]
+__all__ = [
+    "AWAY",
+    "RedisClient",
+    "RedisError",
+    "channel_on",
+    "connect",
+    "connect_link",
+    "database_of",
+    "durability",
+    "trouble_ahead",
+    "why_away",
+]

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from headway.shared import keys
+from headway.shared.redis.client import channel_on
 
 
-def script_text(lua: str, key_names: Sequence[str], arguments: Sequence[str]) -> str:
+def script_text(lua: str, key_names: Sequence[str], arguments: Sequence[str], redis: Any) -> str:
+    """For the database that this client uses; None for a script that names no channel."""
     lua = re.sub(r"\bKEY\.(\w+)", lambda found: f"KEYS[{key_names.index(found[1]) + 1}]", lua)
     lua = re.sub(rf"\bARG\.{arguments[-1]}\b", str(len(arguments)), lua)
     lua = re.sub(r"\bARG\.(\w+)", lambda found: f"ARGV[{arguments.index(found[1]) + 1}]", lua)
     for name in keys.FILLED_IN:
-        lua = re.sub(rf"(?<=')\b{name}\b(?=\$?')", getattr(keys, name), lua)
+        lua = re.sub(rf"(?<=')\b{name}\b(?=\$?')", _spelled(name, redis), lua)
     return lua
+
+
+def _spelled(name: str, redis: Any) -> str:
+    spelled: str = getattr(keys, name)
+    return channel_on(redis, spelled) if name in keys.CHANNELS and redis is not None else spelled

@@ -23,7 +23,7 @@ from headway.shared import keys
 from headway.shared.cancellation import heed_cancellation
 from headway.shared.errors import RedisAway
 from headway.shared.logging import get_logger
-from headway.shared.redis.client import AWAY, connect, connect_link, why_away
+from headway.shared.redis.client import AWAY, connect, connect_link, database_of, why_away
 from headway.shared.redis.faults import redis_faults
 from headway.shared.settings import MEMORY_URL, Settings
 
@@ -56,6 +56,7 @@ class Subscription:
         on_reconnect: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
+        self._database = database_of(settings)
         self.on_message = on_message
         self.on_read = on_read
         self._on_subscribed = on_subscribed
@@ -71,12 +72,12 @@ class Subscription:
         """Asks for a channel; `on_subscribed` says when it is there, at the latest after the next reconnect."""
         self._wanted.add(channel)
         if self._link is not None:
-            self._link.send("SUBSCRIBE", channel)
+            self._link.send("SUBSCRIBE", self._spelled(channel))
 
     def unsubscribe(self, channel: str) -> None:
         self._wanted.discard(channel)
         if self._link is not None:
-            self._link.send("UNSUBSCRIBE", channel)
+            self._link.send("UNSUBSCRIBE", self._spelled(channel))
 
     async def run(self) -> None:
         while True:
@@ -95,6 +96,12 @@ class Subscription:
                 self._link = None
             await asyncio.sleep(RECONNECT_SECONDS)
 
+    def _spelled(self, channel: str) -> str:
+        return keys.on_database(channel, self._database)
+
+    def _channel(self, spelled: bytes) -> str:
+        return keys.off_database(spelled.decode(), self._database)
+
     # What a link calls.
 
     def connected(self, link: _Link | _MemoryLink) -> None:
@@ -104,7 +111,7 @@ class Subscription:
         if self.connections > 1:
             self._on_reconnect()
         link.send("PING")
-        wanted = list(self._wanted)
+        wanted = [self._spelled(channel) for channel in self._wanted]
         for start in range(0, len(wanted), SUBSCRIBE_BATCH):
             link.send("SUBSCRIBE", *wanted[start : start + SUBSCRIBE_BATCH])
 
@@ -114,8 +121,11 @@ class Subscription:
                 log.info("subscription restored", channels=len(self._wanted))
             self.broken = None
 
-    def acknowledged(self, channel: str) -> None:
-        if channel in self._wanted:
+    def message(self, spelled: bytes, data: bytes) -> None:
+        self.on_message(self._channel(spelled), data)
+
+    def acknowledged(self, spelled: bytes) -> None:
+        if (channel := self._channel(spelled)) in self._wanted:
             self._on_subscribed(channel)
 
 
@@ -146,7 +156,6 @@ class _Link(asyncio.Protocol):
         self._heard_at = self._loop.time()
         subscription, reader = self._subscription, self._reader
         try:
-            on_message = subscription.on_message
             reader.feed(data)
             while (reply := reader.gets()) is not False:
                 if isinstance(reply, hiredis.ReplyError):
@@ -157,9 +166,9 @@ class _Link(asyncio.Protocol):
                     subscription.heard()
                 if isinstance(reply, list):
                     if reply[0] == b"message":
-                        on_message(reply[1].decode(), reply[2])
+                        subscription.message(reply[1], reply[2])
                     elif reply[0] == b"subscribe":
-                        subscription.acknowledged(reply[1].decode())
+                        subscription.acknowledged(reply[1])
             subscription.on_read()
         except Exception as error:  # whoever runs this hears of it; what came is lost, so the connection goes with it
             self._end(error)
@@ -214,10 +223,10 @@ class _MemoryLink:
                     message = await pubsub.get_message(timeout=PROBE_SECONDS)
                     self._subscription.heard()
                     if message is not None and message["type"] == "message":
-                        self._subscription.on_message(message["channel"].decode(), message["data"])
+                        self._subscription.message(message["channel"], message["data"])
                         self._subscription.on_read()
                     elif message is not None and message["type"] == "subscribe":
-                        self._subscription.acknowledged(message["channel"].decode())
+                        self._subscription.acknowledged(message["channel"])
             finally:
                 await pubsub.aclose()
 

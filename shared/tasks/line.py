@@ -29,9 +29,9 @@ def _line() -> str:
     return f"(function()\n{(files('headway.shared.tasks') / 'line.lua').read_text(encoding='utf-8')}\nend)()"
 
 
-def script_with_line(lua: str, key_names: Sequence[str], arguments: Sequence[str]) -> str:
+def script_with_line(lua: str, key_names: Sequence[str], arguments: Sequence[str], redis: Any) -> str:
     """As script_text; `LINE` is the table of line.lua."""
-    return script_text(re.sub(r"\bLINE\b", lambda _: _line(), lua), key_names, arguments)
+    return script_text(re.sub(r"\bLINE\b", lambda _: _line(), lua), key_names, arguments, redis)
 
 
 def line_counts(pipe: Any, now_ms: int) -> None:

@@ -10,7 +10,16 @@ from headway.shared.json_text import text_of
 from headway.shared.tasks.models import ErrorType, Event, Status, TaskId, rfc3339, utc_now
 
 _MESSAGE: Final = "Redis came back without this task. Submit the file again."
-_UNKNOWN: Final[Sequence[str]] = ("total", "unit", "rate", "eta_seconds", "size_bytes", "started_at", "result")
+_UNKNOWN: Final[Sequence[str]] = (
+    "total",
+    "unit",
+    "rate",
+    "eta_seconds",
+    "size_bytes",
+    "started_at",
+    "partial",
+    "result",
+)
 
 
 def lost_event(task_id: TaskId, version: int, last: Event | None = None) -> Event:

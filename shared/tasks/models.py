@@ -26,6 +26,11 @@ OwnerId = NewType("OwnerId", str)
 ANYONE = OwnerId("anyone")
 
 
+def own_batch(first: TaskId) -> str:
+    """The batch of a pipeline for which none was named, by its first task."""
+    return f"pipeline-{first[:16]}"
+
+
 def is_owner_name(name: str) -> bool:
     """What may be one: it becomes part of keys of Redis, whose parts a colon divides."""
     return re.fullmatch(r"[A-Za-z0-9_.@|+-]{1,64}", name) is not None
@@ -190,8 +195,6 @@ class Task(BaseModel):
     work; `done` of `total` `unit`s is the count inside the phase `step` of `total_steps`.
     """
 
-    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
-
     task_id: TaskId
     processor: str
     filename: str | None
@@ -219,6 +222,7 @@ class Task(BaseModel):
     started_at: Time | None
     updated_at: Time
     finished_at: Time | None
+    partial: Any = None
     result: Result | None
     error: TaskError | None
 
@@ -263,8 +267,9 @@ class Task(BaseModel):
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Task:
         """The same, of the values themselves."""
-        if (whole := values.pop("whole_result", None)) is not None:
-            values["result"] = whole
+        for name in ("result", "partial"):
+            if (whole := values.pop(f"whole_{name}", None)) is not None:
+                values[name] = whole
         return cls.model_validate(_OF_BEFORE | values)
 
 

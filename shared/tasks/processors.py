@@ -108,6 +108,10 @@ class Job(Protocol):
     def log(self, text: str, level: str = "info") -> None:
         """A line for the people who watch: a `log` event. Level `info`, `warning` or `error`."""
 
+    def partial(self, value: Any) -> None:
+        """Shows `value` (JSON, at most 16 KiB) to whoever watches, as `partial` in the state, until the next one. It is
+        sent at most 4 times a second, the newest only, and a new attempt begins without one."""
+
     def checkpoint(self, state: Any) -> None:
         """Keeps `state` (JSON, at most 64 KiB) for the next attempt's `restored`, should this one be lost or given back
         by a worker that stops. It is sent at most 4 times a second, the newest only. Output files are not kept."""

@@ -118,7 +118,7 @@ end
 -- somebody likes.
 local words, words_total, words_held
 local says = name == 'note' or name == 'log'
-if is_new or deletes or says or given.result or given.checkpoint then
+if is_new or deletes or says or given.result or given.checkpoint or given.partial then
   local kept = redis.call('HMGET', owned('OWNER_WORDS'), 'total', task_id)
   local function size(text) return text and text ~= 'null' and #text or 0 end
   words_total, words_held = tonumber(kept[1]) or 0, tonumber(kept[2]) or 0
@@ -128,6 +128,11 @@ if is_new or deletes or says or given.result or given.checkpoint then
     if is_new then words = words + size(given.options) + size(given.upload_metadata) end
     if given.checkpoint then -- it takes the place of the one before, which may be from when they did not count
       words = math.max(0, words + size(given.checkpoint) - size(redis.call('HGET', state, 'checkpoint')))
+    end
+    if given.partial and not is_new then -- so does the newest of these
+      local shown = redis.call('HMGET', state, 'partial', 'whole_partial')
+      words = words + size(given.partial) + size(given.whole_partial) - size(shown[1]) - size(shown[2])
+      words = math.max(0, words)
     end
     words = math.min(words, math.max(words_held, ARG.history_length * 16384)) -- more than its history holds it does not keep
   end

@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import cache, partial
+from functools import partial
 from importlib.resources import files
 from typing import Any, Final
+
+from redis.exceptions import NoScriptError
 
 from headway.shared import keys
 from headway.shared.errors import Conflict, QuotaFull, Refused, TooMany, UnknownTask, WordsFull
 from headway.shared.json_text import text_of
-from headway.shared.redis.client import RedisClient
+from headway.shared.redis.client import RedisClient, channel_on
 from headway.shared.redis.script_pipeline import ScriptPipeline
 from headway.shared.settings import DAY_SECONDS, Settings
 from headway.shared.tasks.line import script_with_line
@@ -55,6 +57,9 @@ from headway.shared.webhooks.outbox import NOTICE_TTL_SECONDS
 #: state beside the result.
 EVENT_BYTES: Final = 16 * 1024
 RESULT_EVENT_BYTES: Final = EVENT_BYTES - 6 * 1024
+
+#: Beside it an event has room for an error and a message of the longest.
+PARTIAL_EVENT_BYTES: Final = 8 * 1024
 
 
 #: The message of a task whose file is another's, which has not ended.
@@ -99,8 +104,7 @@ _ARGUMENTS: Final = (
 )
 
 
-@cache
-def _lua() -> str:
+def _lua(redis: RedisClient) -> str:
     lua = (files("headway.shared.tasks") / "progress.lua").read_text(encoding="utf-8")
     lua = lua.replace("LIVE_FIELDS", ",".join(f"'{name}'" for name in LIVE_FIELDS))
     # One expression, so that Lua makes one string of it; a table of its parts took a tenth of what an event costs.
@@ -109,7 +113,7 @@ def _lua() -> str:
         for place, name in enumerate(LIVE_FIELDS, start=12)
     )
     lua = lua.replace("LIVE_STATE", f"'{{'..{state}..'}}'")
-    return script_with_line(lua, _KEYS, _ARGUMENTS)
+    return script_with_line(lua, _KEYS, _ARGUMENTS, redis)
 
 
 class Publisher:
@@ -139,7 +143,7 @@ class Publisher:
         self._on_event = on_event
         self._redis = redis
         self._calls = ScriptPipeline(redis)
-        self._script = redis.register_script(_lua())
+        self._script = redis.register_script(_lua(redis))
         self._keep_checkpoint = redis.register_script(self._CHECKPOINT)
         self._let_go = redis.register_script(self._LET_GO)
         self._hear = redis.register_script(self._HEARD)
@@ -154,6 +158,58 @@ class Publisher:
 
         Raises QuotaFull where its file is more than its owner may still hold, TooMany where the owner may have no more
         unfinished tasks."""
+        fields, write = self._creation(task)
+        if task.status is Status.QUEUED and task.follows is None:
+            return await self._queue(task, task.attempt, fields, allowed=(), **write)
+        return await self._write(task.task_id, fields | self._traced(), allowed=(), **write)
+
+    async def create_all(self, tasks: Sequence[Task]) -> None:
+        """The first as `create`; each other one follows the one before it. All of them in one step or none: only the
+        first can be refused, and none follows a task that is not there. Raises as `create`."""
+        if len(tasks) == 1:
+            await self.create(tasks[0])
+            return
+        first, *others = tasks
+        limit, words = self._settings.max_unfinished_tasks, self._most_words()
+        if limit and limit <= len(others):
+            raise TooMany.tasks(0, limit)
+        calls = []
+        for task in tasks:
+            fields, write = self._creation(task)
+            if task.status is Status.QUEUED and task.follows is None:
+                here = self._traced().get(TRACEPARENT)
+                ticket = JobTicket.new(task.task_id, task.attempt, here, task.not_before)
+                write |= {"ticket": ticket, "ttl_seconds": self._active_ttl_seconds + ticket.wait_seconds}
+            if task is not first:
+                write |= {"within_quota": False, "one_more": False, "within_words": False}
+            keys_of, args = self._call(task.task_id, fields | self._traced(), allowed=(), **write)
+            if task is first:
+                places = {name: place for place, name in enumerate(_ARGUMENTS)}
+                if limit:
+                    args[places["most_tasks"]] = limit - len(others)
+                if words:
+                    args[places["most_words"]] = words - sum(len(text_of(one.options)) for one in others)
+            calls.append((keys_of, args))
+        answers = await patiently(partial(self._at_once, calls), self._patient)
+        for reason, detail in answers:
+            self._answered(reason, detail)
+
+    async def _at_once(self, calls: Sequence[tuple[list[str], list[Any]]]) -> list[Any]:
+        for _ in range(2):
+            async with self._redis.pipeline(transaction=True) as pipe:
+                for keys_of, args in calls:
+                    pipe.evalsha(self._script.sha, len(keys_of), *keys_of, *args)
+                answers = await pipe.execute(raise_on_error=False)
+            broken = [answer for answer in answers if isinstance(answer, Exception)]
+            if not any(isinstance(error, NoScriptError) for error in broken):
+                break
+            await self._redis.script_load(self._script.script)  # a Redis that has just started
+        if broken:
+            raise broken[0]
+        return answers
+
+    def _creation(self, task: Task) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The fields of a new task, and what its first write is besides."""
         fields = task.model_dump(mode="json") | {
             "owner": task.owner,
             "progress_base": task.progress_base,
@@ -177,12 +233,9 @@ class Publisher:
         }
         if task.follows is not None:
             write["follows"] = task.follows
-        elif task.status is Status.QUEUED:
-            return await self._queue(task, task.attempt, fields, allowed=(), **write)
-        fields |= self._traced()
         if task.producer is not None:
             write["lease_seconds"] = task.producer.waits_seconds or task.producer.lease_seconds
-        return await self._write(task.task_id, fields, allowed=(), **write)
+        return fields, write
 
     async def change(
         self, task_id: TaskId, fields: Mapping[str, Any], *, allowed: Collection[Status], **fence: Any
@@ -210,8 +263,9 @@ class Publisher:
         however many a reader causes, the history of what was written has room for what was written."""
         text = text_of({"task_id": task.task_id, **data})
         async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.publish(keys.channel(task.task_id), f"0 {name} {text}")
-            pipe.publish(keys.OWNER_LIVE % task.owner, f"0 {task.task_id} 0 {task.batch_id or ''} {name} {text}")
+            pipe.publish(channel_on(self._redis, keys.channel(task.task_id)), f"0 {name} {text}")
+            feed = channel_on(self._redis, keys.OWNER_LIVE) % task.owner
+            pipe.publish(feed, f"0 {task.task_id} 0 {task.batch_id or ''} {name} {text}")
             await pipe.execute()
 
     async def enqueue(self, task: Task, fields: Mapping[str, Any]) -> int:
@@ -381,18 +435,27 @@ class Publisher:
         fence: dict[str, Any] = {"allowed": (Status.PROCESSING,), **claim.fence}
         return await self._queue(task, claim.attempt + 1, fields, not_before=due, **again, **fence)
 
-    async def complete(self, task_id: TaskId, result: Result, *, results_name: str | None = None, **fence: Any) -> int:
+    async def complete(
+        self,
+        task_id: TaskId,
+        result: Result,
+        *,
+        results_name: str | None = None,
+        partial_bytes: int = 0,
+        **fence: Any,
+    ) -> int:
         """`processing` → `completed`. The files are in their place already, `results_name`. A large result is cut
-        in the event only."""
+        in the event only, in which `partial_bytes` are taken."""
+        most_bytes = RESULT_EVENT_BYTES - partial_bytes
         whole = result.model_dump(mode="json", exclude_defaults=False)
         live = whole
         fields: dict[str, Any] = {}
-        if len(text_of(whole)) > RESULT_EVENT_BYTES:
+        if len(text_of(whole)) > most_bytes:
             fields["whole_result"] = whole
             live = {"summary": {}, "files": [], "truncated": True}
             for file in whole["files"]:
                 live["files"].append(file)
-                if len(text_of(live)) > RESULT_EVENT_BYTES:
+                if len(text_of(live)) > most_bytes:
                     live["files"].pop()
                     break
         fields |= {"progress": 100, "message": "Done", "eta_seconds": 0, "result": live, "results_name": results_name}
@@ -560,7 +623,11 @@ class Publisher:
         patterns = (keys.OWNER_STORED, keys.OWNER_EVENTS, keys.OWNER_CHANGED, keys.OWNER_TASKS, keys.OWNER_ACTIVE)
         if task_ids:
             deleted = text_of({"task_id": "<TASK>", "batch_id": "<BATCH>", "at": _now()})
-            args: list[Any] = [keys.state(TaskId("")), keys.OWNER_LIVE % owner, self._settings.history_length]
+            args: list[Any] = [
+                keys.state(TaskId("")),
+                channel_on(self._redis, keys.OWNER_LIVE) % owner,
+                self._settings.history_length,
+            ]
             args += [deleted, lost_text(), *task_ids]
             here = [pattern % owner for pattern in (*patterns, keys.OWNER_VERSION)]
             held = (keys.OWNER_RESERVED % owner, keys.OWNER_WORDS % owner)
@@ -577,7 +644,12 @@ class Publisher:
             ended |= {"result_bytes": 0, "produced": {}}
         return await self._write(task_id, ended, ttl_seconds=self._ttl_seconds, ended=True, **write)
 
-    async def _write(
+    async def _write(self, task_id: TaskId, fields: Mapping[str, Any], **write: Any) -> int:
+        keys_of, args = self._call(task_id, fields, **write)
+        call = partial(self._calls.call, self._script, keys=keys_of, args=args)
+        return self._answered(*await patiently(call, self._patient))
+
+    def _call(
         self,
         task_id: TaskId,
         fields: Mapping[str, Any],
@@ -601,8 +673,9 @@ class Publisher:
         lease_over: bool = False,
         write_id: str | None = None,
         follows: TaskId | None = None,
-    ) -> int:
-        """`write_id`: what makes two writes the same one, where the caller may send it again."""
+    ) -> tuple[list[str], list[Any]]:
+        """Keys and arguments of one call of the script. `write_id`: what makes two writes the same one, where the
+        caller may send it again."""
         ttl_seconds = self._active_ttl_seconds if ttl_seconds is None else ttl_seconds
         job = ticket.job_id if ticket else dequeue
         queue_action = "add" if ticket else "remove" if dequeue else ""
@@ -610,7 +683,7 @@ class Publisher:
         named_keys = {
             "state": keys.state(task_id),
             "events": keys.events(task_id),
-            "live": keys.channel(task_id),
+            "live": channel_on(self._redis, keys.channel(task_id)),
             "job": keys.job(job),
         }
         quota_bytes = self._settings.owner_quota_bytes if within_quota else 0
@@ -628,7 +701,7 @@ class Publisher:
             "job_id": job,
             "payload": ticket.payload if ticket else "",
             "due_ms": ticket.due_ms if ticket and ticket.due_ms else "",
-            "control": keys.CONTROL,
+            "control": channel_on(self._redis, keys.CONTROL),
             "message": WAKE if ticket else control,
             "created_ms": "" if created_ms is None else int(created_ms),
             "task_id": task_id,
@@ -642,13 +715,11 @@ class Publisher:
             "webhook_lives_ms": self._webhook_ttl_seconds * 1000,
             "lease_ms": "over" if lease_over else "" if lease_seconds is None else int(lease_seconds * 1000),
         }
-        write = partial(
-            self._calls.call,
-            self._script,
-            keys=[named_keys[key] for key in _KEYS],
-            args=[*(arguments[argument] for argument in _ARGUMENTS[:-1]), *_flat(fields)],
-        )
-        reason, detail = await patiently(write, self._patient)
+        args = [*(arguments[argument] for argument in _ARGUMENTS[:-1]), *_flat(fields)]
+        return [named_keys[key] for key in _KEYS], args
+
+    def _answered(self, reason: Any, detail: Any) -> int:
+        """The version. Raises Refused and what else the script refuses for."""
         if reason == b"ok":
             self._on_event()
             return int(detail)
@@ -679,6 +750,8 @@ def _fresh_attempt(task: Task) -> dict[str, Any]:
         "unit": None,
         "rate": None,
         "eta_seconds": None,
+        "partial": None,
+        "whole_partial": None,
     }
 
 

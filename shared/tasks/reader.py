@@ -24,7 +24,7 @@ from headway.shared.tasks.models import Event, OwnerId, Status, Task, TaskId
 LIVE_FIELDS: Final = (
     *("task_id", "version", "status", "progress", "step", "total_steps", "message"),
     *("done", "total", "unit", "rate", "eta_seconds", "attempt", "size_bytes"),
-    *("started_at", "updated_at", "finished_at", "result", "error"),
+    *("started_at", "updated_at", "finished_at", "partial", "result", "error"),
 )
 
 #: Between two tries of a patient reader or publisher: short beside what a watcher notices, long beside a refusal.

@@ -9,7 +9,7 @@ import pytest
 
 from headway.shared import keys
 from headway.shared.errors import Refused
-from headway.shared.redis.client import RedisClient
+from headway.shared.redis.client import RedisClient, channel_on
 from headway.shared.settings import Settings
 from headway.shared.tasks.lost import lost_event
 from headway.shared.tasks.models import ANYONE, FeedEvent, Result, Status, Task
@@ -120,7 +120,7 @@ async def test_who_watches_is_told_once_of_what_redis_no_longer_knows(
     for task_id in gone:
         await any_redis.delete(keys.state(task_id), keys.events(task_id))
     async with any_redis.pubsub() as watching:
-        await watching.subscribe(keys.OWNER_LIVE % ANYONE)
+        await watching.subscribe(channel_on(any_redis, keys.OWNER_LIVE % ANYONE))
         for _ in range(3):  # a page that was read before, an id named twice: no second word
             await publisher.let_go(ANYONE, [*gone, *gone, kept.task_id])
         await publisher.emit(kept.task_id, "note", {"text": "the last"})

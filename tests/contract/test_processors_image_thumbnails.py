@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +150,116 @@ def test_what_is_no_image_or_too_large_says_what_to_do(tmp_path: Path) -> None:
         (folder := tmp_path / str(number)).mkdir()
         with pytest.raises(BadInput, match=word):
             image_thumbnails(job_for(folder, data))
+
+
+# What people really have.
+
+
+def _with_app1(jpeg: bytes, payload: bytes) -> bytes:
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload + jpeg[2:]
+
+
+def _two_colours() -> Image.Image:
+    """60 × 30, red on the left."""
+    image = Image.new("RGB", (60, 30), RED)
+    image.paste(BLUE, (30, 0, 60, 30))
+    return image
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0MM\0*" + bytes(99),
+        b"Exif\0\0II*\0\xff\xff\xff\x7f",
+        b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 200,
+        b"Exif\0\0nonsense",
+        b"Exif\0\0",
+    ],
+)
+def test_broken_exif_is_no_broken_picture(tmp_path: Path, exif: bytes) -> None:
+    job = job_for(tmp_path, _with_app1(saved(_two_colours(), "JPEG"), exif), sizes=[30])
+    summary = image_thumbnails(job) or {}
+    assert (summary["width"], summary["height"], only(job).size) == (60, 30, (30, 15))
+
+
+@pytest.mark.parametrize("turn", [3, 6, 8])
+def test_xmp_says_how_the_camera_was_held_where_exif_does_not(tmp_path: Path, turn: int) -> None:
+    xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="{turn}"/></x:xmpmeta>'
+    data = _with_app1(saved(_two_colours(), "JPEG"), b"http://ns.adobe.com/xap/1.0/\0" + xmp.encode())
+    job = job_for(tmp_path, data, sizes=[60], format="png")
+    summary = image_thumbnails(job) or {}
+    upright = (60, 30) if turn == 3 else (30, 60)
+    assert (summary["width"], summary["height"]) == only(job).size == upright
+    red = only(job).getpixel({3: (50, 15), 6: (15, 10), 8: (15, 50)}[turn])
+    assert isinstance(red, tuple)
+    assert red[0] > 200 > 60 > red[2]
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_a_tiff_is_turned_once_and_its_sides_are_the_upright_ones(tmp_path: Path, turn: int, compression: str) -> None:
+    data = saved(_two_colours(), "TIFF", tiffinfo={0x0112: turn}, compression=compression)
+    job = job_for(tmp_path, data, sizes=[60], format="png")
+    summary = image_thumbnails(job) or {}
+    upright = (30, 60) if turn >= 5 else (60, 30)
+    assert (summary["width"], summary["height"]) == only(job).size == upright
+
+
+def test_a_prints_colours_are_shown_by_its_profile(tmp_path: Path) -> None:
+    image = _two_colours().convert("CMYK")
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()  # not a printer's: it does not fit
+    job = job_for(tmp_path, saved(image, "TIFF", icc_profile=profile), sizes=[60], format="png")
+    summary = image_thumbnails(job) or {}
+    assert "colour profile of the picture is broken" in summary["notes"][0]
+    red = only(job).getpixel((10, 10))
+    assert isinstance(red, tuple)
+    assert red[0] > 200 > 60 > red[2]
+
+
+@pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
+def test_what_phones_take_is_a_picture(tmp_path: Path, kind: str) -> None:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    job = job_for(tmp_path, saved(_two_colours(), kind, quality=90), sizes=[30], format="png")
+    summary = image_thumbnails(job) or {}
+    assert (summary["format"], summary["width"], summary["height"]) == (kind, 60, 30)
+    red = only(job).getpixel((5, 5))
+    assert isinstance(red, tuple)
+    assert red[0] > 200 > 60 > red[2]
+
+
+@pytest.mark.parametrize("head", ["", '<?xml version="1.0"?>\n', "\ufeff<!-- drawn -->\n"])
+def test_a_drawing_is_refused_with_a_word(tmp_path: Path, head: str) -> None:
+    data = f'{head}<svg xmlns="http://www.w3.org/2000/svg"><rect width="9" height="9"/></svg>'.encode()
+    with pytest.raises(BadInput, match=r"This is an SVG.+PNG"):
+        image_thumbnails(job_for(tmp_path, data))
+
+
+def test_a_zip_of_pictures_gives_a_thumbnail_each_and_a_contact_sheet(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, colour in (("a/one.jpg", RED), ("b/one.jpg", BLUE), ("two.png", RED)):
+            archive.writestr(name, saved(Image.new("RGB", (60, 30), colour), "JPEG"))
+        archive.writestr("__MACOSX/._two.png", b"x")
+        archive.writestr("notes.txt", b"hello")
+    job = job_for(tmp_path, out.getvalue(), sizes=[20, 40], format="png")
+    summary = image_thumbnails(job) or {}
+    assert (summary["pictures"], summary["left_out"], len(summary["thumbnails"])) == (3, 2, 6)
+    assert {path.name for path in job.outputs.iterdir()} == {
+        summary["contact_sheet"],
+        *(one["file"] for one in summary["thumbnails"]),
+    }
+    assert {"a__one-20.png", "b__one-40.png", "two-20.png"} <= {one["file"] for one in summary["thumbnails"]}
+    assert any("notes.txt" in note for note in summary["notes"])
+    with Image.open(job.outputs / summary["contact_sheet"]) as sheet:
+        colours = {sheet.convert("RGB").getpixel((place % 2 * 168 + 88, place // 2 * 168 + 88)) for place in range(3)}
+    assert len(colours) == 2
+
+
+def test_a_zip_without_a_picture_says_so(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("notes.txt", b"hello")
+    with pytest.raises(BadInput, match="no picture in the zip"):
+        image_thumbnails(job_for(tmp_path, out.getvalue()))

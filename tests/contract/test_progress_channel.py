@@ -10,7 +10,7 @@ import pytest
 
 from headway.shared import keys
 from headway.shared.errors import Conflict, Refused, UnknownTask
-from headway.shared.redis.client import RedisClient
+from headway.shared.redis.client import RedisClient, channel_on
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import (
     ANYONE,
@@ -107,7 +107,7 @@ async def test_each_event_has_the_next_version_in_the_state_the_history_and_the_
 ) -> None:
     task = a_task()
     async with any_redis.pubsub() as pubsub:
-        await pubsub.subscribe(keys.channel(task.task_id))
+        await pubsub.subscribe(channel_on(any_redis, keys.channel(task.task_id)))
         attempt = await claimed(publisher, reader, task)
         await publisher.emit(task.task_id, "log", {"message": "hello"}, attempt=attempt)
         await publisher.change(task.task_id, {"progress": 50}, allowed=(Status.PROCESSING,), attempt=attempt)

@@ -177,3 +177,25 @@ def test_both_servers_send_the_same_bytes(own_platform: Platform) -> None:
                     told.append((answer.status_code, kept, answer.read()))
             assert told[0] == told[1]
             assert told[0][2]
+
+
+@pytest.mark.parametrize("path", ["/tasks/{}/events", "/task-progress/{}", "/events?task={}", "/events"])
+@pytest.mark.parametrize("server", SERVERS)
+def test_signs_of_life_are_events_for_who_asks_and_comments_for_everybody_else(
+    own_platform: Platform, path: str, server: Server
+) -> None:
+    own_platform.start_api(server=server, HEADWAY_HEARTBEAT_SECONDS="0.1")
+    task_id = own_platform.submit("rehearsal")["task_id"]
+    url = own_platform.url + path.format(task_id)
+    for asked in (True, False):
+        with opened(url + ("&" if "?" in url else "?") + "alive=1" if asked else url) as answer:
+            said, pieces = b"", answer.iter_raw()
+            while said.count(b"event: alive\n" if asked else b": still here\n") < 4:
+                said += next(pieces)
+        assert (b"event: alive" in said, b": still here" in said) == (asked, not asked)
+        if asked:
+            signs = [json.loads(line[6:]) for line in said.split(b"\n") if b'"heartbeat_seconds"' in line]
+            versions = [sign["version"] for sign in signs]
+            assert versions[0] is None
+            assert versions[-1] == 1
+            assert {sign["heartbeat_seconds"] for sign in signs} == {0.1}

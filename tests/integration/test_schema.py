@@ -188,6 +188,15 @@ def test_every_answer_of_a_walk_over_all_routes_is_as_described(walked: tuple[Pl
     [notice] = ask("GET", f"{here}/webhooks", 200).json()["webhooks"]
     ask("POST", f"{here}/webhooks/{notice['id']}/resend", 202)
     ask("POST", f"{here}/webhooks/none/resend", 404)
+    taken = {"processor": "checksum", "input": {"task_id": task["task_id"]}}
+    ask("GET", ask("POST", "/tasks", 202, json=taken).json()["links"]["self"], 200)
+    ask("POST", "/tasks", 404, json={"processor": "checksum", "input": {"task_id": "0" * 32}})
+    steps: list[dict[str, Any]] = [{"processor": "checksum"}, {"processor": "compress"}]
+    ask("POST", "/pipelines", 202, json={"steps": steps, "input": {"task_id": task["task_id"]}})
+    ask("POST", "/pipelines", 202, data={"steps": json.dumps(steps)}, files=file)
+    ask("POST", "/pipelines", 201, json={"steps": steps, "filename": "a", "size_bytes": 1})
+    ask("POST", "/pipelines", 422, json={"steps": []})
+    ask("POST", "/pipelines", 415, content=b"x", headers={"Content-Type": "text/plain"})
     ask("POST", "/tasks", 422, json={"processor": "rehearsal", "webhook": {"url": "none"}})
     ask("POST", f"{here}/cancel", 409)
     ask("POST", f"{here}/retry", 409)

@@ -156,7 +156,8 @@ def test_keys_are_asked_for_and_an_owner_sees_only_its_own(own_platform: Platfor
         {"Authorization": "Bearer ä"},
     ):
         answer = httpx.get(f"{url}/tasks", headers=[(k.encode(), v.encode()) for k, v in wrong.items()])
-        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+        told = 'Bearer error="invalid_token"' if wrong.get("Authorization", "").startswith("Bearer ") else "Bearer"
+        assert (answer.status_code, answer.headers["www-authenticate"]) == (401, told)
     task = httpx.post(f"{url}/tasks", data={"processor": "checksum"}, files={"file": ("a", b"x")}, headers=alice).json()
     path = f"{url}/tasks/{task['task_id']}"
     assert httpx.get(path, headers=alice).status_code == 200

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from headway.shared import keys
-from headway.shared.redis.client import RedisClient, connect
+from headway.shared.redis.client import RedisClient, channel_on, connect
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import TERMINAL, TaskId
 from headway.shared.tasks.reader import decode_message
@@ -48,7 +48,7 @@ async def history(redis: RedisClient, task_id: TaskId) -> list[dict[str, Any]]:
 async def until_version(redis: RedisClient, task_id: TaskId, version: int) -> None:
     """Returns when the task has had that many events, or has ended."""
     async with redis.pubsub() as pubsub:
-        await pubsub.subscribe(keys.channel(task_id))
+        await pubsub.subscribe(channel_on(redis, keys.channel(task_id)))
         while True:
             message = await pubsub.get_message(timeout=60)
             assert message is not None, f"the task says nothing: {await redis.hgetall(keys.state(task_id))}"  # type: ignore[misc]

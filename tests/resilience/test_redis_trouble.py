@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from headway.shared import keys
-from headway.shared.redis.client import connect, trouble_ahead
+from headway.shared.redis.client import channel_on, connect, trouble_ahead
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import TaskId
 from headway.shared.tasks.queue import JobTicket, serialize
@@ -184,7 +184,7 @@ def test_jobs_that_cannot_be_run_leave_the_queue_and_no_worker_ends(fleet: Platf
         if payload is not None:
             control.set(keys.job(job), payload, px=60_000)
         control.zadd(keys.QUEUE, {job: 1})
-    control.publish(keys.CONTROL, "wake")
+    control.publish(channel_on(control, keys.CONTROL), "wake")
     wait_for("the queue is empty", lambda: not control.exists(keys.QUEUE, keys.LINE_JOBS))
     after = fleet.submit("checksum", b"still here")
     assert fleet.wait(after["task_id"])["status"] == "completed"

@@ -52,6 +52,7 @@ def test_api_and_worker_do_their_work_with_the_users_of_the_file(
     own_platform: Platform, own_redis: RedisServer, admin: redis.Redis
 ) -> None:
     keys = '{"alice": "a-key-of-sixteen-characters"}'
+    own_platform._env["HEADWAY_WEBHOOK_SECRET"] = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
     own_platform.start_api(HEADWAY_REDIS_URL=url_of(own_redis, "api"), HEADWAY_API_KEYS=keys)
     worker = own_platform.start_worker(HEADWAY_REDIS_URL=url_of(own_redis, "worker"), HEADWAY_API_KEYS=keys)
     mine = {"Authorization": "Bearer a-key-of-sixteen-characters"}
@@ -70,6 +71,12 @@ def test_api_and_worker_do_their_work_with_the_users_of_the_file(
         assert client.get("/batches/b").json()["progress"] == 100
         assert client.get("/tasks.csv").text.count("\n") == 2
         assert 'headway_tasks_ended_total{processor="checksum",status="completed"} 1.0' in client.get("/metrics").text
+        steps: Any = [{"processor": "checksum"}, {"processor": "checksum"}]
+        chained = {"steps": steps, "input": {"task_id": task["task_id"]}, "webhook": {"url": "http://127.0.0.1:9/"}}
+        last = client.post("/pipelines", json=chained).json()["tasks"][-1]["links"]["self"]
+        wait_for("it is told", lambda: any(one["tries"] for one in client.get(f"{last}/webhooks").json()["webhooks"]))
+        notice = client.get(f"{last}/webhooks").json()["webhooks"][0]["id"]
+        assert client.post(f"{last}/webhooks/{notice}/resend").status_code == 202
         metadata = "filename YS50eHQ=,processor Y2hlY2tzdW0="
         tus = {"Tus-Resumable": "1.0.0", "Upload-Length": "5", "Upload-Metadata": metadata}
         address = client.post("/uploads", headers=tus).headers["Location"]
@@ -89,6 +96,23 @@ def test_api_and_worker_do_their_work_with_the_users_of_the_file(
     log: Any = admin.acl_log()
     refused = [f"{entry['username']}: {entry['context']} {entry['object']}" for entry in log]
     assert refused == []
+
+
+def test_the_users_of_another_namespace_are_made_from_the_same_file(
+    own_platform: Platform, own_redis: RedisServer, admin: redis.Redis
+) -> None:
+    """As docs/operating.md says it, with `sed`."""
+    for line in USERS.read_text().replace("headway:", "blue:").splitlines():
+        _, name, *rules = line.split()
+        admin.execute_command("ACL", "SETUSER", name, "reset", *rules)  # type: ignore[no-untyped-call]
+    env: dict[str, Any] = {"HEADWAY_NAMESPACE": "blue"}
+    own_platform.start_api(HEADWAY_REDIS_URL=url_of(own_redis, "api"), **env)
+    own_platform.start_worker(HEADWAY_REDIS_URL=url_of(own_redis, "worker"), **env)
+    task = own_platform.submit("checksum", b"hello", batch_id="b")
+    assert own_platform.wait(task["task_id"])["status"] == "completed"
+    assert list(admin.scan_iter(match="headway:*", count=1000)) == []
+    refused: Any = admin.acl_log()
+    assert [entry["object"] for entry in refused] == []
 
 
 FORBIDDEN = (

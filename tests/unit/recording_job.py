@@ -35,6 +35,7 @@ class RecordingJob:
         self.phases: list[str] = []
         self.counts: list[tuple[str, int, int | None]] = []
         self.logs: list[str] = []
+        self.partials: list[Any] = []
         self.outputs = folder / "outputs"
         self.outputs.mkdir()
         self._input = folder / "input"
@@ -90,6 +91,9 @@ class RecordingJob:
 
     def log(self, text: str, level: str = "info") -> None:
         self.logs.append(text)
+
+    def partial(self, value: Any) -> None:
+        self.partials.append(value)
 
     def checkpoint(self, state: Any) -> None:
         self.restored = state

@@ -19,7 +19,7 @@ from headway.worker.sweeper import Sweeper
 from tests.contract.test_progress_channel import a_task
 
 #: Takes a job out of the line, wherever it is.
-FORGET = script_with_line("LINE.forget(ARGV[1])", (), ("job",))
+FORGET = script_with_line("LINE.forget(ARGV[1])", (), ("job",), None)
 
 
 class Bench:

@@ -18,6 +18,7 @@ from headway.worker.frames import (
     FRAMES_A_SECOND,
     LAST_WORD_BYTES,
     MOST_UNITS,
+    PARTIAL_BYTES,
     SAMPLED_AT_ONCE,
     SUMMARY_BYTES,
     Disturbed,
@@ -37,13 +38,14 @@ COUNT: Final[dict[str, Any]] = {
 }
 LOG: Final[dict[str, Any]] = {"kind": "log", "level": "info", "message": "a", "at": "2026-12-01T01:02:03.456Z"}
 CHECKPOINT: Final[dict[str, Any]] = {"kind": "checkpoint", "state": {"at": [1, 2.5]}, "progress": 3}
+PARTIAL: Final[dict[str, Any]] = {"kind": "partial", "value": {"rows": [1, 2.5, None]}}
 DONE: Final[dict[str, Any]] = {
     "kind": "done",
     "summary": {"a": 1},
     "outputs": {"a.txt": "text/plain", "täst 日本": None},
 }
 FAILED: Final[dict[str, Any]] = {"kind": "failed", "type": "bad_input", "message": "It is not."}
-GOOD: Final = (COUNT, COUNT | {"kind": "phase"}, LOG, CHECKPOINT, DONE, FAILED)
+GOOD: Final = (COUNT, COUNT | {"kind": "phase"}, LOG, CHECKPOINT, PARTIAL, DONE, FAILED)
 
 
 def line_of(frame: Any) -> bytes:
@@ -69,6 +71,8 @@ FORGED: Final[list[Any]] = [
     LOG | {"at": "now"},
     LOG | {"at": "2026-12-01T01:02:03.456Z\n"},
     CHECKPOINT | {"state": "x" * CHECKPOINT_BYTES},
+    PARTIAL | {"value": "x" * PARTIAL_BYTES},
+    PARTIAL | {"more": 1},
     DONE | {"summary": None},
     DONE | {"summary": [1]},
     DONE | {"summary": {"a": "x" * SUMMARY_BYTES}},
@@ -222,7 +226,7 @@ def test_of_a_hundred_thousand_forged_frames_none_gets_through_that_is_not_well_
             continue
         taken += 1
         assert len(text_of(frame)) <= LAST_WORD_BYTES  # it can be said again, so no number in it is none
-        assert frame["kind"] in ("phase", "count", "log", "checkpoint", "done", "failed")
+        assert frame["kind"] in ("phase", "count", "log", "checkpoint", "partial", "done", "failed")
         if frame["kind"] in ("phase", "count"):
             assert 0 <= frame["progress"] <= 100
             assert type(frame["done"]) is int

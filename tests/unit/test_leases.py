@@ -6,7 +6,7 @@ import pytest
 
 from headway.shared import keys
 from headway.shared.errors import RedisAway
-from headway.shared.redis.client import RedisClient
+from headway.shared.redis.client import RedisClient, channel_on
 from headway.shared.tasks.queue import WAKE
 from headway.worker.leases import Leases
 
@@ -39,7 +39,7 @@ async def test_what_has_ended_leaves_and_what_is_given_back_wakes_the_others(any
     leases = Leases(any_redis, "ours", 30)
     await leases.turn(2)
     async with any_redis.pubsub() as heard:
-        await heard.subscribe(keys.CONTROL)
+        await heard.subscribe(channel_on(any_redis, keys.CONTROL))
         await heard.get_message(timeout=5)
         turn = await leases.turn(1, ended=["a"], given_back=["b"])
         message = await heard.get_message(timeout=5)

@@ -17,9 +17,11 @@ from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
 import headway.api.streams.listeners
+import headway.api.streams.owner_listener
 import headway.api.streams.relay
 import headway.shared.tasks.owner_feed
 from headway.api.streams.listeners import Listener
+from headway.api.streams.owner_listener import OwnerListener
 from headway.api.streams.owner_reader import OwnerReader
 from headway.api.streams.relay import Relay
 from headway.api.streams.sse import NDJSON, SSE, Comment
@@ -311,6 +313,19 @@ async def test_a_task_that_redis_lost_ends_once_whoever_found_it_first(stage: St
     [kept] = await stage.tasks(1)
     await stage.arrived(3)
     assert [event.task_id for event in await told(listener)] == [kept.task_id]
+
+
+async def test_what_was_told_as_lost_is_not_remembered_for_ever(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody says it again where Redis came back empty, and a stream may live through that any number of times."""
+    monkeypatch.setattr(headway.api.streams.owner_listener, "TOLD_LOST", 2)
+    tasks = await stage.tasks(5)
+    listener = await stage.listen()
+    await told(listener)
+    await stage.redis.delete(*(keys.state(task.task_id) for task in tasks))
+    stage.relay._on_subscribed(CHANNEL)
+    assert [event.is_terminal for event in await told(listener)] == [True] * 5
+    assert isinstance(listener, OwnerListener)
+    assert len(listener._told_lost) == 2
 
 
 async def test_a_lost_task_that_comes_back_is_told_with_its_true_end(stage: Stage) -> None:

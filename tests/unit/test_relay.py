@@ -19,7 +19,7 @@ from headway.api.streams.relay import Relay
 from headway.api.streams.sse import Comment
 from headway.api.submission import draft
 from headway.shared import keys
-from headway.shared.redis.client import RedisClient
+from headway.shared.redis.client import RedisClient, channel_on
 from headway.shared.settings import Settings
 from headway.shared.tasks.models import ANYONE, ErrorType, Event, OwnerId, Status, Task, TaskId
 from headway.shared.tasks.progress import Publisher
@@ -325,7 +325,7 @@ async def test_a_stop_ends_every_stream_and_those_that_come_after(stage: Stage) 
 
 
 async def subscribers(redis: RedisClient, task_id: TaskId) -> int:
-    [(_, count)] = await redis.pubsub_numsub(keys.channel(task_id))
+    [(_, count)] = await redis.pubsub_numsub(channel_on(redis, keys.channel(task_id)))
     return int(count)
 
 

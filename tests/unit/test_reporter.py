@@ -333,3 +333,18 @@ def test_an_output_with_a_name_that_is_no_plain_name_is_refused(heard: Heard, na
             make(name)
     assert heard.job.outputs == {}
     assert list(heard.outputs.iterdir()) == []
+
+
+def test_a_partial_result_is_sent_at_once_and_then_the_newest(heard: Heard) -> None:
+    value = {"rows": 1}
+    heard.job.partial(value)
+    value["rows"] = 2  # what was given is what is shown
+    for rows in range(10, 20):
+        heard.job.partial({"rows": rows})
+    with heard.job.sampling():
+        pass
+    shown = [message["value"]["rows"] for message in heard.messages if message["kind"] == "partial"]
+    assert (shown[0], shown[-1]) == (1, 19)
+    assert len(shown) < 11
+    with pytest.raises(ValueError, match="16384 bytes"):
+        heard.job.partial("x" * 16_384)

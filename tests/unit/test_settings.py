@@ -126,6 +126,7 @@ CASES: Final[dict[str, Case]] = {
     "max_upload_bytes": Case(5 * GIB, "10GiB", 10 * GIB, ("0", "-1", "many", "10 parsecs", "9" * 400)),
     "owner_quota_bytes": Case(0, "20GiB", 20 * GIB, ("-1", "some")),
     "disk_reserve_bytes": Case(None, "1GiB", GIB, ("-1", "some")),
+    "namespace": Case("headway", "blue-2", "blue-2", ("Blue", "a:b", "a b", "2", "x" * 41)),
     "task_ttl_seconds": Case(7 * DAY_SECONDS, "60", 60, ("0", "-1", "1.5", "week", "9" * 5000)),
     "history_length": Case(1000, "20", 20, ("0", "1000000", "all")),
     "lease_seconds": Case(3.0, "0.5", 0.5, ("0", "nan", "inf", "soon")),

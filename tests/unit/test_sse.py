@@ -111,6 +111,7 @@ class Source:
         self.items: asyncio.Queue[list[tuple[Event, str | None] | Comment] | None] = asyncio.Queue()
         self.drained = False
         self.closings = 0
+        self.newest: int | None = 17
 
     async def next(self) -> list[tuple[Event, str | None] | Comment] | None:
         return await self.items.get()
@@ -157,11 +158,13 @@ class Server:
     def bodies(self) -> list[bytes]:
         return [message["body"] for message in self.sent[1:]]
 
-    def start(self, source: Source, method: str = "GET", **given: Any) -> asyncio.Task[None]:
+    def start(
+        self, source: Source, method: str = "GET", encoder: Encoder | None = None, **given: Any
+    ) -> asyncio.Task[None]:
         scope: dict[str, Any] = {"type": "http", "method": method, "path": "/x"}
         scope["headway.send"] = self.send
         deadlines: Any = {"heartbeat_seconds": 600.0, "send_timeout_seconds": 600.0} | given
-        response = EventStreamResponse(source.entered(), SSE(), **deadlines)
+        response = EventStreamResponse(source.entered(), encoder or SSE(), **deadlines)
         return asyncio.create_task(response(scope, self.receive, self.send))
 
 
@@ -291,3 +294,16 @@ async def test_a_server_that_stops_the_request_closes_the_source() -> None:
     with pytest.raises(asyncio.CancelledError):
         await running
     assert source.closings == 1
+
+
+async def test_who_asks_for_it_gets_signs_of_life_as_events() -> None:
+    server, source = Server(), Source()
+    source.items.put_nowait([(STATE, None)])
+    running = server.start(source, encoder=SSE("", 0.05), heartbeat_seconds=0.01)
+    await wait_until("there were signs of life", lambda: len(server.bodies) > 3)
+    source.items.put_nowait(None)
+    await running
+    first, *signs, _ = server.bodies
+    begins = b'retry: 1000\nevent: alive\ndata: {"version":null,"heartbeat_seconds":0.05}\n\n'
+    assert first == begins + SSE().event(STATE)
+    assert set(signs) == {b'event: alive\ndata: {"version":17,"heartbeat_seconds":0.05}\n\n'}

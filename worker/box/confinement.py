@@ -194,15 +194,18 @@ def _probe(plan: Plan, targets: _Targets) -> dict[str, Any]:
 def _be_probe(plan: Plan, targets: _Targets, read: int, write: int) -> None:
     try:
         os.close(read)
-        try:
-            keeper.keep(
-                *(plan, targets.needs()),
-                lambda: _tell(write, dict(_trials(targets))),
-                report=os.open(os.devnull, os.O_WRONLY),
-                forget=lambda: os.close(write),
-            )
-        except OSError as error:
-            _tell(write, {"failed": (error.errno, error.strerror, error.filename)})
+
+        def failed(error: Exception) -> None:
+            about = (getattr(error, name, None) for name in ("errno", "strerror", "filename"))
+            _tell(write, {"failed": tuple(about)})
+
+        attempt = keeper.Attempt(
+            targets.needs(),
+            work=lambda: _tell(write, dict(_trials(targets))),
+            forget=lambda: os.close(write),
+            failed=failed,
+        )
+        keeper.keep(plan, lambda: attempt, report=os.open(os.devnull, os.O_WRONLY), leave=lambda: None)
     finally:
         os._exit(0)
 

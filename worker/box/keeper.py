@@ -6,6 +6,8 @@ it is detached, stays beneath it. When the child has ended it ends the rest, and
 kernel kills what is in the namespace, and elsewhere the fork server finds what is left. It reads nothing that the child
 says.
 
+It is made ahead of its attempt: what of the box is the same for all is there when the attempt comes.
+
 The box is whole or the processor does not run: a wall that was found to stand and cannot be put up ends the attempt.
 """
 
@@ -37,6 +39,10 @@ from headway.worker.box.walls import LANDLOCK, NAMESPACES, Wall, temporary_folde
 
 #: What the keeper tells the fork server at its end: the child's wait status, and how many processes it left behind.
 REPORT: Final = struct.Struct("=ii")
+#: What it is called, before it has an attempt and from then on; and what its child is.
+AHEAD: Final = "headway-ahead"
+KEEPER: Final = "headway-keeper"
+CHILD: Final = "headway-task"
 #: Of the memory of a task; besides it, because it is counted where it is mapped.
 SHM_SHARE: Final = 4
 _GPU: Final = ("nvidia", "dri", "kfd", "dxg")
@@ -102,52 +108,84 @@ class Needs:
         return [f"/dev/{name}" for name in sorted(os.listdir("/dev")) if name.startswith(_GPU)]
 
 
-def keep(
-    plan: Plan | None, needs: Needs, work: Callable[[], None], *, report: int, forget: Callable[[], None]
-) -> NoReturn:
-    """Runs `work` in a child of this process, in the box of `plan` if there is one; never returns.
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What a keeper is told when there is something to keep."""
 
-    Raises OSError in place of `work` where a wall cannot be put up, in this process or in the child. `report` is a pipe
-    for REPORT; `forget` closes what is the child's alone."""
-    if plan is not None and Wall.PID in plan.walls and os.getpid() != 1:
-        _go_on_as_process_1(forget)
-    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
-    proc = -1
-    if plan is not None:
-        temporary = _use_for_temporary_files(Path(needs.output_folder))
-        proc = _surround(plan, needs, temporary)
+    needs: Needs
+    #: Runs in the child, inside of the box.
+    work: Callable[[], None]
+    #: Closes what is the child's alone.
+    forget: Callable[[], None]
+    #: Says that there is no child, and why.
+    failed: Callable[[Exception], None]
+
+
+def keep(
+    plan: Plan | None, wait: Callable[[], Attempt], *, report: int, leave: Callable[[], None], network: bool = False
+) -> NoReturn:
+    """Makes of the box of `plan`, if there is one, what is the same for all, waits for an attempt, and runs its `work`
+    in a child of this process, in the whole of the box. Never returns.
+
+    Where a wall cannot be put up, in this process or in the child, the attempt is told so in place of `work`. `report`
+    is a pipe for REPORT; `leave` closes what `wait` hears through; `network`: it is for attempts that have one."""
+    trouble, proc = None, -1
+    try:
+        kernel.name_process(AHEAD)
+        if plan is not None and Wall.PID in plan.walls and os.getpid() != 1:
+            _go_on_as_process_1(leave)
+        kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+        if plan is not None:
+            proc = _prepare(plan, network=network)
+    except OSError as error:
+        trouble = error
+    attempt = wait()
+    leave()
+    try:
+        kernel.name_process(KEEPER)
+        if trouble is not None:
+            raise trouble  # noqa: TRY301
+        _run(plan, attempt, proc, report=report)
+    except Exception as error:
+        attempt.failed(error)
+    os._exit(0)
+
+
+def _run(plan: Plan | None, attempt: Attempt, proc: int, *, report: int) -> None:
+    needs = attempt.needs
+    temporary = None if plan is None else _finish(plan, needs, mounted=proc >= 0)
     os.chdir(needs.output_folder)
     folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     keeper = os.getpid()
     child = os.fork()
     if child == 0:
         os.setsid()
+        kernel.name_process(CHILD)
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != keeper:
             os._exit(0)
         for descriptor in (report, folder):
             os.close(descriptor)
         limit(needs)
-        if plan is not None:
+        if plan is not None and temporary is not None:
             enter(plan, needs, temporary, proc)
-        work()
+        attempt.work()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.close()
         # Not sys.exit: nothing of the fork server's own may run its clean-up here, and a thread of the processor may
         # not keep a child alive that has said its last word.
         os._exit(0)
-    forget()
+    attempt.forget()
     status = _wait_for(child)
     left = _end_the_rest(own_namespace=keeper == 1)
     if plan is not None:
         _remove_temporary_files(folder, mounted=proc >= 0)
     with contextlib.suppress(OSError):
         os.write(report, REPORT.pack(status, left))
-    os._exit(0)
 
 
-def _go_on_as_process_1(forget: Callable[[], None]) -> None:
+def _go_on_as_process_1(leave: Callable[[], None]) -> None:
     """Where the fork server could not see to it: the caller goes on in a child that is process 1 of a new PID
     namespace. The process that called is the one that the worker knows; it waits, and neither outlives the other."""
     outer = os.getpid()
@@ -156,7 +194,7 @@ def _go_on_as_process_1(forget: Callable[[], None]) -> None:
     if inner == 0:
         die_with(outer)
         return
-    forget()
+    leave()
     os.waitpid(inner, 0)
     os._exit(0)
 
@@ -169,25 +207,35 @@ def die_with(parent: int) -> None:
         os._exit(0)  # it ended before we asked
 
 
-def _surround(plan: Plan, needs: Needs, temporary: Path) -> int:
-    """The namespaces. Returns a descriptor of a /proc that can be written, or -1."""
-    walls = plan.walls - ({Wall.NETWORK} if needs.network else set())
-    namespaces.leave(walls)
-    if Wall.MOUNT not in walls:
+def _prepare(plan: Plan, *, network: bool) -> int:
+    """The namespaces, and of the root what is the same for all. Returns a descriptor of a /proc that can be written, or
+    -1."""
+    namespaces.leave(plan.walls - ({Wall.NETWORK} if network else set()))
+    if Wall.MOUNT not in plan.walls:
         return -1
-    proc = plan.root.build(
-        *(needs.input_path, needs.output_folder, str(temporary)),
-        reads=needs.readable(),
-        devices=needs.devices(),
-        shm_bytes=needs.memory_bytes // SHM_SHARE,
-        own_proc=plan.own_proc,
-    )
+    proc = plan.root.prepare(own_proc=plan.own_proc)
     if plan.own_proc and _linux() >= _OWN_PID_MAX:
         with contextlib.suppress(OSError):  # not ours to set; RLIMIT_NPROC stands
             limit = os.open("sys/kernel/pid_max", os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
             os.write(limit, str(MOST_PROCESSES).encode())
             os.close(limit)
     return proc
+
+
+def _finish(plan: Plan, needs: Needs, *, mounted: bool) -> Path:
+    """The rest of the root. Returns the folder for temporary files."""
+    if not mounted:
+        return _use_for_temporary_files(Path(needs.output_folder))
+    with namespaces.in_the_old_root():
+        temporary = _use_for_temporary_files(Path(needs.output_folder))
+        devices = needs.devices()
+    plan.root.finish(
+        *(needs.input_path, needs.output_folder, str(temporary)),
+        reads=needs.readable(),
+        devices=devices,
+        shm_bytes=needs.memory_bytes // SHM_SHARE,
+    )
+    return temporary
 
 
 def _linux() -> tuple[int, int]:

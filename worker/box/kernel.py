@@ -17,6 +17,7 @@ from seccompy import syscall_nr
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
 PR_SET_SECCOMP: Final = 22
+_PR_SET_NAME: Final = 15
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_SET_NO_NEW_PRIVS: Final = 38
 
@@ -34,6 +35,7 @@ MS_NOEXEC: Final = 8
 MS_BIND: Final = 4096
 MS_REC: Final = 16384
 MS_PRIVATE: Final = 1 << 18
+MS_SLAVE: Final = 1 << 19
 _MNT_DETACH: Final = 2
 
 MOUNT_ATTR_RDONLY: Final = 1
@@ -71,6 +73,11 @@ def _done(call: str, answer: int, about: str | None = None) -> None:
 
 def prctl(option: int, value: int) -> None:
     _done("prctl", _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0))
+
+
+def name_process(name: str) -> None:
+    """What it is called in /proc/PID/comm: at most 15 bytes."""
+    _done("prctl", _libc.prctl(_PR_SET_NAME, ctypes.c_char_p(name.encode()), 0, 0, 0))
 
 
 def unshare(flags: int) -> None:

@@ -12,8 +12,8 @@ user_namespaces(7), mount_namespaces(7).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from headway.worker.box import kernel
@@ -101,16 +101,43 @@ def leave(walls: Iterable[Wall]) -> None:
 
 
 class Root:
-    """A root for one child: what may be read, read-only; its input; its output; and small places of its own."""
+    """A root for one child: what may be read, read-only; its input; its output; and small places of its own.
+
+    It is made in two steps, each once, in a new mount namespace: `prepare`, before anybody knows for what, and
+    `finish`, when the attempt is there."""
 
     def __init__(self, readable: Readable) -> None:
         links = (path for path in ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32") if os.path.islink(path))
         self._links = {path: os.path.realpath(path) for path in links} | readable.links
         # Small files of /etc are copied, which costs less than a mount for each.
         self._copies = {place: content for place in readable.places if (content := _copied(place)) is not None}
-        self._places = [place for place in readable.places if place not in self._copies]
+        places = [place for place in readable.places if place not in self._copies]
+        self._places = [place for place in places if not _is_temporary(place)]
+        #: These hang in the attempt's own.
+        self._temporary_places = [place for place in places if _is_temporary(place)]
 
-    def build(
+    def prepare(self, *, own_proc: bool) -> int:
+        """What is the same for every attempt. `own_proc`: this is process 1 of a new PID namespace. Returns a
+        descriptor of a /proc that can be written, for who makes one more user namespace."""
+        base = next(path for path in _BASES if os.path.isdir(path))
+        # What is mounted on the machine until the attempt comes is there for it; `finish` ends that.
+        kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_SLAVE)
+        kernel.mount("tmpfs", base, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=0755,size=8m")
+        os.mkdir(f"{base}{_OLD}")
+        kernel.pivot_root(base, f"{base}{_OLD}")
+        os.chdir("/")
+        for place in self._places:
+            _bind(place, place)
+        for place, content in self._copies.items():
+            _write(place, content)
+        for device in filter(_is_there, _DEVICES):
+            _bind(device, device)
+        for name, target in _LINKS.items():
+            os.symlink(target, f"/dev/{name}")
+        os.makedirs("/dev/shm")  # noqa: S108
+        return _mount_proc(own=own_proc)
+
+    def finish(
         self,
         input_path: str | None,
         output: str,
@@ -119,28 +146,17 @@ class Root:
         reads: Iterable[str] = (),
         devices: Iterable[str] = (),
         shm_bytes: int,
-        own_proc: bool,
-    ) -> int:
-        """Called once, in a new mount namespace. `temporary` is what the child calls /tmp; `reads` and `devices` are
-        more of the machine's; `own_proc`: this is process 1 of a new PID namespace. Returns a descriptor of a /proc
-        that can be written, for who makes one more user namespace."""
-        base = next(path for path in _BASES if os.path.isdir(path))
-        output_of, temporary_of = os.path.realpath(output), os.path.realpath(temporary)
-        more = [path for path in reads if os.path.exists(path)]
-        links = self._links | {path: os.path.realpath(path) for path in more}
-        input_of = None if input_path is None else os.path.realpath(input_path)
-        kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
-        kernel.mount("tmpfs", base, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=0755,size=8m")
-        os.mkdir(f"{base}{_OLD}")
-        kernel.pivot_root(base, f"{base}{_OLD}")
-        os.chdir("/")
-        writable = [*_TEMPORARY, output, "/dev/shm"]  # noqa: S108
+    ) -> None:
+        """`temporary` is what the child calls /tmp; `reads` and `devices` are more of the machine's."""
+        with in_the_old_root():
+            output_of, temporary_of = os.path.realpath(output), os.path.realpath(temporary)
+            more = {path: os.path.realpath(path) for path in reads if os.path.exists(path)}
+            input_of = None if input_path is None else os.path.realpath(input_path)
+        links = self._links | more
         for name in _TEMPORARY:  # first: what is beneath them hangs in them
             _bind(temporary_of, name)
-        for place in (*self._places, *(os.path.realpath(path) for path in more)):
+        for place in (*self._temporary_places, *more.values()):
             _bind(place, place)
-        for place, content in self._copies.items():
-            _write(place, content)
         for link in sorted(links, key=len):
             if not os.path.lexists(link):
                 os.makedirs(os.path.dirname(link), exist_ok=True)
@@ -148,22 +164,40 @@ class Root:
         if input_path is not None and input_of is not None:
             _bind(input_of, input_path)
         _bind(output_of, output)
-        there = [device for device in (*_DEVICES, *devices) if os.path.exists(f"{_OLD}{device}")]
-        for device in there:
+        own_devices = [device for device in devices if _is_there(device)]
+        for device in own_devices:
             _bind(device, device)
-        for name, target in _LINKS.items():
-            os.symlink(target, f"/dev/{name}")
-        os.makedirs("/dev/shm")  # noqa: S108
         kernel.mount("tmpfs", "/dev/shm", "tmpfs", 0, f"mode=1777,size={shm_bytes}")  # noqa: S108
-        proc = _mount_proc(own=own_proc)
         kernel.unmount(_OLD)
         os.rmdir(_OLD)
+        kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
         kernel.change_mounts("/", set_=_READ_ONLY, recursive=True)
-        for place in writable:
+        for place in (*_TEMPORARY, output, "/dev/shm"):  # noqa: S108
             kernel.change_mounts(place, clear=kernel.MOUNT_ATTR_RDONLY)
-        for device in there:
+        for device in (*filter(os.path.exists, _DEVICES), *own_devices):
             kernel.change_mounts(device, clear=kernel.MOUNT_ATTR_NODEV)
-        return proc
+
+
+@contextmanager
+def in_the_old_root() -> Iterator[None]:
+    """Between `prepare` and `finish`: paths are the machine's."""
+    new = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.chroot(_OLD)
+        os.chdir("/")
+        yield
+    finally:
+        os.fchdir(new)
+        os.chroot(".")
+        os.close(new)
+
+
+def _is_temporary(path: str) -> bool:
+    return any(path == name or path.startswith(f"{name}/") for name in _TEMPORARY)
+
+
+def _is_there(device: str) -> bool:
+    return os.path.exists(f"{_OLD}{device}")
 
 
 def _copied(place: str) -> bytes | None:

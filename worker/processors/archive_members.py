@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bz2
 import lzma
-import re
 import stat
 import struct
 import tarfile
@@ -16,10 +15,12 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from headway.shared.errors import BadInput
+from headway.worker.processors.archive_names import guessed_encoding, is_of_macos, leads_out, zip_names
 from headway.worker.processors.archive_stream import (
     DEFLATE,
     PIECE_BYTES,
@@ -39,24 +40,41 @@ ENTRY_BYTES: Final = 512
 HEADER_BYTES: Final = 128 * 1024
 
 BLOCK_BYTES: Final = tarfile.BLOCKSIZE
+#: It comes to some megabytes at most.
+INFLATE64_BYTES: Final = 4096
 _LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
 _ENCRYPTED, _STRONG, _LZMA_HAS_END = 0x1, 0x40, 0x2
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """`left_out` says why, or is None. `pieces` are its bytes, to be read before the next member is asked for."""
+    """`left_out` says why, or is None. `pieces` are its bytes, to be read before the next member is asked for. A hard
+    link has none: it is a copy of the earlier member that `copy_of` names. `guessed` is the encoding of its name, where
+    that is a guess."""
 
     name: str
     folder: bool
-    left_out: str | None
+    left_out: LeftOut | None
     pieces: Iterator[bytes]
+    copy_of: str | None = None
+    guessed: str | None = None
 
 
-def _why_left_out(name: str) -> str | None:
-    if re.match(r"[/\\]|[A-Za-z]:", name):
-        return "an absolute path"
-    return "a path out of its folder" if ".." in re.split(r"[/\\]", name) else None
+class LeftOut(StrEnum):
+    """Why a member is left out, as it is said."""
+
+    SYMBOLIC_LINK = "a symbolic link"
+    HARD_LINK = "a hard link to what is not there"
+    DEVICE = "a device"
+    UNKNOWN = "of an unknown kind"
+    PATH = "a path out of its folder"
+    MACOS = "macOS's own"
+
+
+def _why_left_out(name: str) -> LeftOut | None:
+    if leads_out(name):
+        return LeftOut.PATH
+    return LeftOut.MACOS if is_of_macos(name) else None
 
 
 # zip
@@ -70,14 +88,18 @@ def zip_members(path: Path, raw: BinaryIO, *, memory_bytes: int, max_files: int,
             f"The archive says that it unpacks to {declared:,} bytes, where {max_bytes:,} are allowed for it. If that "
             "is right, raise the options `max_bytes` and `max_ratio`."
         )
-    for info, start in entries:
-        left_out = _why_left_out(info.filename)
+    names, guessed = zip_names([info for info, _ in entries])
+    for (info, start), name in zip(entries, names, strict=True):
+        left_out = _why_left_out(name)
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind == stat.S_IFLNK:
-            left_out = "a symbolic link"
+            left_out = LeftOut.SYMBOLIC_LINK
         elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            left_out = "a device"
-        yield Member(info.filename, info.is_dir(), left_out, _zip_pieces(raw, info, start, memory_bytes))
+            left_out = LeftOut.DEVICE
+        # A program of Windows may end a folder's name by a backslash.
+        folder = name.endswith("/") or (name.endswith("\\") and info.file_size == 0)
+        guess = None if name.isascii() else guessed
+        yield Member(name, folder, left_out, _zip_pieces(raw, info, start, memory_bytes), guessed=guess)
 
 
 def _entries(path: Path, max_files: int) -> list[tuple[zipfile.ZipInfo, int]]:
@@ -108,6 +130,16 @@ def _entries(path: Path, max_files: int) -> list[tuple[zipfile.ZipInfo, int]]:
             free = start + info.compress_size
             found.append((info, start))
     return found
+
+
+def ends_as_zip(raw: BinaryIO) -> bool:
+    """Whether a list of contents is at the end of the file, whatever stands at its beginning."""
+    size = raw.seek(0, 2)
+    raw.seek(max(0, size - 65_557))
+    tail = raw.read()
+    raw.seek(0)
+    at = tail.rfind(b"PK\5\6")
+    return at >= 0 and len(tail) >= at + 22 and tail[at + 20 : at + 22] == struct.pack("<H", len(tail) - at - 22)
 
 
 def _check_list_of_contents(file: BinaryIO, max_files: int) -> None:
@@ -152,6 +184,8 @@ def _zip_decoder(info: zipfile.ZipInfo, section: _Section, memory_bytes: int) ->
             properties = section.read(9)[4:]
             size = b"\xff" * 8 if info.flag_bits & _LZMA_HAS_END else struct.pack("<Q", info.file_size)
             return lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=memory_bytes // 4), properties + size
+        case 9:
+            return Inflate64(), b""
         case 93:
             return zstd_decoder(memory_bytes), b""
         case method:
@@ -159,6 +193,31 @@ def _zip_decoder(info: zipfile.ZipInfo, section: _Section, memory_bytes: int) ->
                 f"A member is packed by zip's method {method}, which is not known here. Make the archive again with "
                 "the usual one, Deflate."
             )
+
+
+class Inflate64:
+    """Deflate64, which Windows writes of what is large, with the manners of the others. It cannot be asked for less
+    than it has, so it is given little at a time."""
+
+    def __init__(self) -> None:
+        from inflate64 import Inflater
+
+        self._inner = Inflater()
+        self._given = b""
+        self.unused_data = b""
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._inner.eof)
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._given
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        self._given += data
+        now, self._given = self._given[:INFLATE64_BYTES], self._given[INFLATE64_BYTES:]
+        return bytes(self._inner.inflate(now))
 
 
 class _Section:
@@ -213,14 +272,29 @@ def tar_members(stream: Stream, *, max_files: int, max_bytes: int) -> Iterator[M
                 "that is right, raise the options `max_bytes` and `max_ratio`."
             )
         source.left_bytes = None
-        yield Member(info.name, info.isdir(), _tar_left_out(info), _tar_pieces(archive, info))
+        copy_of = info.linkname if info.islnk() else None
+        pieces = iter(()) if info.islnk() else _tar_pieces(archive, info)
+        name, guessed = _tar_name(info.name)
+        yield Member(name, info.isdir(), _tar_left_out(info), pieces, copy_of and _tar_name(copy_of)[0], guessed)
 
 
-def _tar_left_out(info: tarfile.TarInfo) -> str | None:
-    if info.issym() or info.islnk():
-        return "a symbolic link" if info.issym() else "a hard link"
-    if not (info.isreg() or info.isdir()):
-        return "a device" if info.isdev() else "of an unknown kind"
+def _tar_name(name: str) -> tuple[str, str | None]:
+    """Bytes that are not UTF-8 come as halves of a surrogate pair; what they are is a guess."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raw = name.encode("utf-8", "surrogateescape")
+        guess = guessed_encoding([raw])
+        guess = "cp1252" if guess == "cp437" else guess  # a tar comes from Unix, where cp437 never was
+        return raw.decode(guess, "replace"), guess
+    return name, None
+
+
+def _tar_left_out(info: tarfile.TarInfo) -> LeftOut | None:
+    if info.issym():
+        return LeftOut.SYMBOLIC_LINK
+    if not (info.isreg() or info.isdir() or info.islnk()):
+        return LeftOut.DEVICE if info.isdev() else LeftOut.UNKNOWN
     return _why_left_out(info.name)
 
 

@@ -1,15 +1,15 @@
 """Files on their way out of an archive: staged one by one, then made results, or one result if they are many.
 
-A staged file is named by its member's place in the archive, so nothing from outside is part of a path, and an attempt
-that finds the files of the one before it, should it be given the same folder, need not write them again. Whoever
-enters it leaves no staged file behind. Disk errors are the operating system's.
+A staged file is named by its member's place in the archive, so nothing from outside is part of a path. Whoever enters
+it leaves no staged file behind. There is no checkpoint: each attempt has a folder of its own, without the files of the
+one before it. Disk errors are the operating system's.
 """
 
 from __future__ import annotations
 
 import shutil
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
@@ -25,9 +25,6 @@ LISTING: Final = "listing.json"
 
 #: In the working directory, which is the attempt's own output folder. No result's name begins with a dot.
 STAGING: Final = ".unpacked"
-
-#: How often the attempt after this one is told where it could go on.
-CHECKPOINT_BYTES: Final = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +44,8 @@ class UnpackedFiles:
         self._packed: list[Unpacked] = []
         self._zip: zipfile.ZipFile | None = None
         self._names = Names(PACKED.casefold(), LISTING)
-        self._unsaved_bytes = 0
-        restored = job.restored if isinstance(job.restored, dict) else {}
-        self._done = int(restored.get("members", 0)) if self._staging.is_dir() else 0
 
     def __enter__(self) -> Self:
-        if self._done:
-            self._job.log(f"Resuming after {self._done:,} members")
         self._staging.mkdir(exist_ok=True)
         return self
 
@@ -70,16 +62,19 @@ class UnpackedFiles:
             self._pack(name, pieces)
             return
         place = self._staging / str(number)
-        if number <= self._done and place.is_file():
-            self._staged.append((name, place.stat().st_size, place))
-            return
         with place.open("wb") as file:
             size_bytes = sum(file.write(piece) for piece in pieces)
         self._staged.append((name, size_bytes, place))
-        self._unsaved_bytes += size_bytes
-        if self._unsaved_bytes >= CHECKPOINT_BYTES:
-            self._unsaved_bytes = 0
-            self._job.checkpoint({"members": number})
+
+    def has(self, name: str) -> bool:
+        """Whether a copy of that member can be had: not of what is in the one packed result already."""
+        return any(staged == name for staged, _, _ in self._staged)
+
+    def pieces_of(self, name: str) -> Iterator[bytes]:
+        place = next(place for staged, _, place in self._staged if staged == name)
+        with place.open("rb") as file:
+            while piece := file.read(1024 * 1024):
+                yield piece
 
     def finish(self) -> list[Unpacked]:
         """Makes what was added the task's results."""
