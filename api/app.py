@@ -220,8 +220,8 @@ def create_app(settings: Settings, *, identify: Identify | None = None) -> Appli
     problems.install(app)
     # The routes are tried in this order, so those that are asked most often come first.
     for module in (
-        producers,
         tasks,
+        producers,
         exports,
         uploads,
         resumable,
