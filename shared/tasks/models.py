@@ -271,7 +271,8 @@ class Task(BaseModel):
     @classmethod
     def from_fields(cls, fields: Mapping[bytes, bytes]) -> Task:
         """Reads the hash of shared/tasks/progress.py; `whole_result` stands in where the live one was truncated."""
-        return cls.from_values({name.decode(): json.loads(text) for name, text in fields.items() if name != b"write"})
+        texts = [b'"%s":%s' % (name, text) for name, text in fields.items() if name != b"write"]
+        return cls.from_values(json.loads(b"{" + b",".join(texts) + b"}"))  # read at once: forty times costs more
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Task:
