@@ -224,8 +224,10 @@ def create_app(settings: Settings, *, identify: Identify | None = None) -> Appli
     )
     app.open_mode = keyring.is_open
     problems.install(app)
+    # The routes are tried in this order, so those that are asked most often come first.
     for module in (
         tasks,
+        producers,
         exports,
         uploads,
         resumable,
@@ -235,7 +237,6 @@ def create_app(settings: Settings, *, identify: Identify | None = None) -> Appli
         webhooks,
         pipelines,
         files,
-        producers,
         processors,
         session,
         health,
