@@ -201,6 +201,8 @@ def draft(
         finished_at=None,
         result=None,
         error=None,
+        queue_position=None,
+        starts_in_seconds=None,
         owner=owner,
         progress_base=UPLOAD_SHARE if uploading else 0.0,
         input_name=stored.name if stored else None,
