@@ -21,7 +21,7 @@ from structlog.contextvars import bind_contextvars
 from headway.shared import keys
 from headway.shared.cancellation import heed_cancellation
 from headway.shared.logging import get_logger
-from headway.shared.redis.client import AWAY, RedisClient, why_away
+from headway.shared.redis.client import AWAY, RedisClient, RedisError, why_away
 from headway.shared.tasks.queue import deserialize, is_newer, serialize, traceparent_of
 from headway.shared.tracing import TRACEPARENT
 from headway.worker.leases import Leases
@@ -161,7 +161,7 @@ class LeasedWorker(Worker):
             if self.tasks.get(job_id) is asyncio.current_task():
                 del self.tasks[job_id]
                 jobs = ([job_id], []) if ended else ([], [job_id])
-                with suppress(*AWAY):  # it comes back when its lease runs out
+                with suppress(*AWAY, RedisError):  # it comes back when its lease runs out
                     await asyncio.shield(self._leases.turn(ended=jobs[0], given_back=jobs[1]))
             raise
 
@@ -214,7 +214,7 @@ class LeasedWorker(Worker):
         """A Redis that is away is said once, and once more when it is back; the worker lives."""
         try:
             await step()
-        except AWAY as error:
+        except (*AWAY, RedisError) as error:  # a right that is missing, too: somebody sees to it, and this goes on
             if self.away != (reason := why_away(error)):
                 self.away = reason
                 log.error("redis away", reason=reason)  # noqa: TRY400 - the reason is all there is to say

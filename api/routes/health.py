@@ -13,7 +13,8 @@ from headway.api.lifespan import State
 from headway.api.openapi import answer
 from headway.api.schemas import Health, Readiness, Unreadiness
 from headway.shared import keys
-from headway.shared.redis.client import AWAY, durability, trouble_ahead, why_away
+from headway.shared.redis.client import AWAY, RedisError, durability, trouble_ahead, why_away
+from headway.shared.redis.faults import refused_lately
 from headway.shared.tasks.line import line_counts
 from headway.shared.tasks.queue import SILENT_LEASES
 from headway.shared.version import VERSION
@@ -65,8 +66,9 @@ async def _redis(state: State) -> dict[str, Any]:
         await state.redis.ping()
         trouble = await trouble_ahead(state.redis)
         kept = await durability(state.redis)
-    except AWAY as error:
+    except (*AWAY, RedisError) as error:
         return {"ok": False, "reason": why_away(error)}
+    trouble = trouble or refused_lately(state.redis)
     # It answers, so work goes on; what is wrong with it is said all the same.
     return {"ok": True, "degraded": trouble is not None, "reason": trouble or "answers", "durability": kept}
 
@@ -98,7 +100,7 @@ async def _workers(state: State) -> dict[str, Any]:
             pipe.hgetall(keys.WALLS)
             line_counts(pipe, int(now_ms))
             seen, told, *waiting, running = await pipe.execute()
-    except AWAY as error:
+    except (*AWAY, RedisError) as error:
         return {"ok": False, "reason": why_away(error)}
     silent_ms = SILENT_LEASES * state.settings.lease_seconds * 1000
     alive = [name for name, at in seen if now_ms - at < silent_ms]

@@ -32,8 +32,10 @@ from headway.shared.redis.epoch import enter_epoch
 from headway.shared.redis.faults import (
     AWAY,
     COMMAND_TIMEOUT_SECONDS,
+    ForNowError,
     TranslatingClient,
     WritesStoppedError,
+    is_for_now,
     redis_faults,
     why_away,
 )
@@ -118,7 +120,7 @@ class _Client(TranslatingClient, ArqRedis):  # type: ignore[misc] # the bases of
     pass
 
 
-_REFUSED_WITHIN: Final = re.compile(r"-((?:OOM|READONLY|MISCONF|NOREPLICAS) )")
+_REFUSED_WITHIN: Final = re.compile(r"-((?:OOM|READONLY|MISCONF|NOREPLICAS|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN) )")
 
 
 class _Parser(DefaultParser):  # type: ignore[misc,valid-type] # hiredis's, or redis-py's own
@@ -132,6 +134,9 @@ class _Parser(DefaultParser):  # type: ignore[misc,valid-type] # hiredis's, or r
         # Redis 6.2 wraps what a call within a script was refused with in an error of its own.
         if response.startswith("ERR Error running script") and (found := _REFUSED_WITHIN.search(response)):
             response = response[found.start(1) :]
+        code = response.partition(" ")[0]
+        if code not in cls.EXCEPTION_CLASSES and is_for_now(response):
+            return ForNowError(response)
         return super().parse_error(response)
 
 

@@ -17,14 +17,14 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 import hiredis
-from redis.exceptions import BusyLoadingError, ResponseError
+from redis.exceptions import BusyLoadingError, NoPermissionError, ResponseError
 
 from headway.shared import keys
 from headway.shared.cancellation import heed_cancellation
 from headway.shared.errors import RedisAway
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY, connect, connect_link, database_of, why_away
-from headway.shared.redis.faults import redis_faults
+from headway.shared.redis.faults import ForNowError, is_for_now, redis_faults
 from headway.shared.settings import MEMORY_URL, Settings
 
 log = get_logger(__name__)
@@ -193,7 +193,11 @@ class _Link(asyncio.Protocol):
 
 def _refusal(words: str) -> Exception:
     """A server that has just started and reads its data, or one that does not let us: both may pass."""
-    return RedisAway(why_away(BusyLoadingError())) if words.startswith("LOADING") else ResponseError(words)
+    if words.startswith("LOADING"):
+        return RedisAway(why_away(BusyLoadingError()))
+    if words.startswith("NOPERM "):
+        return NoPermissionError(words.removeprefix("NOPERM "))
+    return RedisAway(why_away(ForNowError(words))) if is_for_now(words) else ResponseError(words)
 
 
 class _MemoryLink:

@@ -165,6 +165,13 @@ class InputOf(TypedDict):
     result: NotRequired[bool]
 
 
+class Live(BaseModel):
+    """Result files that may be read while they are written: their names, and the scratch folder of the attempt."""
+
+    folder: str
+    names: list[str]
+
+
 class Webhook(BaseModel):
     """Who is told of a task's end. progress.lua reads its JSON text, so the fields stay in this order."""
 
@@ -185,7 +192,12 @@ class ProducedFile(BaseModel):
 
 
 #: What a task of an earlier version does not say.
-_OF_BEFORE: Final[dict[str, Any]] = {"priority": 5, "not_before": None}
+_OF_BEFORE: Final[dict[str, Any]] = {
+    "priority": 5,
+    "not_before": None,
+    "queue_position": None,
+    "starts_in_seconds": None,
+}
 
 
 class Task(BaseModel):
@@ -198,6 +210,8 @@ class Task(BaseModel):
     task_id: TaskId
     processor: str
     filename: str | None
+    #: Word for word, where that is another name.
+    filename_as_sent: str | None = None
     size_bytes: int | None
     content_type: str | None
     options: dict[str, Any]
@@ -225,6 +239,9 @@ class Task(BaseModel):
     partial: Any = None
     result: Result | None
     error: TaskError | None
+    #: Of a task that waits for its turn: 1 is the next one; and when that will be, where it can be said.
+    queue_position: int | None
+    starts_in_seconds: float | None
 
     # What only the inside needs: never sent to a client.
     owner: OwnerId = Field(default=ANYONE, exclude=True)
@@ -246,6 +263,7 @@ class Task(BaseModel):
     producer: Producer | None = Field(default=None, exclude=True)
     produced: dict[str, ProducedFile] = Field(default_factory=dict, exclude=True)
     webhook: Webhook | None = Field(default=None, exclude=True)
+    live: Live | None = Field(default=None, exclude=True)
     #: Of `input_of`: the other task had ended before this one was made or retried, so this one does not fail with it.
     source_had_ended: bool = Field(default=False, exclude=True)
     #: The version of the terminal event; transfers may follow it.
@@ -261,7 +279,8 @@ class Task(BaseModel):
     @classmethod
     def from_fields(cls, fields: Mapping[bytes, bytes]) -> Task:
         """Reads the hash of shared/tasks/progress.py; `whole_result` stands in where the live one was truncated."""
-        return cls.from_values({name.decode(): json.loads(text) for name, text in fields.items() if name != b"write"})
+        texts = [b'"%s":%s' % (name, text) for name, text in fields.items() if name != b"write"]
+        return cls.from_values(json.loads(b"{" + b",".join(texts) + b"}"))  # read at once: forty times costs more
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Task:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+from redis.exceptions import NoPermissionError
+
 from headway.shared import keys
 from headway.shared.cancellation import heed_cancellation
 from headway.shared.errors import UnknownTask
@@ -25,6 +27,7 @@ LIVE_FIELDS: Final = (
     *("task_id", "version", "status", "progress", "step", "total_steps", "message"),
     *("done", "total", "unit", "rate", "eta_seconds", "attempt", "size_bytes"),
     *("started_at", "updated_at", "finished_at", "partial", "result", "error"),
+    *("queue_position", "starts_in_seconds"),
 )
 
 #: Between two tries of a patient reader or publisher: short beside what a watcher notices, long beside a refusal.
@@ -242,7 +245,7 @@ async def patiently(call: Callable[[], Awaitable[Any]], patient: bool) -> Any:
     while True:
         try:
             return await call()
-        except AWAY:
+        except (*AWAY, NoPermissionError):  # a right that was taken away is given back by somebody
             if not patient:
                 raise
             heed_cancellation()

@@ -7,7 +7,7 @@ from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
 from headway.shared.errors import RedisAway
 from headway.shared.redis.client import RedisClient
-from headway.shared.redis.faults import WritesStoppedError, redis_faults
+from headway.shared.redis.faults import ForNowError, WritesStoppedError, redis_faults
 
 IN_A_SCRIPT = "ERR Error running script (call to f_1): @user_script:1: @user_script: 1: "
 
@@ -17,6 +17,10 @@ IN_A_SCRIPT = "ERR Error running script (call to f_1): @user_script:1: @user_scr
     [
         ("OOM command not allowed when used memory > 'maxmemory'.", OutOfMemoryError),
         ("MISCONF Redis is configured to save RDB snapshots", WritesStoppedError),
+        *(
+            (f"{code} and why", ForNowError)
+            for code in ("BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NEVERHEARDOF")
+        ),
         ("NOREPLICAS Not enough good replicas to write.", WritesStoppedError),
         (IN_A_SCRIPT + "-OOM command not allowed when used memory > 'maxmemory'.", OutOfMemoryError),
         (IN_A_SCRIPT + "-READONLY You can't write against a read only replica.", ReadOnlyError),

@@ -36,12 +36,16 @@ async def lives_through(answer: bytes, check: Callable[[Subscription], Awaitable
         await server.wait_closed()
 
 
+NOT_PERMITTED = "Redis' user may not run SUBSCRIBE (NOPERM): give it the rules of deploy/redis-users.acl"
+NO_USER = "Redis refused the user or password of HEADWAY_REDIS_URL (NOAUTH)"
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
         (b"-LOADING Redis is loading the dataset in memory\r\n", "Redis is loading its data"),
-        (b"-NOPERM this user has no permissions to run the 'subscribe' command\r\n", "Redis refused a command: NOPERM"),
-        (b"-NOAUTH Authentication required.\r\n", "Redis refused a command: NOAUTH"),
+        (b"-NOPERM this user has no permissions to run the 'subscribe' command\r\n", NOT_PERMITTED),
+        (b"-NOAUTH Authentication required.\r\n", NO_USER),
     ],
 )
 async def test_a_refusal_is_a_reason_and_not_the_end(answer: bytes, reason: str) -> None:
