@@ -47,6 +47,7 @@ from headway.api.routes import (
 from headway.api.serving.api_metrics import counted
 from headway.api.serving.lingering import Lingering
 from headway.api.serving.methods import MethodLayer, Methods
+from headway.api.serving.recycling import hear_the_stop
 from headway.api.streams.task_streams import TaskStreams
 from headway.shared.settings import Settings
 from headway.shared.tasks.registry import load_registry
@@ -141,6 +142,8 @@ class Application(FastAPI):
     methods: Methods
     #: None: the lifespan has not been entered, or is over.
     entered: State | None = None
+    #: The server's word that it stops is heard, also where it comes without a signal.
+    hears_the_stop = False
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -161,6 +164,8 @@ class Application(FastAPI):
             if (state := scope.get("state", {})).get("headway") is not self.entered:  # mounted: the state is another's
                 scope["state"] = {**state, "headway": self.entered}
                 scope["headway.mounted"] = True
+            if not self.hears_the_stop:
+                self.hears_the_stop = hear_the_stop(scope, self.entered.relay.drain, self.entered.stop.begin)
             self.root_path_of_requests.settle(scope)
         if scope["type"] == "http" and (found := _TASK_ID.search(scope["path"])) is not None:
             bind_contextvars(task_id=found[0])  # a request has a context of its own, so nothing undoes it
@@ -189,6 +194,7 @@ def _remembered(lifespan: Callable[[Any], Any]) -> Callable[[Any], Any]:
                 yield state
             finally:
                 app.entered = None
+                app.hears_the_stop = False
 
     return remembered
 
@@ -218,8 +224,10 @@ def create_app(settings: Settings, *, identify: Identify | None = None) -> Appli
     )
     app.open_mode = keyring.is_open
     problems.install(app)
+    # The routes are tried in this order, so those that are asked most often come first.
     for module in (
         tasks,
+        producers,
         exports,
         uploads,
         resumable,
@@ -229,7 +237,6 @@ def create_app(settings: Settings, *, identify: Identify | None = None) -> Appli
         webhooks,
         pipelines,
         files,
-        producers,
         processors,
         session,
         health,

@@ -81,8 +81,10 @@ ReaderDep = Annotated[OwnerId, Depends(get_reader)]
 
 
 @states(Policy.PRODUCER)
-async def get_producing(identity: IdentityDep) -> OwnerId:
-    """As `get_owner`, for a route by which a producer reports on its task: its token is enough there."""
+async def get_producing(request: Request) -> OwnerId:
+    """As `get_owner`, for a route by which a producer reports on its task: its token is enough there. Producers report
+    all the time, and each dependency more costs as much as a field of the task."""
+    identity: Identity | None = request.scope["headway.identity"]
     assert identity is not None
     if identity.task_id is not None and not identity.produces:
         raise NotWithToken
@@ -99,7 +101,10 @@ def get_task_id(task_id: str) -> TaskId:
     return TaskId(task_id)
 
 
-async def _get_task_id(task_id: Annotated[str, Path(description="The id that the POST answered with")]) -> TaskId:
+TaskIdPath = Annotated[str, Path(description="The id that the POST answered with")]
+
+
+async def _get_task_id(task_id: TaskIdPath) -> TaskId:
     return get_task_id(task_id)
 
 

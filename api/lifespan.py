@@ -30,6 +30,7 @@ from headway.api.serving.descriptors import raise_open_files
 from headway.api.serving.shutdown import Shutdown
 from headway.api.serving.storage_check import StorageCheck
 from headway.api.serving.turns import Turns
+from headway.api.streams.places import Places
 from headway.api.streams.relay import Relay
 from headway.api.uploads.doubtful_uploads import Doubtful
 from headway.api.uploads.idempotency import Idempotency
@@ -107,7 +108,10 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing, registry
             sessions = await stack.enter_async_context(Sessions(redis))
             tokens = await stack.enter_async_context(tokens_of(settings))
             publisher = Publisher(redis, settings, tracing=tracing, most_words=head_room.most_words)
-            await stack.enter_async_context(_in_background(SilentProducers(redis, publisher).run()))
+            await stack.enter_async_context(_in_background(SilentProducers(redis, publisher).run(), "silent producers"))
+            limits = {one.name: one.concurrency for one in registry.processors.values() if one.concurrency is not None}
+            line = Line(redis, limits)
+            await stack.enter_async_context(_in_background(Places(relay, line, publisher).run(), "places"))
             secret = InstallationSecret(redis, keyring)
             await secret.look_ahead()
             stack.enter_context(before_stopping(relay.drain))
@@ -121,7 +125,7 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing, registry
                     publisher=publisher,
                     patient_publisher=Publisher(redis, settings, patient=True, tracing=tracing),
                     reader=reader,
-                    line=Line(redis),
+                    line=line,
                     relay=relay,
                     producers=Producers(publisher, reader),
                     stop=stop,
@@ -146,8 +150,8 @@ def lifespan_of(settings: Settings, keyring: Keyring, tracing: Tracing, registry
 
 
 @asynccontextmanager
-async def _in_background(service: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    running = asyncio.create_task(service, name="silent producers")
+async def _in_background(service: Coroutine[Any, Any, None], name: str) -> AsyncIterator[None]:
+    running = asyncio.create_task(service, name=name)
     try:
         yield
     finally:

@@ -61,6 +61,7 @@ class Task(models.Task):
     progress: Percent
     links: Links
     input_of: InputOf | None
+    filename_as_sent: Annotated[str | None, Field(description="The name as it was sent, where `filename` is another")]
     partial: Annotated[Any, Field(description="What the processor shows before its result is there")]
 
 
@@ -154,6 +155,8 @@ class TaskState(BaseModel):
     partial: Annotated[Any, Field(description='As the task\'s; `{"truncated": true}` for one over 8 KiB')]
     result: Result | None
     error: TaskError | None
+    queue_position: Annotated[int | None, Field(ge=1, description="Of a task that waits: 1 is the next one")]
+    starts_in_seconds: Annotated[float | None, Field(description="About when its turn comes; null: nobody knows")]
 
 
 class Named(BaseModel):

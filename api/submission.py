@@ -28,6 +28,7 @@ from headway.api.uploads.multipart_upload import (
     clean_filename,
     declared_length,
     invalid,
+    names_of,
     parse_options,
     read_form,
     too_large,
@@ -60,6 +61,8 @@ from headway.shared.tasks.models import (
 from headway.shared.tasks.progress import WAITS_FOR_ANOTHER
 
 JSON_BODY_BYTES: Final = 128 * 1024
+#: Of a form, beside its file.
+FORM_NAMES: Final = ("processor", "options", "batch_id", "priority", "not_before", "sha256", "webhook")
 
 
 #: An empty one is none; what is refused is said by `clean_batch_id`, in a form's words too.
@@ -156,6 +159,7 @@ def draft(
     options: dict[str, Any],
     task_id: TaskId | None = None,
     filename: str | None = None,
+    filename_as_sent: str | None = None,
     content_type: str | None = None,
     size_bytes: int | None = None,
     batch_id: str | None = None,
@@ -172,6 +176,7 @@ def draft(
         task_id=task_id,
         processor=processor,
         filename=filename,
+        filename_as_sent=filename_as_sent,
         size_bytes=stored.size_bytes if stored else size_bytes,
         content_type=content_type,
         options=options,
@@ -196,6 +201,8 @@ def draft(
         finished_at=None,
         result=None,
         error=None,
+        queue_position=None,
+        starts_in_seconds=None,
         owner=owner,
         progress_base=UPLOAD_SHARE if uploading else 0.0,
         input_name=stored.name if stored else None,
@@ -268,7 +275,7 @@ async def _make(
 
 def _chain_of(form: Form) -> Chain:
     """The form is that of its first step from now on. Raises InvalidRequest."""
-    steps = steps_of(form.fields.get("steps"))
+    steps = steps_of(form.fields.pop("steps", None))
     form.fields["processor"], form.fields["options"] = steps[0].processor, text_of(steps[0].options)
     return Chain.of(steps)
 
@@ -317,7 +324,9 @@ def _asked(
     batch_id = clean_batch_id(form.fields.get("batch_id"))
     order = Order.of(form.fields)
     if form.stored is None and processor.needs_file:
-        raise invalid("file", "missing; send the file as the form's part named 'file'")
+        raise invalid("file", "missing; send the file, with its name, as the form's part named 'file'")
+    if unknown := next((field for field in form.fields if field not in FORM_NAMES), None):
+        raise invalid(unknown[:80], f"is no field of this form; there are: file, {', '.join(FORM_NAMES)}")
     try:
         declared = clean_sha256(form.fields.get("sha256"))
     except ValueError as wrong:
@@ -334,6 +343,7 @@ def _asked(
         options=options.model_dump(mode="json"),
         task_id=claim.task_id,
         filename=form.filename,
+        filename_as_sent=form.filename_as_sent,
         content_type=form.content_type,
         batch_id=batch_id,
         stored=form.stored,
@@ -371,7 +381,7 @@ async def _announced(announcement: Announcement, request: Request, state: State,
         status=Status.UPLOADING if has_file else Status.QUEUED,
         options=options.model_dump(mode="json"),
         task_id=claim.task_id,
-        filename=clean_filename(announcement.filename) if announcement.filename is not None else None,
+        **names_of(announcement.filename),
         content_type=clean_content_type(announcement.content_type),
         size_bytes=announcement.size_bytes,
         batch_id=clean_batch_id(announcement.batch_id),

@@ -10,6 +10,9 @@ all alike. What is counted is the CPU time (user and system) of the API's proces
                history, live channels, lease
     alive      the same with `attempt` alone: a sign of life
     together   `PATCH /tasks/progress` with one report each of 100 tasks, by report
+
+And what `headway.report` costs the work while the platform is away: `job.advance(1)` beside that of a processor's job,
+as the least of many short loops, and the share of a core that the thread of reports takes.
 """
 
 from __future__ import annotations
@@ -17,10 +20,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from itertools import count, cycle
 from pathlib import Path
@@ -31,12 +37,17 @@ import httpx
 import redis.asyncio as redis
 from fastapi import FastAPI, Request
 
+from benchmarks.reporting import thread_seconds
 from benchmarks.tables import machine, publish, spread
+from headway import report
+from headway.shared.tasks.registry import load_registry
+from headway.worker.reporter import Reporter
 from tests.processes import Platform, RedisServer, free_port
 from tests.waiting import wait_for
 
 CONNECTIONS = 32
 TOGETHER = 100
+CALLS, LOOPS, AWAY_SECONDS = 10_000, 100, 5
 
 bare = FastAPI()
 
@@ -144,6 +155,40 @@ def _rounds(platform: Platform, pid: int, port: int, peer: int, tasks: int, roun
     return "\n".join([f"{tasks:,} tasks; {rounds} rounds of {reports:,} reports.", "", *lines])
 
 
+def in_the_work() -> str:
+    logging.getLogger("headway.report").disabled = True
+    sent: list[dict[str, Any]] = []
+    rehearsal = load_registry(["headway.worker.processors.rehearsal"]).get("rehearsal")
+    reporter = Reporter(
+        rehearsal, options=None, input_path=None, output_folder=Path(), filename=None, content_type=None,
+        size_bytes=0, memory_bytes=0, attempt=1, restored=None, send=sent.append,
+    )  # fmt: skip
+    reporter.phase("Units", total=1 << 40)
+    url = f"http://127.0.0.1:{free_port()}"
+    with report("bench", total=1 << 40, url=url, patience_seconds=0.1) as job:
+        costs: dict[str, float] = {}
+        for _ in range(LOOPS):
+            for way, advance in (("nothing", nothing), ("processor", reporter.advance), ("report", job.advance)):
+                began = time.thread_time_ns()
+                for _ in range(CALLS):
+                    advance(1)
+                costs[way] = min(costs.get(way, float("inf")), (time.thread_time_ns() - began) / CALLS)
+        [thread] = [one for one in threading.enumerate() if one.name == "headway report"]
+        before, until = thread_seconds(os.getpid(), thread.native_id), time.monotonic() + AWAY_SECONDS
+        while time.monotonic() < until:
+            for _ in range(CALLS):
+                job.advance(1)
+        share = 100 * (thread_seconds(os.getpid(), thread.native_id) - before) / AWAY_SECONDS
+    lines = [f"`advance(1)`: {costs['report']:.0f} ns, of a processor's job {costs['processor']:.0f} ns"]
+    lines += [f"(a function that does nothing: {costs['nothing']:.0f} ns)."]
+    lines += [f"A platform that is away: the thread of reports takes {share:.2f} % of a core."]
+    return " ".join(lines)
+
+
+def nothing(_: int) -> None:
+    """What Python takes for calling anything."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tasks", type=int, default=10_000)
@@ -152,7 +197,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     asked = parser.parse_args()
     table = measured(asked.tasks, asked.rounds, asked.reports)
-    publish("producers", f"{machine()}\n\n{table}", write=asked.write)
+    publish("producers", f"{machine()}\n\n{table}\n\n{in_the_work()}", write=asked.write)
 
 
 if __name__ == "__main__":

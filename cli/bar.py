@@ -50,6 +50,8 @@ def phase(state: Task) -> str:
     """What is being done: `2/3 Profiling columns`, with the attempt from the second on."""
     step, steps = state.get("step") or 0, state.get("total_steps") or 0
     text = printable(state.get("message") or state.get("status", "")).replace("\n", " ")[:48]
+    if place := state.get("queue_position"):
+        text += f", number {place} in the line"
     again = f" (attempt {state['attempt']})" if state.get("attempt", 1) > 1 else ""
     return (f"{step}/{steps} {text}" if steps > 1 and step else text) + again
 
@@ -64,6 +66,8 @@ def pace(state: Task) -> str:
         parts.append(f"{size(rate)}/s" if unit == "bytes" else f"{rate:,.0f} {printable(unit)}/s".replace(" /", "/"))
     if (eta := state.get("eta_seconds")) is not None:
         parts.append(f"{duration(eta)} left")
+    if (starts := state.get("starts_in_seconds")) is not None:
+        parts.append(f"starts in about {duration(starts)}")
     return ", ".join(parts)
 
 

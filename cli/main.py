@@ -143,13 +143,13 @@ def submit(
         watched = Watched(url, batch_id=batch_of(paths, batch))
         if detach:
             _ask(url, lambda client: send_only(client, what, watched, as_json=as_json))
-            return
+            raise typer.Exit(1 if watched.refused else 0)
         ended = run(
             *(_key(), lambda client, display: submit(client, display, what, watched), watched),
             as_json=as_json,
             several=len(paths) > 1,
         )
-        finish(ended, url=url, as_json=as_json)
+        finish(ended, url=url, as_json=as_json, refused=watched.refused)
 
 
 @app.command(context_settings={"allow_interspersed_args": False})

@@ -20,9 +20,10 @@ import typer
 
 from headway import AsyncClient, ClientError, Task, WrongUse
 from headway.cli.bar import Display
-from headway.cli.exits import complain
+from headway.cli.exits import complain, printable
 from headway.cli.watch import follow
 from headway.cli.watched import Watched
+from headway.client.errors import Declined
 from headway.client.files import outgoing
 
 #: When sending fails because the task has ended, its terminal event is on the way and says more than the refusal does.
@@ -147,13 +148,21 @@ async def submit(client: AsyncClient, display: Display, what: Sequence[Submissio
 async def _announce(
     client: AsyncClient, what: Sequence[Submission], watched: Watched
 ) -> list[tuple[Task, Path | None]]:
-    """All of them, or, where one is refused, none."""
+    """All of them, or, where one is refused, none; but a file whose name alone is refused is told, and the others are
+    sent."""
     batch = {"batch_id": watched.batch_id} if watched.batch_id else {}
     bodies = [await asyncio.to_thread(one.announced) | batch for one in what]
     announced: list[tuple[Task, Path | None]] = []
     try:
         for one, body in zip(what, bodies, strict=True):
-            task = await client.create(body)
+            try:
+                task = await client.create(body)
+            except Declined as error:
+                if len(what) == 1 or not _about_the_name(error):
+                    raise
+                complain(f"{printable(str(one.path))} is not sent: {error.errors[0].get('message')}")
+                watched.refused += 1
+                continue
             watched.tasks[task["task_id"]] = one.path.name if one.path else ""
             if one.path:
                 watched.sending.add(task["task_id"])
@@ -163,7 +172,13 @@ async def _announce(
             with suppress(ClientError):
                 await client.cancel(task["task_id"])
         raise
+    if not announced:
+        raise WrongUse("No file was sent.")
     return announced
+
+
+def _about_the_name(error: Declined) -> bool:
+    return error.status == 422 and bool(error.errors) and all(one.get("field") == "file" for one in error.errors)
 
 
 async def _send(

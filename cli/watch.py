@@ -119,12 +119,12 @@ def run(key: str | None, work: Work[T], watched: Watched, *, as_json: bool, seve
     raise AssertionError("it has ended or exited")
 
 
-def finish(tasks: list[Task], *, url: str, as_json: bool) -> NoReturn:
-    """Prints the end for people, and exits 0 if every task completed, else 1."""
+def finish(tasks: list[Task], *, url: str, as_json: bool, refused: int = 0) -> NoReturn:
+    """Prints the end for people, and exits 0 if every task completed and no file was refused, else 1."""
     if not as_json:
         for task in tasks:
             summary.print_end(task, url, brief=len(tasks) > 1)
-    well = all(task["status"] == "completed" for task in tasks)
+    well = not refused and all(task["status"] == "completed" for task in tasks)
     raise typer.Exit(ExitCode.DONE if well else ExitCode.FAILED)
 
 

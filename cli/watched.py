@@ -15,6 +15,8 @@ class Watched:
     batch_id: str | None = None
     #: Files that are not whole at the platform yet: leaving now ends their tasks.
     sending: set[str] = field(default_factory=set)
+    #: Files that were not sent, because the platform does not take their names.
+    refused: int = 0
 
     def name(self, task_id: str) -> str:
         return self.tasks.get(task_id) or task_id[:8]

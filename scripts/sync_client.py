@@ -29,6 +29,10 @@ WORDS = (
     ("AsyncClient", "Client"),
     ("merged_async", "merged"),
     ("AsyncGenerator[Event, None]", "Generator[Event, None, None]"),
+    (
+        "AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence",
+        "Callable, Collection, Generator, Iterator, Mapping, Sequence",
+    ),
     ("AsyncGenerator, AsyncIterator, Callable, Collection", "Callable, Collection, Generator, Iterator"),
     ("AsyncIterator", "Iterator"),
     ("__aenter__", "__enter__"),

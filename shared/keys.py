@@ -43,6 +43,10 @@ LINE_OWNERS = "headway:line:owners:%s"
 LINE_GROUPS = "headway:line:groups:%s:%s"
 #: Sorted set: the jobs of one processor, owner, priority and batch, by the moment in µs since when they wait.
 LINE_GROUP = "headway:line:group:%s:%s:%s:%s"
+#: Hash: owner to how many of its jobs wait.
+LINE_COUNTS = "headway:line:counts"
+#: Hash: processor to how long its tasks took lately, `bucket=weight;…` (shared/tasks/line.lua).
+LINE_DURATIONS = "headway:line:durations"
 #: Sets: the jobs of an owner, and of a processor, that workers have.
 LINE_HELD_OWNER = "headway:line:held:owner:%s"
 LINE_HELD_PROCESSOR = "headway:line:held:processor:%s"
@@ -155,7 +159,7 @@ FILLED_IN = (
     "DELETED",
     "PRODUCERS",
     *("FOLLOWERS", "FOLLOWERS_OF"),
-    *("ANY_STATE", "QUEUE"),
+    *("ANY_STATE", "QUEUE", "WORKERS", "LINE_COUNTS", "LINE_DURATIONS"),
     *("LINE_CLOCK", "LINE_JOBS", "LINE_WAITING", "LINE_LATER", "LINE_RUNNING", "LINE_PROCESSORS", "LINE_PAUSED"),
     *("LINE_TURNS", "LINE_FULL", "LINE_OWNERS", "LINE_GROUPS", "LINE_GROUP", "LINE_HELD_OWNER", "LINE_HELD_PROCESSOR"),
     *("WEBHOOKS_DUE", "WEBHOOKS_TO", "WEBHOOKS_OF", "WEBHOOK"),
@@ -206,6 +210,12 @@ def upload_writer(task_id: TaskId) -> str:
 def upload_asked(task_id: TaskId) -> str:
     """The token of the newest request that asks the writer to leave."""
     return f"{_namespace}:upload:{task_id}:asked"
+
+
+def task_of_channel(name: str) -> TaskId | None:
+    """The task whose events come on a channel; None for another's."""
+    parts = name.split(":")
+    return TaskId(parts[2]) if len(parts) == 4 and channel(TaskId(parts[2])) == name else None
 
 
 def task_of_job(job: str) -> TaskId:

@@ -166,7 +166,7 @@ def applied(task: Task, reports: Sequence[Report]) -> tuple[dict[str, Any], dict
 
     Raises UnknownPhase."""
     assert task.producer is not None
-    producer = task.producer.model_copy(deep=True)
+    producer = task.producer.model_copy()  # its list and its phases are not changed, but replaced
     count: dict[str, Any] = {
         "progress": task.progress, "step": task.step, "total_steps": task.total_steps, "message": task.message,
         "done": task.done, "total": task.total, "unit": task.unit,

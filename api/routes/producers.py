@@ -16,7 +16,16 @@ from starlette.responses import JSONResponse
 
 from headway.api.access.identity import check_processor, most_upload_bytes, with_producer_token
 from headway.api.answers import ONE_TASK
-from headway.api.dependencies import OwnerDep, ProducedTaskDep, ProducingDep, RootPathDep, StateDep, TaskIdDep
+from headway.api.dependencies import (
+    OwnerDep,
+    ProducedTaskDep,
+    ProducingDep,
+    RootPathDep,
+    StateDep,
+    TaskIdPath,
+    get_state,
+    get_task_id,
+)
 from headway.api.lifespan import State
 from headway.api.openapi import BINARY, JSON, answer, body, problems, reference, together
 from headway.api.problems import answer_to
@@ -51,7 +60,7 @@ from headway.shared.files.disk import STORAGE_FAULTS
 from headway.shared.files.storage import check_result_name
 from headway.shared.json_text import text_of
 from headway.shared.redis.client import AWAY
-from headway.shared.tasks.models import ProducedFile, Status, Task, TaskId
+from headway.shared.tasks.models import OwnerId, ProducedFile, Status, Task, TaskId
 from headway.shared.tasks.representation import represent
 
 #: The bodies of these are small; that of a result is not.
@@ -190,10 +199,14 @@ def _word(status: Status, version: int) -> dict[str, Any]:
         }
     ),
 )
-async def report(request: Request, state: StateDep, task_id: TaskIdDep, owner: ProducingDep) -> dict[str, Any]:
+async def report(request: Request, task_id: TaskIdPath, owner: ProducingDep) -> dict[str, Any]:
     """One report, or a list of up to 100, which count together or not at all. Each is a sign of life. `cancelled`:
     somebody has cancelled the task, and the work is to stop."""
-    text = await request.body()
+    state, text = get_state(request), await request.body()
+    return await _report(request, state, get_task_id(task_id), owner, text)
+
+
+async def _report(request: Request, state: State, task_id: TaskId, owner: OwnerId, text: bytes) -> dict[str, Any]:
     try:
         reports: list[Report] = _read(_REPORTS, text) if text.lstrip()[:1] == b"[" else [_read(_REPORT, text)]
     except InvalidRequest:

@@ -38,8 +38,8 @@ from headway.api.uploads.capacity_check import check_capacity
 from headway.api.uploads.multipart_upload import (
     clean_batch_id,
     clean_content_type,
-    clean_filename,
     invalid,
+    names_of,
     parse_options,
     too_large,
 )
@@ -316,7 +316,7 @@ def _drafted(request: Request, state: State, owner: OwnerId) -> Task:
         owner=owner,
         status=Status.UPLOADING,
         options=options.model_dump(mode="json"),
-        filename=clean_filename(metadata["filename"]),
+        **names_of(metadata["filename"]),
         content_type=clean_content_type(metadata.get("filetype")),
         size_bytes=size_bytes,
         batch_id=clean_batch_id(metadata.get("batch_id")),

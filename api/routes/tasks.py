@@ -17,6 +17,7 @@ from headway.api.access.identity import check_processor, with_producer_token, wi
 from headway.api.answers import CHANGED, FORM_PROBLEMS, ONE_TASK, SUBMITTED_HEADERS, IdempotencyKey
 from headway.api.cancelling import cancel_task
 from headway.api.dependencies import OwnerDep, ReadTaskDep, RootPathDep, StateDep, TaskDep, TaskIdDep
+from headway.api.lifespan import State
 from headway.api.openapi import JSON, answer, body, problems, reference, together
 from headway.api.root_path import rooted_answer
 from headway.api.schemas import Submission, SubmittedTask, TaskList
@@ -85,10 +86,14 @@ async def submit(
 
     async def make(claim: Claim) -> Task:
         if media_type == "multipart/form-data":
-            return await submit_form(request, state, owner, claim)
-        if media_type == "application/json":
-            return await announce(request, state, owner, claim)
-        raise UnsupportedType
+            task = await submit_form(request, state, owner, claim)
+        elif media_type == "application/json":
+            task = await announce(request, state, owner, claim)
+        else:
+            raise UnsupportedType
+        with suppress(*AWAY):  # it is queued, whoever can say where
+            task = await state.line.placed(task)
+        return task
 
     def show(task: Task) -> JSONResponse:
         status_code = 201 if task.status is Status.UPLOADING or task.producer is not None else 202
@@ -121,7 +126,7 @@ async def list_tasks(
     while len(found) < limit and looked_at < SCAN_ROWS:
         page = await state.reader.tasks(owner, limit=min(limit, 100), before=place, batch_id=batch_id)
         if not page:
-            return TaskPage(tasks=[represent(task, root) for task in found], next_cursor=None)
+            return TaskPage(tasks=await _represented(state, found, root), next_cursor=None)
         for task, at in page:
             place = at
             looked_at += 1
@@ -130,7 +135,11 @@ async def list_tasks(
                 found.append(task)
                 if len(found) == limit:
                     break
-    return TaskPage(tasks=[represent(task, root) for task in found], next_cursor=_cursor(place))
+    return TaskPage(tasks=await _represented(state, found, root), next_cursor=_cursor(place))
+
+
+async def _represented(state: State, tasks: list[Task], root: str) -> list[dict[str, Any]]:
+    return [represent(task, root) for task in await asyncio.gather(*map(state.line.placed, tasks))]
 
 
 def _cursor(place: tuple[int, TaskId] | None) -> str | None:
@@ -150,8 +159,8 @@ def _place(cursor: str | None) -> tuple[int, TaskId] | None:
 
 
 @router.get("/tasks/{task_id}", summary="One task", operation_id="get_task", responses={200: ONE_TASK})
-async def get_one(task: ReadTaskDep, root: RootPathDep) -> dict[str, Any]:
-    return represent(task, root)
+async def get_one(state: StateDep, task: ReadTaskDep, root: RootPathDep) -> dict[str, Any]:
+    return represent(await state.line.placed(task), root)
 
 
 @router.post(

@@ -33,6 +33,10 @@ class Methods:
             for methods, route in routes
         ]
 
+    def takes(self, method: str, path: str) -> bool:
+        """Whether a route of this path names the method."""
+        return any(method in methods and pattern.match(path) for pattern, methods in self._routes)
+
     def stated(self, path: str) -> frozenset[str]:
         """Those that routes of this path name; none: there is no such path."""
         found = [methods for pattern, methods in self._routes if pattern.match(path)]
@@ -67,8 +71,11 @@ class MethodLayer:
             await self._app(scope, receive, send)
             return
         method, path = scope["method"], route_path(scope) or "/"
+        if self._methods.takes(method, path):
+            await self._app(scope, receive, send)
+            return
         stated, allow = self._methods.stated(path), self._methods.allow(scope)
-        if allow is None or method in stated:
+        if allow is None:
             await self._app(scope, receive, send)
         elif method == "OPTIONS":
             await Response(status_code=204, headers={"Allow": allow})(scope, receive, send)

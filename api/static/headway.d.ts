@@ -14,10 +14,13 @@ export interface Task {
   task_id: string;
   processor: string;
   filename: string | null;
+  filename_as_sent: string | null;
   size_bytes: number | null;
   content_type: string | null;
   options: Record<string, unknown>;
   batch_id: string | null;
+  priority: number;
+  not_before: string | null;
   status: Status;
   /** 0 to 100, over the whole of the work. */
   progress: number;
@@ -40,6 +43,9 @@ export interface Task {
   partial: any;
   result: Result | null;
   error: TaskError | null;
+  /** Of a task that waits: 1 is the next one. */
+  queue_position: number | null;
+  starts_in_seconds: number | null;
   links: Links;
 }
 

@@ -68,10 +68,13 @@ export function label(name) {
 export const unitlessLabel = (name) => label(name.replace(/_(bytes|seconds)$/, ""));
 
 /** What a task does now, in one line: "Profiling columns · step 2 of 3 · 44.6 of 104.9 MB · 73.4 MB/s · 1 s left". @param {import("./headway.js").Task} task */
-export function phase({ message, status, step, total_steps, done, total, unit, rate, eta_seconds, attempt }) {
+export function phase({ message, status, step, total_steps, done, total, unit, rate, eta_seconds, attempt, ...more }) {
   const active = status === "uploading" || status === "processing";
+  const { queue_position: place, starts_in_seconds: starts } = more;
   return [
     message,
+    place ? `number ${place} in the line` : "",
+    starts !== null && starts !== undefined ? `starts in about ${timeLeft(starts)}` : "",
     active && total_steps > 1 && step && !message.includes(` ${step} of `) ? `step ${step} of ${total_steps}` : "",
     active && unit && (done || total) ? count(done, total, unit) : "",
     active && rate !== null && rate !== undefined ? perSecond(rate, unit) : "",

@@ -149,6 +149,23 @@ class Relay:
         """Channels subscribed to, those that linger included."""
         return len(self._topics)
 
+    def watched_tasks(self) -> dict[TaskId, int]:
+        """Those with a stream of their own that is open, and how many messages each has had."""
+        return {
+            task_id: topic.messages
+            for channel, topic in self._topics.items()
+            if len(topic) and (task_id := keys.task_of_channel(channel)) is not None
+        }
+
+    def watched_owners(self) -> list[OwnerId]:
+        """Those whose feed is watched."""
+        begins, ends = (keys.OWNER_LIVE % "*").split("*")
+        return [
+            OwnerId(channel.removeprefix(begins).removesuffix(ends))
+            for channel, topic in self._topics.items()
+            if len(topic) and channel.startswith(begins) and channel.endswith(ends)
+        ]
+
     def listen(self, task_id: TaskId, owner: OwnerId | None, after: int | None) -> Registration[TaskListener]:
         """A listener of one task. `after`: the last version the client has seen."""
         channel = keys.channel(task_id)

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -20,7 +20,9 @@ from starlette.requests import ClientDisconnect, Request
 
 from headway.api.serving.shutdown import BODY_SECONDS, Shutdown
 from headway.api.serving.tally import Count, uncounted
+from headway.api.uploads.part_headers import PLAIN_ENCODINGS, disposition_of, file_name_of
 from headway.shared.errors import InvalidRequest, Stopping, TooLarge, TooSlow, UnsupportedType, UploadCut
+from headway.shared.file_names import shown
 from headway.shared.files.storage import StoredFile, Upload
 from headway.shared.tasks.models import FieldError
 
@@ -35,6 +37,8 @@ FORM_REST_BYTES: Final = FORM_FIELDS * (FORM_FIELD_BYTES + PART_HEADER_BYTES)
 #: Behind the last boundary: a line break, as clients send it.
 EPILOGUE_BYTES: Final = 1024
 FILENAME_CHARACTERS: Final = 255
+#: Of the name that was sent, its folders included.
+AS_SENT_CHARACTERS: Final = 1024
 BATCH_ID: Final = r"[A-Za-z0-9_.:-]{1,64}"
 MEDIA_TYPE: Final = r"[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}"
 
@@ -44,17 +48,30 @@ def invalid(field_name: str, message: str) -> InvalidRequest:
 
 
 def clean_filename(name: str) -> str:
-    """A name to show and to offer for a download: the last part of a path, printable, at most 255 characters.
+    """A name to show and to offer for a download: the last part of a path, as shared/file_names.py shows it, at most
+    255 characters.
 
     Raises InvalidRequest where nothing sensible is left. It never becomes a path here.
     """
-    name = name.replace("\\", "/").rsplit("/", 1)[-1]
-    name = "".join(character for character in name if character.isprintable()).strip()
+    name = shown(name.replace("\\", "/").rsplit("/", 1)[-1])
     if name in ("", ".", ".."):
         raise invalid("file", "the file needs a name")
     if len(name) > FILENAME_CHARACTERS:
         raise invalid("file", f"the file's name has {len(name)} characters; at most {FILENAME_CHARACTERS} are taken")
     return name
+
+
+class FileNames(TypedDict):
+    filename: str | None
+    filename_as_sent: str | None
+
+
+def names_of(sent: str | None) -> FileNames:
+    """The fields of a task: the name that is shown, and, where that is another, the one that was sent."""
+    if sent is None:
+        return {"filename": None, "filename_as_sent": None}
+    name = clean_filename(sent)
+    return {"filename": name, "filename_as_sent": sent[:AS_SENT_CHARACTERS] if sent != name else None}
 
 
 def clean_content_type(value: str | None) -> str | None:
@@ -111,6 +128,11 @@ async def body_of(request: Request, *, patience_seconds: float) -> AsyncIterator
     """The body as it arrives. Raises UploadCut where the client went away in the middle, TooSlow where it was waited
     for longer than `patience_seconds` until PATIENCE_BYTES came, Stopping where the server is told to stop. What is
     done with the bytes is no fault of the client, so that time does not count."""
+    if (packed := request.headers.get("content-encoding", "").strip().lower()) not in ("", "identity"):
+        raise UnsupportedType(
+            f"The body is packed (Content-Encoding: {packed[:40]}). Send it as it is, without that header; a file that "
+            "is packed itself, such as a .gz, needs none."
+        )
     pieces = aiter(request.stream())
     stop = Shutdown.of(request.scope)
     waited_seconds, received_bytes, late = 0.0, 0, False
@@ -157,6 +179,7 @@ class Form:
 
     fields: dict[str, str] = field(default_factory=dict)
     filename: str | None = None
+    filename_as_sent: str | None = None
     content_type: str | None = None
     stored: StoredFile | None = None
 
@@ -265,15 +288,25 @@ class _Part:
         self._header_name = self._header_value = b""
 
     def begin_content(self, form: Form) -> None:
-        disposition, parameters = parse_options_header(self._headers.get(b"content-disposition", b""))
+        disposition, parameters = disposition_of(self._headers.get(b"content-disposition", b""))
         if disposition != b"form-data" or b"name" not in parameters:
             raise InvalidRequest("A part of the form has no name.")
-        self._name = parameters[b"name"].decode("utf-8", "replace")
-        self.is_file = self._name == "file" and b"filename" in parameters
+        self._name = parameters[b"name"]
+        encoding = self._headers.get(b"content-transfer-encoding", b"").strip().lower()
+        if encoding not in PLAIN_ENCODINGS:
+            shown_encoding = encoding[:40].decode("ascii", "replace")
+            raise invalid(
+                self._name[:80], f"is sent as {shown_encoding}; send it as it is, without Content-Transfer-Encoding"
+            )
+        sent = file_name_of(parameters)
+        self.is_file = self._name == "file" and sent is not None
+        if sent is not None and not self.is_file and (sent or self._headers.get(b"content-type")):
+            raise invalid("file", f"the part {self._name[:80]!r} is a file; name it 'file'")
         if self.is_file:
             if form.filename is not None:
                 raise invalid("file", "there are two; send one file a task")
-            form.filename = clean_filename(parameters[b"filename"].decode("utf-8", "replace"))
+            names = names_of(sent)
+            form.filename, form.filename_as_sent = names["filename"], names["filename_as_sent"]
             form.content_type = clean_content_type(self._headers.get(b"content-type", b"").decode("latin-1"))
 
     def add(self, data: bytes) -> None:

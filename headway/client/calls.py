@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar, cast
 from urllib.parse import quote
@@ -17,7 +17,7 @@ import httpx
 
 from headway.client.errors import ClientError, Declined, Unreachable, WrongUse
 from headway.client.following import PASSING
-from headway.client.wire import Batch, BatchCancelled, Page, Task
+from headway.client.wire import Batch, BatchCancelled, Event, Page, Task
 
 T = TypeVar("T")
 
@@ -39,10 +39,34 @@ class Call(Generic[T]):
     sent: Mapping[str, Any] = field(default_factory=dict)
 
 
+#: What is sent as `Authorization: Bearer`, or who is asked for it before each request: a token that ends.
+Key = str | Callable[[], str]
+
+
+class _AskedKey(httpx.Auth):
+    """A key that is asked for before each request; where it is refused, once more: it may have ended in between."""
+
+    def __init__(self, key: Callable[[], str]) -> None:
+        self._key = key
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        request.headers["Authorization"] = f"Bearer {_checked(self._key())}"
+        response = yield request
+        if response.status_code == 401 and isinstance(request.stream, httpx.ByteStream):  # a file is not sent twice
+            request.headers["Authorization"] = f"Bearer {_checked(self._key())}"
+            yield request
+
+
+def _checked(key: str) -> str:
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
+        raise WrongUse("HEADWAY_API_KEY: a key is printable characters without spaces.")
+    return key
+
+
 class Address:
     """The platform at `url`, as the owner of `key` (None: open mode). Raises WrongUse for what is neither."""
 
-    def __init__(self, url: str, key: str | None, answer_seconds: float = ANSWER_SECONDS) -> None:
+    def __init__(self, url: str, key: Key | None, answer_seconds: float = ANSWER_SECONDS) -> None:
         self.url = with_scheme(url.rstrip("/"))
         try:
             parsed = httpx.URL(self.url)
@@ -51,10 +75,9 @@ class Address:
         if parsed.scheme not in {"http", "https"} or not parsed.host:
             raise WrongUse(f"{url!r} is not the URL of a platform. Example: http://127.0.0.1:8000")
         self._prefix = parsed.path.rstrip("/")
-        if key is not None and not re.fullmatch(r"[\x21-\x7e]+", key):
-            raise WrongUse("HEADWAY_API_KEY: a key is printable characters without spaces.")
         self.http_options: dict[str, Any] = {
-            "headers": {"Authorization": f"Bearer {key}"} if key else {},
+            "headers": {"Authorization": f"Bearer {_checked(key)}"} if isinstance(key, str) else {},
+            "auth": _AskedKey(key) if callable(key) else None,
             "timeout": httpx.Timeout(answer_seconds, connect=min(answer_seconds, CONNECT_SECONDS)),
             # Reading the certificates takes longer than a whole request on loopback. Whom to trust (SSL_CERT_FILE) is
             # heeded there too.
@@ -207,9 +230,30 @@ def processors() -> Call[list[dict[str, Any]]]:
     return Call("GET", "/processors", listed)
 
 
-def events_links(task_ids: Collection[str], batch_id: str | None) -> list[str]:
-    """Of many tasks: those named, so many to an address; those of a batch, or all."""
-    named = [f"task={quote(task_id, safe='')}" for task_id in dict.fromkeys(task_ids)]
+def events_links(task_ids: Collection[str], batch_id: str | None) -> list[tuple[str, list[str]]]:
+    """Of many tasks: those named, so many to an address, with their ids; those of a batch, or all."""
+    named = list(dict.fromkeys(task_ids))
     of_batch = [f"batch_id={quote(batch_id, safe='')}"] if batch_id is not None else []
-    groups = [named[at : at + NAMED_TASKS] for at in range(0, len(named), NAMED_TASKS)] or [[]]
-    return ["/events" + (f"?{'&'.join(group + of_batch)}" if group or of_batch else "") for group in groups]
+    links = []
+    for ids in [named[at : at + NAMED_TASKS] for at in range(0, len(named), NAMED_TASKS)] or [[]]:
+        query = "&".join([*(f"task={quote(task_id, safe='')}" for task_id in ids), *of_batch])
+        links.append((f"/events?{query}" if query else "/events", ids))
+    return links
+
+
+def end_of(task_ids: Collection[str]) -> Callable[[Event], bool]:
+    """Whether an event is the last of these tasks; of a feed without names none is."""
+    left = set(task_ids)
+
+    def ends(event: Event) -> bool:
+        if not left or not (event.is_terminal or event.name == "deleted"):
+            return False
+        left.discard(event.task_id)
+        return not left
+
+    return ends
+
+
+def states(task_ids: Collection[str], batch_id: str | None) -> list[Call[Any]]:
+    """What to ask for the states that a stream of many tasks would tell."""
+    return [task(one) for one in task_ids] or [tasks({"batch_id": batch_id}, NAMED_TASKS, None)]

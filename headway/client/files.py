@@ -48,7 +48,9 @@ class Outgoing:
         """Its part of the body of `POST /tasks`. It is read for its SHA-256, so that another file's bytes, sent in its
         place, end the task as `failed`; what has no end to be seen has none. Raises WrongUse."""
         content_type = mimetypes.guess_type(self.name)[0] or "application/octet-stream"
-        announced = {"filename": self.name, "size_bytes": self.size_bytes, "content_type": content_type}
+        # A name may be any bytes, and JSON is text.
+        name = os.fsencode(self.name).decode("utf-8", "replace")
+        announced = {"filename": name, "size_bytes": self.size_bytes, "content_type": content_type}
         if self.size_bytes is not None:
             digest = hashlib.sha256()
             while chunk := self.read():

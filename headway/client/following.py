@@ -6,16 +6,20 @@ Pure but for the clock: a client opens the connections, hands in what comes, and
 
 from __future__ import annotations
 
+import json
 import random
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from headway.client.errors import ClientError, Declined, Unreachable
 from headway.client.wire import Event
 
-#: Several heartbeats of the server's default: a stream silent for longer is half-open, and is asked for again.
-SILENCE_SECONDS: Final = 60.0
+#: Two and a half heartbeats of the server's default: a stream silent for longer is half-open, or held back by a proxy.
+#: The truth is asked for by a plain request then, and the stream again.
+SILENCE_SECONDS: Final = 37.5
+#: A platform begins to speak at once.
+SPEAK_SECONDS: Final = 5.0
 #: What is waited at least, where the server does not say (`retry:`), and what it may say at most.
 FIRST_WAIT_SECONDS: Final = 1.0
 LONGEST_TOLD_SECONDS: Final = 30.0
@@ -36,7 +40,15 @@ class Following:
     """One stream, until `over`. `patience_seconds` is how long a platform that is away is waited for, at a time;
     `at_once` False: a first connection that fails is the end."""
 
-    def __init__(self, ends: Ends, *, patience_seconds: float, last_event_id: str = "", at_once: bool = True) -> None:
+    def __init__(
+        self,
+        ends: Ends,
+        *,
+        patience_seconds: float,
+        last_event_id: str = "",
+        at_once: bool = True,
+        numbered: bool = False,
+    ) -> None:
         self.over = False
         self._ends = ends
         self._patience_seconds = patience_seconds
@@ -46,6 +58,10 @@ class Following:
         self._failures = 0
         self._away_since: float | None = None
         self._frame: dict[str, str] = {}
+        #: Ids are versions: it is the stream of one task, or of one batch.
+        self._numbered = numbered
+        #: Of each task, the last that was told.
+        self._versions: dict[str, int] = {}
 
     @property
     def headers(self) -> dict[str, str]:
@@ -84,9 +100,36 @@ class Following:
             event = Event.read(event_id, frame.get("event", ""), frame["data"])
         except ValueError:
             raise Unreachable("The stream holds what is no event of Headway's. Is it its URL?") from None
-        self._last_event_id, self._failures = event_id, 0
-        self.over = self._ends(event)
+        if event_id != self._last_event_id or not self._numbered:  # the same once more is no progress
+            self._failures = 0
+        self._last_event_id = event_id
+        self._told(event)
         return event
+
+    def _told(self, event: Event) -> None:
+        if not event.name and isinstance(version := event.data.get("version"), int):
+            self._versions[event.task_id] = version
+        self.over = self._ends(event)
+
+    def asked(self, answer: Mapping[str, Any]) -> list[Event]:
+        """What a plain answer says that was not told yet: of a task, a batch or a page of tasks."""
+        self._away_since = None
+        found: list[Event] = []
+        for item in answer["tasks"] if isinstance(answer.get("tasks"), list) else [answer]:
+            known = self._versions.get(str(item.get("task_id", "")))
+            if known is None and self._numbered and self._last_event_id.isdigit():
+                known = int(self._last_event_id)
+            version = item["version"]
+            if known is not None and version <= known:
+                continue
+            if self._numbered:
+                if known is not None and version > known + 1:
+                    gap = {"from": known + 1, "to": version - 1}
+                    found.append(Event(str(version - 1), "gap", json.dumps(gap), gap))
+                self._last_event_id = str(version)
+            found.append(Event(self._last_event_id, "", json.dumps(item), dict(item)))
+            self._told(found[-1])
+        return found
 
     def pause_seconds(self, error: ClientError | None) -> float:
         """How long to wait before the next connection. Raises `error`, what ended the last one (None: a clean end), if

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from headway.client import calls
 from headway.client.calls import Address, Call
 from headway.client.errors import ClientError, Declined, WrongUse
 from headway.client.files import CHUNK_BYTES, Incoming, Outgoing, Source, outgoing
-from headway.client.following import SILENCE_SECONDS, Ends, Following, NoStream
+from headway.client.following import SILENCE_SECONDS, SPEAK_SECONDS, Ends, Following, NoStream
 from headway.client.merging import merged
 from headway.client.wire import Batch, BatchCancelled, Event, ResultFile, Task
 
@@ -26,7 +26,8 @@ PAGE: Final = 100
 
 
 class Client:
-    """One platform, at `url`, as the owner of `key` (None: open mode). Enter it, or close it with `close`.
+    """One platform, at `url`, as the owner of `key` (None: open mode). Enter it, or close it with `close`. A key may
+    be a function, which is asked before each request: a stream whose token ends goes on with the next one.
 
     `answer_seconds` is how long an answer is waited for, `patience_seconds` how long a stream waits for a
     platform that is away, at a time, before it says so.
@@ -35,7 +36,7 @@ class Client:
     def __init__(
         self,
         url: str = calls.DEFAULT_URL,
-        key: str | None = None,
+        key: calls.Key | None = None,
         *,
         answer_seconds: float = calls.ANSWER_SECONDS,
         patience_seconds: float = 60.0,
@@ -124,8 +125,11 @@ class Client:
             page = self._ask(calls.tasks(filters, PAGE if limit is None else min(limit, PAGE), cursor))
             yield from page["tasks"]
             limit = None if limit is None else limit - len(page["tasks"])
-            if (cursor := page["next_cursor"]) is None:
+            if page["next_cursor"] is None:
                 return
+            if page["next_cursor"] == cursor:  # it would be asked for the same page for ever
+                raise self._address.stranger()
+            cursor = page["next_cursor"]
 
     def cancel(self, task_id: str) -> Task:
         return self._ask(calls.act(task_id, "cancel"))
@@ -161,14 +165,14 @@ class Client:
         fails and it is not `patient`. Close it (`contextlib.closing`) when leaving earlier.
         """
         link = f"{calls.path_of(task_id)}/events"
-        return self._follow(link, lambda event: event.is_terminal, last_event_id, patient)
+        return self._follow(link, lambda event: event.is_terminal, last_event_id, patient, [calls.task(task_id)])
 
     def watch_batch(
         self, batch_id: str, *, last_event_id: int | str = "", patient: bool = True
     ) -> Generator[Event, None, None]:
         """The roll-up of a batch (`event.data` is a Batch), until every task of it has ended."""
         link = f"{calls.batch_path(batch_id)}/events"
-        return self._follow(link, lambda event: event.ends_batch, last_event_id, patient)
+        return self._follow(link, lambda event: event.ends_batch, last_event_id, patient, [calls.batch(batch_id)])
 
     def watch_tasks(
         self,
@@ -180,17 +184,33 @@ class Client:
     ) -> Generator[Event, None, None]:
         """Many tasks on one connection: those named, until all have ended; or, for ever, those of a batch, or all.
         More than 200 named ones take a connection for each 200, and after a reconnect some events may come again."""
-        links = calls.events_links(task_ids, batch_id)
-        streams = [self._follow(link, lambda _: False, last_event_id, patient) for link in links]
+        streams = [
+            self._follow(link, calls.end_of(ids), last_event_id, patient, calls.states(ids, batch_id), numbered=False)
+            for link, ids in calls.events_links(task_ids, batch_id)
+        ]
         return streams[0] if len(streams) == 1 else merged(streams, str(last_event_id))
 
-    def _follow(self, link: str, ends: Ends, last_event_id: int | str, patient: bool) -> Generator[Event, None, None]:
+    def _follow(
+        self,
+        link: str,
+        ends: Ends,
+        last_event_id: int | str,
+        patient: bool,
+        truth: Sequence[Call[Any]],
+        *,
+        numbered: bool = True,
+    ) -> Generator[Event, None, None]:
         following = Following(
-            ends, patience_seconds=self._patience_seconds, last_event_id=str(last_event_id), at_once=patient
+            ends,
+            patience_seconds=self._patience_seconds,
+            last_event_id=str(last_event_id),
+            at_once=patient,
+            numbered=numbered,
         )
-        timeout = httpx.Timeout(SILENCE_SECONDS, connect=calls.CONNECT_SECONDS)
+        timeout = httpx.Timeout(SPEAK_SECONDS, connect=calls.CONNECT_SECONDS)
         while True:
             problem: ClientError | None = None
+            silent = False
             try:
                 with self._http.stream(
                     "GET", self._address.at(link), headers=following.headers, timeout=timeout
@@ -200,6 +220,7 @@ class Client:
                     self._address.check(response)
                     if not following.opened(response.status_code, response.headers.get("content-type", "")):
                         return
+                    response.request.extensions["timeout"]["read"] = SILENCE_SECONDS
                     for line in response.iter_lines():
                         if (event := following.line(line)) is not None:
                             yield event
@@ -209,8 +230,23 @@ class Client:
                 raise self._address.stranger() from None
             except httpx.RequestError as error:
                 problem = self._address.unreachable(error)
+                silent = isinstance(error, httpx.ReadTimeout)
             except Declined as error:
                 problem = error
+            for call in truth if silent else ():
+                try:
+                    events = following.asked(self._ask(call))
+                    problem = None
+                except Declined as error:
+                    if len(truth) == 1:
+                        problem = error
+                    continue
+                except ClientError:
+                    break
+                for event in events:
+                    yield event
+            if following.over:
+                return
             time.sleep(following.pause_seconds(problem))
 
     def fetch(self, task_id: str, folder: str | os.PathLike[str] = ".") -> list[Path]:

@@ -38,10 +38,13 @@ class Task(TypedDict, total=False):
     task_id: str
     processor: str
     filename: str | None
+    filename_as_sent: str | None
     size_bytes: int | None
     content_type: str | None
     options: dict[str, Any]
     batch_id: str | None
+    priority: int
+    not_before: str | None
     status: str
     progress: float
     step: int
@@ -62,6 +65,8 @@ class Task(TypedDict, total=False):
     input_of: dict[str, Any] | None
     result: Result | None
     error: TaskError | None
+    queue_position: int | None
+    starts_in_seconds: float | None
     links: dict[str, str]
 
 

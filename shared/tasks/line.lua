@@ -70,6 +70,7 @@ function line.check(job, place)
   place = place or known
   if not place then return end
   redis.call('ZSCORE', 'LINE_TURNS', place.owner)
+  redis.call('HGET', 'LINE_COUNTS', place.owner)
   redis.call('ZSCORE', 'LINE_FULL', place.owner)
   redis.call('SCARD', 'LINE_PROCESSORS')
   redis.call('ZCARD', owners_of(place.processor))
@@ -94,7 +95,9 @@ end
 function line.put(job, place, first)
   local clock = tick()
   redis.call('HSET', 'LINE_JOBS', job, text_of(place))
-  redis.call('ZADD', 'LINE_WAITING', whole(place.order), job)
+  if redis.call('ZADD', 'LINE_WAITING', whole(place.order), job) == 1 then
+    redis.call('HINCRBY', 'LINE_COUNTS', place.owner, 1)
+  end
   redis.call('SADD', 'LINE_PROCESSORS', place.processor)
   redis.call('ZADD', group_of(place), whole(place.order), job)
   redis.call('ZADD', groups_of(place), 'NX', score_in_level(place, clock), member_of(place))
@@ -119,6 +122,7 @@ end
 
 local function take_out(job, place)
   if redis.call('ZREM', 'LINE_WAITING', job) == 0 then return end
+  if redis.call('HINCRBY', 'LINE_COUNTS', place.owner, -1) < 1 then redis.call('HDEL', 'LINE_COUNTS', place.owner) end
   redis.call('ZREM', group_of(place), job)
   if redis.call('ZCARD', group_of(place)) == 0 then redis.call('ZREM', groups_of(place), member_of(place)) end
   if redis.call('ZCARD', groups_of(place)) == 0 then
@@ -276,6 +280,98 @@ function line.look_at_full(owner_limit)
       come_back(owner)
     end
   end
+end
+
+-- How long tasks took, by powers of the square root of two, each half as heavy after a dozen more. One more of `ms`.
+function line.learnt(text, ms)
+  local bucket = math.floor(2 * math.log(math.max(1, ms)) / math.log(2))
+  local weights = {[bucket] = 1}
+  for at, weight in string.gmatch(text or '', '(%d+)=([%d.]+)') do
+    at, weight = tonumber(at), tonumber(weight) * 0.945
+    if weight > 0.01 then weights[at] = (weights[at] or 0) + weight end
+  end
+  local parts = {}
+  for at, weight in pairs(weights) do parts[#parts + 1] = string.format('%d=%.4f', at, weight) end
+  return table.concat(parts, ';')
+end
+
+-- The mean of them in ms; nil: none has been measured.
+local function usual_ms(processor)
+  local sum, weights = 0, 0
+  for at, weight in string.gmatch(redis.call('HGET', 'LINE_DURATIONS', processor) or '', '(%d+)=([%d.]+)') do
+    sum, weights = sum + weight * 2 ^ ((at + 0.5) / 2), weights + weight
+  end
+  return weights > 0 and sum / weights or nil
+end
+
+local SAMPLE = 64
+
+-- How many of an owner's own jobs go before one in this place.
+local function own_before(place)
+  local rank = redis.call('ZCOUNT', group_of(place), '-inf', '(' .. whole(place.order))
+  local level, turn = 9 - place.priority, tonumber(redis.call('ZSCORE', groups_of(place), member_of(place)) or nil)
+  local before = rank
+  for _, processor in ipairs(redis.call('SMEMBERS', 'LINE_PROCESSORS')) do
+    local heads = redis.call('ZRANGE', groups_of(place, processor), 0, SAMPLE - 1, 'WITHSCORES')
+    for i = 1, #heads, 2 do
+      local priority, batch = string.match(heads[i], '^(%d):(.*)$')
+      if (9 - priority) <= level and not (heads[i] == member_of(place) and processor == place.processor) then
+        local waiting = redis.call('ZCARD', string.format('LINE_GROUP', processor, place.owner, priority, batch))
+        local turns = (9 - priority) < level and waiting or rank + ((not turn or tonumber(heads[i + 1]) < turn) and 1 or 0)
+        before = before + math.min(waiting, turns)
+      end
+    end
+  end
+  return before
+end
+
+-- The place in the line of a job that stands there or is about to, from 1. It is exact for up to SAMPLE owners, and of
+-- these for up to so many batches; of more, those whose turns come first stand for all.
+function line.position(place)
+  local own = own_before(place)
+  local processors, turn = redis.call('SMEMBERS', 'LINE_PROCESSORS'), nil
+  for _, processor in ipairs(processors) do
+    local score = tonumber(redis.call('ZSCORE', owners_of(processor), place.owner) or nil)
+    if score and (not turn or score < turn) then turn = score end
+  end
+  turn = turn or math.max((tonumber(redis.call('GET', 'LINE_CLOCK')) or 0) + 1,
+    tonumber(redis.call('ZSCORE', 'LINE_TURNS', place.owner) or nil) or 0)
+  local turns, names, unseen = {}, {}, 0
+  for _, processor in ipairs(processors) do
+    local heads = redis.call('ZRANGE', owners_of(processor), 0, SAMPLE - 1, 'WITHSCORES')
+    for i = 1, #heads, 2 do
+      local owner, score = heads[i], tonumber(heads[i + 1])
+      if owner ~= place.owner then
+        if not turns[owner] then names[#names + 1] = owner end
+        turns[owner] = math.min(turns[owner] or score, score)
+      end
+    end
+    if #heads == 2 * SAMPLE then unseen = unseen + redis.call('ZCARD', owners_of(processor)) - SAMPLE end
+  end
+  local found = 0
+  if names[1] then
+    local counts = redis.call('HMGET', 'LINE_COUNTS', unpack(names))
+    for i, owner in ipairs(names) do
+      found = found + math.min(tonumber(counts[i]) or 1, own + (turns[owner] < turn and 1 or 0))
+    end
+    found = found * (1 + unseen / #names)
+  end
+  return own + math.floor(found) + 1
+end
+
+-- In how many seconds it starts, as a JSON text: by how long tasks of its processor took, and how many run at once (at
+-- most `limit`, where that is not 0). Null where nobody knows.
+function line.starts_in(place, position, limit)
+  for _, processor in ipairs(redis.call('SMEMBERS', 'LINE_PAUSED')) do
+    if processor == place.processor then return 'null' end
+  end
+  local now_ms = math.floor(line.now_us() / 1000)
+  local running = redis.call('ZCOUNT', 'LINE_RUNNING', whole(now_ms), '+inf')
+  if running == 0 then return redis.call('ZCARD', 'WORKERS') > 0 and position == 1 and '0' or 'null' end
+  local usual = usual_ms(place.processor)
+  if not usual then return 'null' end
+  local slots = limit > 0 and math.min(running, limit) or running
+  return string.format('%.1f', usual * (position - 0.5) / slots / 1000)
 end
 
 return line

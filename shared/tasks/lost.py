@@ -19,6 +19,8 @@ _UNKNOWN: Final[Sequence[str]] = (
     "started_at",
     "partial",
     "result",
+    "queue_position",
+    "starts_in_seconds",
 )
 
 

@@ -186,7 +186,12 @@ class ProducedFile(BaseModel):
 
 
 #: What a task of an earlier version does not say.
-_OF_BEFORE: Final[dict[str, Any]] = {"priority": 5, "not_before": None}
+_OF_BEFORE: Final[dict[str, Any]] = {
+    "priority": 5,
+    "not_before": None,
+    "queue_position": None,
+    "starts_in_seconds": None,
+}
 
 
 class Task(BaseModel):
@@ -199,6 +204,8 @@ class Task(BaseModel):
     task_id: TaskId
     processor: str
     filename: str | None
+    #: Word for word, where that is another name.
+    filename_as_sent: str | None = None
     size_bytes: int | None
     content_type: str | None
     options: dict[str, Any]
@@ -226,6 +233,9 @@ class Task(BaseModel):
     partial: Any = None
     result: Result | None
     error: TaskError | None
+    #: Of a task that waits for its turn: 1 is the next one; and when that will be, where it can be said.
+    queue_position: int | None
+    starts_in_seconds: float | None
 
     # What only the inside needs: never sent to a client.
     owner: OwnerId = Field(default=ANYONE, exclude=True)
@@ -262,7 +272,8 @@ class Task(BaseModel):
     @classmethod
     def from_fields(cls, fields: Mapping[bytes, bytes]) -> Task:
         """Reads the hash of shared/tasks/progress.py; `whole_result` stands in where the live one was truncated."""
-        return cls.from_values({name.decode(): json.loads(text) for name, text in fields.items() if name != b"write"})
+        texts = [b'"%s":%s' % (name, text) for name, text in fields.items() if name != b"write"]
+        return cls.from_values(json.loads(b"{" + b",".join(texts) + b"}"))  # read at once: forty times costs more
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Task:

@@ -172,6 +172,30 @@ if line then
   redis.call('ZSCORE', 'QUEUE', ARG.job_id)
   line.check(ARG.job_id, place)
 end
+-- Its place in the line as it takes it; whoever waits is told again (api/streams/places.py).
+local placed = {}
+if given.status then placed = {'queue_position', 'null', 'starts_in_seconds', 'null'} end
+if place and ARG.due_ms == '' then
+  placed[2] = whole(line.position(place))
+  placed[4] = line.starts_in(place, tonumber(placed[2]), 0)
+elseif place then
+  placed[4] = string.format('%.1f', math.max(0, ARG.due_ms - line.now_us() / 1000) / 1000)
+end
+for i = 1, #placed, 2 do given[placed[i]] = placed[i + 1] end
+
+-- How long a task takes is measured from its last claim to its end.
+local claimed_ms, took
+if given.claim then
+  claimed_ms = whole(math.floor(redis.call('TIME')[1] * 1000 + redis.call('TIME')[2] / 1000))
+elseif ends and new_status == '"completed"' and not produced then
+  local known = redis.call('HMGET', state, 'claimed_ms', 'processor')
+  local time, processor = redis.call('TIME'), known[2] and string.sub(known[2], 2, -2)
+  if known[1] then
+    local ms = math.max(0, time[1] * 1000 + math.floor(time[2] / 1000) - known[1])
+    local learnt = LINE.learnt
+    took = {processor, learnt(redis.call('HGET', 'LINE_DURATIONS', processor), ms)}
+  end
+end
 
 -- The batch's roll-up: counts and a sum that move by this task's difference, so the cost does not grow with the batch.
 -- An event is sent when a count changes or the whole has moved by a tenth of a percent. A roll-up that is gone while a
@@ -331,6 +355,8 @@ else
     fields[#fields + 1] = value
   end
   set('version', version)
+  if claimed_ms then set('claimed_ms', claimed_ms) end
+  for i = 1, #placed, 2 do set(placed[i], placed[i + 1]) end
   if begins_epoch then set('era', whole(epoch)) end
   if ends then set('ended_version', version) end
   if ARG.follows ~= '' then set('source_had_ended', source_lives and 'false' or 'true') end
@@ -362,6 +388,10 @@ if produced then
     redis.call('ZADD', 'PRODUCERS', whole(heard_ms + ARG.lease_ms), task_id)
     redis.call('PEXPIRE', 'PRODUCERS', ARG.owner_lives_ms)
   end
+end
+if took then
+  redis.call('HSET', 'LINE_DURATIONS', took[1], took[2])
+  redis.call('PEXPIRE', 'LINE_DURATIONS', ARG.owner_lives_ms)
 end
 if counts[1] then
   redis.call('HSET', 'COUNTS', unpack(counts))

@@ -27,6 +27,7 @@ LIVE_FIELDS: Final = (
     *("task_id", "version", "status", "progress", "step", "total_steps", "message"),
     *("done", "total", "unit", "rate", "eta_seconds", "attempt", "size_bytes"),
     *("started_at", "updated_at", "finished_at", "partial", "result", "error"),
+    *("queue_position", "starts_in_seconds"),
 )
 
 #: Between two tries of a patient reader or publisher: short beside what a watcher notices, long beside a refusal.

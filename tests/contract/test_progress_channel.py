@@ -38,7 +38,7 @@ def a_task(**changes: Any) -> Task:
         "total_steps": 0, "message": "Waiting", "done": 0, "total": None, "priority": 5, "not_before": None,
         "unit": None, "rate": None,
         "eta_seconds": None, "attempt": 1, "version": 1, "created_at": now, "started_at": None, "updated_at": now,
-        "finished_at": None, "result": None, "error": None,
+        "finished_at": None, "result": None, "error": None, "queue_position": None, "starts_in_seconds": None,
     }  # fmt: skip
     return Task(**fields | changes)
 
@@ -64,6 +64,8 @@ async def test_a_created_task_reads_back_as_it_was(publisher: Publisher, reader:
     task = a_task(options={"steps": 3}, owner=OwnerId("alice"), input_sha256="ab")
     assert await publisher.create(task) == 1
     read = await reader.task(task.task_id)
+    assert read.queue_position == 1
+    read = read.model_copy(update={"queue_position": None})
     assert read.model_dump(exclude={"created_at", "updated_at"}) == task.model_dump(
         exclude={"created_at", "updated_at"}
     )

@@ -21,6 +21,7 @@ def produced(lease_seconds: float = 30) -> Task:
         message="Started",
         done=0, total=None, unit=None, rate=None, eta_seconds=None, attempt=1, version=1,
         created_at=now, started_at=now, updated_at=now, finished_at=None, result=None, error=None,
+        queue_position=None, starts_in_seconds=None,
         producer=Producer(lease_seconds=lease_seconds),
     )  # fmt: skip
 

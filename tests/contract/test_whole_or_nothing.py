@@ -61,7 +61,7 @@ def keys_of(task: Task) -> list[str]:
     of_batch = [pattern % keys.of_batch(ANYONE, str(task.batch_id)) for pattern in (keys.BATCH_STATE, keys.BATCH_TASKS)]
     line = [
         *(keys.LINE_CLOCK, keys.LINE_JOBS, keys.LINE_WAITING, keys.LINE_LATER, keys.LINE_RUNNING, keys.LINE_TURNS),
-        *(keys.LINE_FULL, keys.LINE_PROCESSORS, keys.LINE_OWNERS % task.processor),
+        *(keys.LINE_COUNTS, keys.LINE_FULL, keys.LINE_PROCESSORS, keys.LINE_OWNERS % task.processor),
         *(keys.LINE_GROUPS % (task.processor, ANYONE), keys.LINE_GROUP % (task.processor, ANYONE, 5, task.batch_id)),
         *(keys.LINE_HELD_OWNER % ANYONE, keys.LINE_HELD_PROCESSOR % task.processor),
     ]
@@ -197,7 +197,7 @@ async def test_a_worker_lets_go_of_jobs_and_renews_them_together_or_not_at_all(a
     leases = Leases(any_redis, "ours", 30)
     line = [
         *(keys.LINE_CLOCK, keys.LINE_JOBS, keys.LINE_WAITING, keys.LINE_LATER, keys.LINE_RUNNING, keys.LINE_TURNS),
-        *(keys.LINE_FULL, keys.LINE_PROCESSORS, keys.LINE_PAUSED, keys.LINE_OWNERS % ""),
+        *(keys.LINE_COUNTS, keys.LINE_FULL, keys.LINE_PROCESSORS, keys.LINE_PAUSED, keys.LINE_OWNERS % ""),
         *(keys.LINE_GROUPS % ("", ANYONE), keys.LINE_GROUP % ("", ANYONE, 5, "")),
         *(keys.LINE_HELD_OWNER % ANYONE, keys.LINE_HELD_PROCESSOR % ""),
     ]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
+import re
 import socket
 import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +24,7 @@ from headway import AsyncClient, Client
 from headway.api.access.identity import policies_of
 from headway.api.app import create_app
 from headway.shared.settings import Settings
-from tests.processes import SERVERS, Platform, RedisServer, free_port
+from tests.processes import SERVERS, HeadwayProcess, Platform, RedisServer, free_port
 from tests.proxies import missing
 from tests.streams import frames_of, opened
 from tests.waiting import wait_for
@@ -227,3 +229,42 @@ def test_a_certificate_of_ones_own_is_trusted_on_this_machine_too(
         env["SSL_CERT_FILE"] = str(made[0])
         trusted = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, check=False)
         assert (trusted.returncode, trusted.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("server", ["uvicorn", "gunicorn"])
+def test_a_server_that_recycles_itself_ends_its_streams_whole_and_exits(
+    redis_server: RedisServer, tmp_path: Path, server: str
+) -> None:
+    """After so many requests, without a signal."""
+    with Platform(tmp_path, redis_server.fresh_url()) as platform:
+        port = free_port()
+        arguments = ["--port", str(port), "--limit-max-requests", "60", "api.main:app"]
+        if server == "gunicorn":
+            if any(importlib.util.find_spec(name) is None for name in ("gunicorn", "uvicorn_worker")):
+                pytest.skip("gunicorn is not installed")
+            arguments = ["-k", "uvicorn_worker.UvicornWorker", "-b", f"127.0.0.1:{port}", "--max-requests", "60"]
+            arguments.append("api.main:app")
+        env = {"HEADWAY_REDIS_URL": platform.redis_url, "HEADWAY_DATA_DIR": str(platform.data_dir)}
+        url = f"http://127.0.0.1:{port}"
+
+        def answers() -> bool:
+            assert process.code is None, process.log
+            try:
+                return httpx.get(f"{url}/healthz").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        with HeadwayProcess(arguments, env=env, log=tmp_path / "log", module=server) as process:
+            wait_for("it answers", answers)
+            body = {"processor": "checksum", "filename": "a", "size_bytes": 1}
+            task = httpx.post(f"{url}/tasks", json=body).json()
+            with opened(url + task["links"]["events"]) as answer:
+                pieces = answer.iter_raw()
+                said = next(pieces)
+                for _ in range(70):
+                    with suppress(httpx.TransportError):
+                        httpx.get(f"{url}/healthz")
+                said += b"".join(pieces)  # raises where the end is not a whole one
+            assert re.search(rb"\nretry: \d+\n: the server is restarting", said)
+            if server == "uvicorn":
+                assert process.wait() == 0

@@ -3,6 +3,7 @@ proxy. The page's table says what is tried here."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
@@ -17,6 +18,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
+from headway import AsyncClient, Client
 from tests.integration.stream_clients.processors import telling_platform
 from tests.processes import Platform, RedisServer, free_port
 from tests.proxies import Kind, missing, running
@@ -210,3 +212,55 @@ def test_doctor_finds_no_problem(url: str) -> None:
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert {one["check"] for one in found if one["level"] == "problem"} == set(), done.stdout
     assert {"origin", "progress", "buffering"} <= {one["check"] for one in found if one["level"] == "ok"}
+
+
+def test_the_pages_table_is_made_of_these_tests() -> None:
+    table = PAGE[PAGE.index("| promise |") :].partition("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert tuple(name.lower() for name in rows[0][1:-1]) == KINDS
+    for row in rows[2:]:
+        assert f"test_{row[-1].strip('`')}" in globals()
+        assert set(row[1:-1]) == {"yes"}
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_behind_a_proxy_that_holds_streams_back_the_python_client_asks(
+    platform: Platform, tmp_path: Path, kind: str
+) -> None:
+    """lighttpd as it comes. Each kind of watch is told the end."""
+    if why := missing("lighttpd"):
+        pytest.skip(why)
+    port = free_port()
+    target = httpx.URL(platform.url)
+    inside = f'proxy.server = ("" => (("host" => "127.0.0.1", "port" => {target.port})))'
+    running_task = json.dumps({"gate": "/nowhere", "gates": 1})
+    task_id = platform.submit("telling", options=running_task, batch_id="held-back")["task_id"]
+    other = platform.submit("rehearsal", options='{"steps": 1, "step_seconds": 0}')["task_id"]
+
+    def ended(watch: Any) -> list[Any]:
+        """The first state is asked for, so the task is ended only then; what the client holds after that is its own."""
+        events = []
+        for event in watch:
+            events.append(event)
+            if len(events) == 1:
+                httpx.post(f"{platform.url}/tasks/{task_id}/cancel")
+        return events
+
+    async def ended_async(url: str) -> list[Any]:
+        events = []
+        async with AsyncClient(url) as client:
+            async for event in client.watch(task_id):
+                events.append(event)
+                if len(events) == 1:
+                    httpx.post(f"{platform.url}/tasks/{task_id}/cancel")
+        return events
+
+    with running("lighttpd", tmp_path / "lighttpd", inside, f"http://127.0.0.1:{port}") as url:
+        if kind == "async":
+            assert [event.status for event in asyncio.run(ended_async(url)) if not event.name][-1] == "cancelled"
+            return
+        with Client(url) as client:
+            story = ended(client.watch(task_id))
+            assert [event.status for event in story if not event.name][-1] == "cancelled"
+            assert list(client.watch_batch("held-back"))[-1].ends_batch
+            assert {event.task_id for event in client.watch_tasks([task_id, other])} == {task_id, other}

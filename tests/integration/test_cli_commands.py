@@ -349,6 +349,17 @@ def test_one_bad_file_of_several_is_exit_1_and_the_others_are_done(platform: Pla
     assert (done.returncode, done.stderr.startswith("bad.csv: bad_input: ")) == (1, True)
 
 
+def test_a_file_with_an_odd_name_is_named_and_the_others_are_sent(platform: Platform, tmp_path: Path) -> None:
+    odd = [tmp_path / "\u200d\x01", Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.csv"))]
+    paths = [tmp_path / "a.csv", *odd, tmp_path / "b c.csv"]
+    for path in paths:
+        path.write_text("a,b\n1,2\n")
+    done = headway(platform, "submit", *paths, "--processor", "checksum")
+    assert (done.returncode, done.stdout.count("completed")) == (1, 3), done.stderr
+    assert "is not sent: the file needs a name" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_nothing_is_submitted_where_one_of_several_cannot_be_read(platform: Platform, three_files: list[Path]) -> None:
     batch = "none-" + os.urandom(4).hex()
     paths = (*three_files, three_files[0].parent / "missing")

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.processes import Platform, RedisServer
+from tests.streams import frames_of
 from tests.waiting import wait_for
 
 KEYS = {"alice": "alices-key-0123456789", "bob": "bobs-key-0123456789ab"}
@@ -68,8 +69,10 @@ def while_one_runs(owner: Owner) -> Iterator[None]:
     """The only slot is taken until the block ends."""
     task_id = owner.submit(step_seconds=600)
     wait_for("it runs", lambda: owner.task(task_id)["status"] == "processing", seconds=60)
-    yield
-    owner.http.post(f"/tasks/{task_id}/cancel")
+    try:
+        yield
+    finally:
+        owner.http.post(f"/tasks/{task_id}/cancel")
 
 
 def test_whatever_one_owner_has_sent_another_is_next(alice: Owner, bob: Owner) -> None:
@@ -155,3 +158,37 @@ def test_an_owner_runs_no_more_than_its_limit_over_all_workers(own_platform: Pla
     ran = sorted((own_platform.wait(one) for one in tasks), key=lambda task: str(task["started_at"]))
     for before, after in itertools.pairwise(ran):
         assert before["finished_at"] <= after["started_at"]
+
+
+def test_a_waiting_task_has_a_place_that_moves_up_and_is_told_on_its_stream(alice: Owner, bob: Owner) -> None:
+    with while_one_runs(alice):
+        one = bob.submit(priority=0)
+        waiting = [alice.submit() for _ in range(3)]
+        assert [alice.task(task_id)["queue_position"] for task_id in waiting] == [2, 3, 4]
+        assert bob.task(one)["queue_position"] == 1
+        listed = alice.http.get("/tasks?status=queued").json()["tasks"]
+        places = {task["task_id"]: task["queue_position"] for task in listed}
+        assert [places[task_id] for task_id in waiting] == [2, 3, 4]
+        with alice.http.stream("GET", f"/tasks/{waiting[2]}/events") as stream:
+            frames = frames_of(stream)
+            first = next(frames)
+            assert first.data["queue_position"] == 4
+            alice.http.post(f"/tasks/{waiting[0]}/cancel")
+            moved = next(frames)
+            assert (moved.name, moved.data["status"], moved.data["queue_position"]) == ("", "queued", 3)
+            assert moved.id == first.id + 1
+    done = alice.done(*waiting)[2]
+    assert (done["status"], done["queue_position"], done["starts_in_seconds"]) == ("completed", None, None)
+
+
+def test_once_some_have_run_it_is_told_when_the_next_ones_start(alice: Owner) -> None:
+    alice.done(*(alice.submit() for _ in range(2)))
+    with while_one_runs(alice):
+        waiting = [alice.submit() for _ in range(2)]
+        first, second = (alice.task(task_id)["starts_in_seconds"] for task_id in waiting)
+        assert 0 < first < second
+        later = alice.submit(not_before="2090-01-01T00:00:00Z")
+        assert alice.task(later)["queue_position"] is None
+        assert alice.task(later)["starts_in_seconds"] > 1e9
+        alice.http.post(f"/tasks/{later}/cancel")
+    alice.done(*waiting)

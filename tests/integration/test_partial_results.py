@@ -86,3 +86,15 @@ def test_a_new_attempt_begins_without_the_one_before(showing: Platform) -> None:
     again = httpx.post(f"{showing.url}/tasks/{task['task_id']}/retry").json()
     assert again["partial"] is None
     showing.wait(task["task_id"], "completed")
+
+
+def test_the_first_profile_of_a_large_file_comes_before_its_result(showing: Platform) -> None:
+    row = b"%d,Oslo,2.5,2024-01-31\n"
+    data = b"id,city,fare,day\n" + b"".join(row % number for number in range(1_000_000))
+    task_id = showing.submit("csv-profile", data, filename="trips.csv")["task_id"]
+    story = watch(showing.url, task_id, last_event_id=0)
+    assert_true_story(story)
+    first = next(value for value in shown(story) if value is not None)
+    assert [column["name"] for column in first["columns"]] == ["id", "city", "fare", "day"]
+    assert 0 < first["rows"] < 1_000_000
+    assert story[-1].data["result"]["summary"]["rows"] == 1_000_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import json
 import os
@@ -168,6 +169,8 @@ def test_a_form_that_is_cut_off_leaves_nothing(platform: Platform) -> None:
         ({"processor": "checksum", "batch_id": "a b"}, {"file": ("a", b"x")}, ["batch_id"]),
         ({"processor": "checksum"}, {"file": ("x" * 5000, b"x")}, ["file"]),
         ({"processor": "checksum"}, {"file": ("..", b"x")}, ["file"]),
+        ({"processor": "checksum"}, {"upload": ("a", b"x")}, ["file"]),
+        ({"processor": "checksum", "option": "{}"}, {"file": ("a", b"x")}, ["option"]),
     ],
 )
 def test_a_wrong_form_names_its_field_and_leaves_nothing(
@@ -185,7 +188,8 @@ def test_a_wrong_form_names_its_field_and_leaves_nothing(
         ("../../etc/passwd", "passwd"),
         ("C:\\temp\\a.csv", "a.csv"),
         ("täst 日本.csv", "täst 日本.csv"),
-        ("a%0Ab.csv", "a%0Ab.csv"),
+        ("a%0Ab.csv", "ab.csv"),
+        ("a%41b.csv", "a%41b.csv"),
         ('qu"ote.csv', None),
     ],
 )
@@ -196,6 +200,23 @@ def test_a_filename_is_kept_as_a_name_and_is_never_a_path(platform: Platform, se
     assert platform.wait(task["task_id"])["status"] == "completed"
     [path] = (path for path in stored_files(platform) if task["task_id"] in path.parts)
     assert path.name.startswith("input-")
+
+
+def test_the_name_that_was_sent_is_kept_beside_the_one_that_is_shown(platform: Platform) -> None:
+    sent = "Screenshot at 3.45\u202fPM.png"
+    task = platform.submit("checksum", b"x", filename=sent)
+    assert (task["filename"], task["filename_as_sent"]) == ("Screenshot at 3.45 PM.png", sent)
+    answer = httpx.post(f"{platform.url}/tasks", json={"processor": "checksum", "filename": "plain.csv"})
+    assert answer.json()["filename_as_sent"] is None
+    httpx.post(f"{platform.url}{answer.json()['links']['cancel']}")
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "multipart/form-data; boundary=x"])
+def test_a_packed_body_is_refused_with_a_word(platform: Platform, content_type: str) -> None:
+    headers = {"Content-Type": content_type, "Content-Encoding": "gzip"}
+    answer = httpx.post(f"{platform.url}/tasks", content=gzip.compress(b"{}"), headers=headers)
+    assert answer.status_code == 415
+    assert "gzip" in answer.json()["detail"]
 
 
 def test_control_characters_in_a_filename_are_dropped(platform: Platform) -> None:

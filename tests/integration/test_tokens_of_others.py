@@ -3,6 +3,7 @@ comes back and is rotated; narrowed; as a browser's session; and what Redis keep
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -21,6 +22,7 @@ import redis
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from headway import AsyncClient, Client
 from headway.api.access.grant import ANYBODY, NEEDS, Action
 from headway.api.access.jwks import AT_ONCE, BETWEEN_SECONDS
 from tests.jwks_server import JwksServer, SigningKey
@@ -506,3 +508,30 @@ def test_a_schema_says_what_a_token_signs_in_with(by_secret: Platform) -> None:
     assert (sign_in["minProperties"], sign_in["maxProperties"]) == (1, 1)
     assert sign_in["properties"].keys() == {"key", "token"}
     assert json.dumps(document).count(SECRET) == 0
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_client_that_is_asked_for_a_token_each_time_misses_nothing_when_one_ends(
+    by_secret: Platform, kind: str
+) -> None:
+    """Each token lives for seconds, and the second one that is given has ended already."""
+    given: list[str] = []
+
+    def fresh() -> str:
+        given.append(token_of(seconds=-1 if len(given) == 1 else 4))
+        return given[-1]
+
+    async def story_async() -> list[int]:
+        async with AsyncClient(by_secret.url, fresh) as client:
+            options = {"steps": 8, "step_seconds": 1}
+            task_id = (await client.submit(None, "rehearsal", options=options))["task_id"]
+            return [int(event.id) async for event in client.watch(task_id, last_event_id=0)]
+
+    if kind == "async":
+        ids = asyncio.run(story_async())
+    else:
+        with Client(by_secret.url, fresh) as client:
+            task_id = client.submit(None, "rehearsal", options={"steps": 8, "step_seconds": 1})["task_id"]
+            ids = [int(event.id) for event in client.watch(task_id, last_event_id=0)]
+    assert ids == list(range(1, len(ids) + 1))
+    assert len(given) > 3

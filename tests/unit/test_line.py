@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -11,8 +13,10 @@ import pytest
 from headway.shared import keys
 from headway.shared.redis.client import RedisClient
 from headway.shared.settings import Settings
-from headway.shared.tasks.models import OwnerId, Task, TaskId, utc_now
+from headway.shared.tasks.line import Line as LineReader
+from headway.shared.tasks.models import OwnerId, Result, Task, TaskId, utc_now
 from headway.shared.tasks.progress import Publisher
+from headway.shared.tasks.reader import Reader
 from headway.worker.leases import Leases, Limits
 from tests.contract.test_progress_channel import a_task
 from tests.waiting import POLL_SECONDS
@@ -219,3 +223,86 @@ async def test_a_worker_that_was_away_takes_its_job_back_out_of_the_line(line: L
     assert await line.redis.zscore(keys.LINE_WAITING, a0) is not None
     assert await line.leases.renew([a0]) == []
     assert await line.take(9, Leases(line.redis, "other", 30)) == ["a1"]
+
+
+async def positions(line: Line) -> dict[str, int | None]:
+    about = LineReader(line.redis)
+    found = {name: await about.place(task_id) for task_id, name in line.names.items()}
+    return {name: place.position for name, place in found.items() if place is not None}
+
+
+async def test_a_place_in_the_line_is_the_order_in_which_they_go(line: Line) -> None:
+    await line.submit("alice", *numbered("x", 5), batch_id="x")
+    await line.submit("alice", *numbered("y", 2), batch_id="y")
+    await line.submit("alice", *numbered("high", 2), priority=8)
+    await line.submit("bob", *numbered("b", 3))
+    await line.submit("carol", "c0", processor="other")
+    for _ in range(14):
+        told = await positions(line)
+        assert sorted(place for place in told.values() if place) == list(range(1, len(told) + 1)), told
+        if not told:
+            break
+        [first] = await line.take(1)
+        assert told[first] == 1, (told, first)
+        for task_id, name in line.names.items():
+            if name == first:
+                await line.redis.delete(keys.state(task_id))  # it waits no more
+
+
+async def test_a_new_tasks_first_event_says_its_place(line: Line) -> None:
+    await line.submit("alice", *numbered("a", 4))
+    [bob] = await line.submit("bob", "b0")
+    [last] = await line.submit("alice", "last")
+    reader = Reader(line.redis)
+    assert (await reader.task(bob.task_id)).queue_position == 2
+    assert (await reader.task(last.task_id)).queue_position == 6
+    assert (await reader.task(last.task_id)).starts_in_seconds is None, "nothing has been measured"
+    state = json.loads((await reader.snapshot(last.task_id)).state.data)
+    assert state["queue_position"] == 6
+    claim = await line.publisher.claim(bob.task_id, reader)
+    assert claim is not None
+    started = await reader.task(bob.task_id)
+    assert (started.queue_position, started.starts_in_seconds) == (None, None)
+
+
+async def test_how_long_it_takes_is_known_from_those_that_ran(line: Line) -> None:
+    reader, now = Reader(line.redis), time.time()
+    for seconds in (1.0, 1.0, 1.0):
+        [task] = await line.submit("alice", "done")
+        [job] = (await line.leases.turn(1)).taken
+        claim = await line.publisher.claim(task.task_id, reader)
+        assert claim is not None
+        await line.redis.hset(keys.state(task.task_id), "claimed_ms", str(int((now - seconds) * 1000)))  # type: ignore[misc]
+        await line.publisher.complete(task.task_id, Result(summary={}, files=[]), **claim.fence)
+        await line.leases.turn(ended=[job])
+    await line.submit("alice", "runs", *numbered("a", 4))
+    await line.take(1)
+    about = LineReader(line.redis)
+    starts = {name: await about.place(task_id) for task_id, name in line.names.items() if name.startswith("a")}
+    seconds_of = [place.seconds for place in starts.values() if place is not None and place.seconds is not None]
+    assert seconds_of == sorted(seconds_of)
+    assert len(seconds_of) == 4
+    assert 0.3 < seconds_of[0] < 30  # half of one task, however slow this machine is
+    assert seconds_of[3] == pytest.approx(7 * seconds_of[0], rel=0.3)
+
+
+async def test_a_place_costs_the_same_however_long_the_line_is(redis_client: RedisClient, settings: Settings) -> None:
+    line = Line(redis_client, settings)
+
+    async def commands_of_a_look(task: Task) -> int:
+        before = (await redis_client.info("commandstats")).items()
+        calls = sum(int(stat["calls"]) for name, stat in before if name != "cmdstat_info")
+        await LineReader(redis_client).place(task.task_id)
+        after = (await redis_client.info("commandstats")).items()
+        return sum(int(stat["calls"]) for name, stat in after if name != "cmdstat_info") - calls
+
+    [short] = await line.submit("alice", "a")
+    few = await commands_of_a_look(short)
+    for owner in range(100):
+        await line.submit(f"owner{owner}", *numbered("x", 3))
+    [long] = await line.submit("alice", "b")
+    assert await commands_of_a_look(long) <= few + 10
+    place = await LineReader(redis_client).place(long.task_id)
+    assert place is not None
+    assert place.position is not None
+    assert 50 <= place.position <= 200  # it is the second of alice's, among 100 others'

@@ -41,6 +41,13 @@ TASK = TaskId("0" * 32)
         ("a\0\r\n\x1b[2J.csv", "a[2J.csv"),
         ("a\u202ecsv.exe", "acsv.exe"),
         ("täst 日本 🎉.csv", "täst 日本 🎉.csv"),
+        ("Screenshot 2024-01-31 at 3.45.12\u202fPM.png", "Screenshot 2024-01-31 at 3.45.12 PM.png"),
+        ("a\u00a0b\u2003c\u3000d.csv", "a b c d.csv"),
+        ("\u3000a.csv\u00a0", "a.csv"),
+        ("👨\u200d👩\u200d👧 family.txt", "👨\u200d👩\u200d👧 family.txt"),
+        ("نمی\u200cخواهم.txt", "نمی\u200cخواهم.txt"),
+        ("a\u2028b\u200e\u2066c\u00add.csv", "abcd.csv"),
+        ("cafe\u0301.csv", "café.csv"),
         ("x" * 255, "x" * 255),
         ("...", "..."),
         (".env", ".env"),
@@ -50,7 +57,9 @@ def test_a_filename_is_the_last_part_of_what_was_sent_and_printable(sent: str, k
     assert clean_filename(sent) == kept
 
 
-@pytest.mark.parametrize("sent", ["", ".", "..", "a/", "a/..", "\0", " ", "\n\t", "x" * 256, "a\\ .. "])
+@pytest.mark.parametrize(
+    "sent", ["", ".", "..", "a/", "a/..", "\0", " ", "\u202f", "\u200d", "\n\t", "x" * 256, "a\\ .. "]
+)
 def test_a_filename_of_which_nothing_is_left_is_refused(sent: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         clean_filename(sent)
@@ -217,6 +226,65 @@ async def test_what_is_wrong_with_a_form_is_told_and_leaves_nothing(
     kind, told = await received(tmp_path, FORMS[form])
     assert kind is error
     assert words in told
+
+
+@pytest.mark.parametrize(
+    ("parameters", "kept", "as_sent"),
+    [
+        (b'; filename="a%22b.csv"', 'a"b.csv', None),
+        (b'; filename="a\\"b.csv"', 'a"b.csv', None),
+        (b'; filename="a%0D%0Ab%0a.csv"', "ab.csv", "a\r\nb\n.csv"),
+        (b'; filename="100%25 %41.csv"', "100%25 %41.csv", None),
+        (b'; filename="a;b=c.csv"', "a;b=c.csv", None),
+        (b"; filename=plain.csv", "plain.csv", None),
+        (b'; filename="C:\\temp\\a.csv"', "a.csv", "C:\\temp\\a.csv"),
+        (b"; filename*=UTF-8''t%C3%A4st%20%e2%82%ac.csv", "täst €.csv", None),
+        (b"; filename*=iso-8859-1'en'%A3%20rates", "£ rates", None),
+        (b"; filename=\"fallback.csv\"; filename*=UTF-8''t%C3%A4st.csv", "täst.csv", None),
+        (b"; filename*=klingon''a.csv", "a.csv", None),
+        (b'; FileName="a.csv"', "a.csv", None),
+        (b'; filename="a\xe2\x80\xafb.csv"', "a b.csv", "a\u202fb.csv"),
+    ],
+)
+async def test_a_files_name_is_read_as_browsers_and_curl_write_it(
+    tmp_path: Path, parameters: bytes, kept: str, as_sent: str | None
+) -> None:
+    upload = DirectoryStorage(tmp_path)
+    upload.prepare()
+    request = Sent(part("file", b"x", parameters) + END).request
+    form = await read_form(request, upload.upload(TASK), limit_bytes=LIMIT_BYTES, patience_seconds=5)
+    assert (form.filename, form.filename_as_sent) == (kept, as_sent)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (part("upload", b"x", b'; filename="a.csv"') + END, "file: the part 'upload' is a file; name it 'file'"),
+        (part("file", b"eA==", b'; filename="a"\r\nContent-Transfer-Encoding: base64') + END, "is sent as base64"),
+        (part("options", b"e30=", b"\r\nContent-Transfer-Encoding: BASE64") + END, "is sent as base64"),
+    ],
+)
+async def test_a_part_that_is_not_as_it_has_to_be_is_refused_with_a_word(
+    tmp_path: Path, body: bytes, words: str
+) -> None:
+    kind, told = await received(tmp_path, body)
+    assert kind is InvalidRequest
+    assert words in told
+
+
+async def test_a_part_of_plain_bytes_may_say_so(tmp_path: Path) -> None:
+    for encoding in (b"binary", b"8bit", b"7BIT"):
+        more = b'; filename="a"\r\nContent-Transfer-Encoding: ' + encoding
+        assert (await received(tmp_path / encoding.decode(), part("file", b"x", more) + END))[-1] == b"x"
+
+
+async def test_a_packed_body_is_refused_with_a_word(tmp_path: Path) -> None:
+    sent = Sent(b"\x1f\x8b" + bytes(99))
+    sent.request.scope["headers"].append((b"content-encoding", b"gzip"))
+    storage = DirectoryStorage(tmp_path)
+    storage.prepare()
+    with pytest.raises(UnsupportedType, match=r"packed.+gzip"):
+        await read_form(sent.request, storage.upload(TASK), limit_bytes=LIMIT_BYTES, patience_seconds=5)
 
 
 async def test_every_byte_of_a_form_counts(tmp_path: Path) -> None:

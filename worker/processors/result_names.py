@@ -6,10 +6,11 @@ name, no folder, no leading dot, short enough for every file system. A name that
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from pathlib import PurePosixPath
 from typing import Final
+
+from headway.shared.file_names import is_shown, shown
 
 #: Under the 200 characters and 255 bytes of `check_result_name`, with room for a number and an ending of ours.
 NAME_CHARACTERS: Final = 150
@@ -21,14 +22,11 @@ FOLDER: Final = "__"
 #: Kept when a name is cut: what comes later is no ending but a dot in a sentence.
 ENDING_CHARACTERS: Final = 12
 
-#: Control characters of both sets, those that turn the direction of text, and halves of a surrogate pair, which no
-#: JSON can carry.
-_UNPRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
 
 def plain_name(name: str | None, otherwise: str = "file") -> str:
     """One plain name like `name`, or `otherwise` where nothing of it can be kept."""
-    flat = _UNPRINTABLE.sub("_", name or "").replace("/", FOLDER).replace("\\", FOLDER).strip()
+    visible = "".join(one if is_shown(one) else "_" for one in name or "")
+    flat = shown(visible).replace("/", FOLDER).replace("\\", FOLDER)
     if flat.startswith("."):
         flat = f"_{flat}"
     return _short(flat) or otherwise

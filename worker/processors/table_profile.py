@@ -25,6 +25,7 @@ from headway.worker.processors.table_inference import possible_kinds
 from headway.worker.processors.table_input import LOOKING, Read, on_table
 from headway.worker.processors.table_layout import TEXT_CHARACTERS, cut
 from headway.worker.processors.table_options import ACCEPTED, TableOptions
+from headway.worker.processors.table_preview import show_first
 from headway.worker.processors.table_query import Question, Source, Table
 from headway.worker.processors.table_types import (
     WORDS_SQL,
@@ -98,9 +99,21 @@ def table_profile(job: Job) -> dict[str, Any]:
       is none of them.
 
     A text longer than 80 characters is cut, and counts as what is left of it. A summary that would be too large for a
-    task, of thousands of columns, is `shortened`: its `top`s are empty and its last columns may be missing. Raises
-    BadInput for what is no table, and MemoryError.
+    task, of thousands of columns, is `shortened`: its `top`s are empty and its last columns may be missing. Of a large
+    file the first rows are profiled first, and shown as a partial result. Raises BadInput for what is no table, and
+    MemoryError.
     """
+    show_first(job, _profiled)
+    result = _profiled(job)
+    for note in result["notes"]:
+        job.log(note, "warning")
+    report = {"filename": job.filename, "size_bytes": job.size_bytes, **result["read_as"], **result}
+    with job.create_output("profile.json", "application/json") as file:
+        file.write(json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False).encode())
+    return _summary(result)
+
+
+def _profiled(job: Job) -> dict[str, Any]:
     options: TableProfileOptions = job.options
 
     def work(source: Source, read: Read) -> dict[str, Any]:
@@ -113,13 +126,7 @@ def table_profile(job: Job) -> dict[str, Any]:
             rows, columns = _Profile(job, table, options, read.notes).columns()
         return {"rows": rows, "columns": columns, **read.summary()}
 
-    result = on_table(job, options, work)
-    for note in result["notes"]:
-        job.log(note, "warning")
-    report = {"filename": job.filename, "size_bytes": job.size_bytes, **result["read_as"], **result}
-    with job.create_output("profile.json", "application/json") as file:
-        file.write(json.dumps(report, ensure_ascii=False, indent=1, allow_nan=False).encode())
-    return _summary(result)
+    return on_table(job, options, work)
 
 
 def _summary(result: dict[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ _CONTROLS: Final = bytes(set(range(1, 32)) - set(b"\t\n\r\f\x1a\x1b"))
 #: cp1252 says nothing of these, latin-1 does.
 _NOT_IN_CP1252: Final = b"\x81\x8d\x8f\x90\x9d"
 _HIGH: Final = bytes(range(128, 256))
+_ASCII: Final = bytes(range(32, 127)) + b"\t\r\n"
 _LETTERS: Final = bytes(range(65, 91)) + bytes(range(97, 123))
 
 #: A text of a Latin alphabet has fewer letters than one in three that are not ASCII.
@@ -150,7 +151,8 @@ def _unmarked_utf_16(head: bytes) -> str | None:
     if len(odd) < 4:
         return None
     for first, second, name in ((even, odd, "utf-16-le"), (odd, even, "utf-16-be")):
-        if second.count(0) > 0.6 * len(second) and first.count(0) < 0.05 * len(first):
+        plain = len(first) - len(first.translate(None, _ASCII))
+        if second.count(0) > 0.6 * len(second) and plain > 0.6 * len(first):
             return name
     return None
 
