@@ -15,6 +15,9 @@ class StallingLine:
         self._connections: set[asyncio.Task[None]] = set()
         #: Connections passed on from here on; those of an earlier number have fallen silent.
         self._round = 0
+        #: Pieces of uploads are collected until this is set, as by a proxy that buffers requests.
+        self.passes_uploads = asyncio.Event()
+        self.passes_uploads.set()
 
     async def __aenter__(self) -> StallingLine:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -30,6 +33,13 @@ class StallingLine:
     def fall_silent(self) -> None:
         self._round += 1
 
+    async def _collected(self, data: bytes, source: asyncio.StreamReader) -> bytes:
+        while not self.passes_uploads.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    data += await source.read(65_536)
+        return data
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = asyncio.current_task()
         assert connection is not None
@@ -39,6 +49,8 @@ class StallingLine:
 
         async def pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
             while data := await source.read(65_536):
+                if data.startswith(b"PATCH "):
+                    data = await self._collected(data, source)
                 if number == self._round:
                     sink.write(data)
                     await sink.drain()

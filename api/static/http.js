@@ -5,7 +5,11 @@
  */
 
 /** @typedef {string | ((how?: {refused?: boolean}) => string | Promise<string>)} Token what is sent, or who is asked for it each time */
-/** @typedef {RequestInit & {token?: Token}} Asking `token`: a key or a task's token, sent as `Authorization: Bearer` */
+/**
+ * `token`: a key or a task's token, sent as `Authorization: Bearer`; `onsent`: told how much of the body has left.
+ *
+ * @typedef {RequestInit & {token?: Token, onsent?: (bytes: number) => void}} Asking
+ */
 
 /** Where the server is: the parent of the folder this module was served from. */
 export const BASE = new URL("../", import.meta.url);
@@ -40,10 +44,43 @@ export async function bearer(token, refused = false) {
   return given ? { authorization: `Bearer ${given}` } : {};
 }
 
+/**
+ * As fetch, which does not say how much of a body it has sent.
+ *
+ * @param {URL | string} url
+ * @param {RequestInit} init
+ * @param {(bytes: number) => void} onsent
+ * @returns {Promise<Response>}
+ */
+function sendBody(url, { method = "POST", headers, body, signal }, onsent) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open(method, url);
+    for (const [name, value] of Object.entries(/** @type {Record<string, string>} */ (headers ?? {}))) request.setRequestHeader(name, value);
+    request.upload.onprogress = ({ loaded }) => onsent(loaded);
+    request.onload = () => {
+      const answered = new Headers();
+      for (const line of request.getAllResponseHeaders().split("\r\n").filter(Boolean)) {
+        const colon = line.indexOf(":");
+        answered.append(line.slice(0, colon), line.slice(colon + 1).trim());
+      }
+      const { status, statusText } = request;
+      resolve(new Response(status === 204 ? null : request.responseText, { status, statusText, headers: answered }));
+    };
+    request.onerror = () => reject(new TypeError("The connection was lost"));
+    request.onabort = () => reject(signal?.reason);
+    if (signal?.aborted) return reject(signal.reason);
+    signal?.addEventListener("abort", () => request.abort(), { once: true });
+    request.send(/** @type {XMLHttpRequestBodyInit} */ (body));
+  });
+}
+
 /** As fetch; where the token is a function's and is refused, once more with a fresh one. @param {URL | string} url @param {Asking} init */
-export async function fetchAs(url, { token, headers, ...init }) {
-  const ask = async (/** @type {boolean} */ refused) =>
-    fetch(url, { cache: "no-store", ...init, headers: { .../** @type {Record<string, string>} */ (headers), ...(await bearer(token, refused)) } });
+export async function fetchAs(url, { token, headers, onsent, ...init }) {
+  const ask = async (/** @type {boolean} */ refused) => {
+    const sent = { cache: /** @type {RequestCache} */ ("no-store"), ...init, headers: { .../** @type {Record<string, string>} */ (headers), ...(await bearer(token, refused)) } };
+    return onsent && globalThis.XMLHttpRequest ? sendBody(url, sent, onsent) : fetch(url, sent);
+  };
   const response = await ask(false);
   if (response.status !== 401 || typeof token !== "function" || init.body instanceof ReadableStream) return response;
   await response.body?.cancel();

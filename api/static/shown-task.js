@@ -105,7 +105,7 @@ export class ShownTask {
     const { task } = this;
     if (!task) return;
     const sending = this.uploads.get(this.id);
-    this.view.draw(task, { sending: Boolean(sending?.stop), quiet: this.quiet, problem: sending?.problem ?? null, notice: sending?.notice ?? "" });
+    this.view.draw(task, { sending: Boolean(sending?.stop), quiet: this.quiet, problem: sending?.problem ?? null, notice: sending?.notice ?? "", sent: sending?.stop ? sending.sent : 0 });
   }
 
   /** If an upload goes quiet and no tab sends it, we offer to send the file. */

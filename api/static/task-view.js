@@ -16,7 +16,7 @@ import * as units from "./units.js";
  * What the task itself does not say: whether this page is `sending` its file, whether nobody seems to (`quiet`), and
  * what ended the sending.
  *
- * @typedef {{sending: boolean, quiet: boolean, problem: Error | null, notice: string}} Upload
+ * @typedef {{sending: boolean, quiet: boolean, problem: Error | null, notice: string, sent: number}} Upload `sent`: bytes that have left this browser
  */
 
 const LONGEST_LOG = 500;
@@ -85,7 +85,10 @@ export class TaskView {
     setText(this.about, [name === task.processor ? "" : task.processor, size, `started ${units.moment(task.created_at)}`].filter(Boolean).join(" · "));
     this.drawBar(task);
     // At the end the badge and the error say it.
-    setText(this.message, ended && ["Done", STATUS[task.status], task.error?.message].includes(task.message) ? "" : task.message);
+    const message = ended && ["Done", STATUS[task.status], task.error?.message].includes(task.message) ? "" : task.message;
+    // What the server has is what counts. A proxy may collect a body before it sends it on, and then that stands still.
+    const sent = task.status === "uploading" && upload.sent > (task.done ?? 0) ? `this browser has sent ${units.bytes(upload.sent)}` : "";
+    setText(this.message, [message, sent].filter(Boolean).join(" · "));
     this.drawFacts(task, ended);
     this.drawEnd(task, upload);
     document.title = ended ? `${STATUS[task.status]} · ${name}` : `${Math.floor(task.progress)} % · ${name}`;

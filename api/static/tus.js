@@ -64,8 +64,8 @@ const begun = new Map();
  */
 export const send = (task, file, how = {}) => alone(task.task_id, () => turns.take(() => sendRest(task, file, how)));
 
-/** As `send`, for who has made sure that no other tab does. @param {Task} task @param {File} file @param {{signal?: AbortSignal, token?: import("./http.js").Token}} how */
-export async function sendRest(task, file, { signal, token }) {
+/** As `send`, for who has made sure that no other tab does. @param {Task} task @param {File} file @param {{signal?: AbortSignal, token?: import("./http.js").Token, onsent?: (bytes: number) => void}} how `onsent`: how much has left this browser */
+export async function sendRest(task, file, { signal, token, onsent }) {
   const url = task.links.upload ?? `uploads/${task.task_id}`;
   // Announced by JSON: the whole of it in one request.
   if (url.endsWith("/upload"))
@@ -73,7 +73,7 @@ export async function sendRest(task, file, { signal, token }) {
   let offset = task.version === 1 ? 0 : await askAgain(() => offsetOf(url, file, token, signal), file, signal);
   for (let fruitless = 0; offset < file.size; ) {
     const from = offset;
-    offset = await askAgain((again) => (again ? offsetOf(url, file, token, signal) : sendPiece(url, file, from, token, signal)), file, signal);
+    offset = await askAgain((again) => (again ? offsetOf(url, file, token, signal) : sendPiece(url, file, from, token, signal, onsent)), file, signal);
     fruitless = offset > from ? 0 : fruitless + 1;
     // Pieces that are answered, and are not there afterwards: something between takes them.
     if (fruitless) await pause(backoff(fruitless), signal);
@@ -107,7 +107,7 @@ async function askAgain(ask, file, signal) {
  */
 async function offsetOf(url, file, token, signal) {
   const answer = await call(url, { method: "HEAD", headers: { ...TUS, "headway-want-digest": "1" }, token, signal });
-  const offset = told(answer, 0, file);
+  const offset = offsetTold(answer, 0, file);
   if (offset > 0 && answer.headers.get("headway-upload-digest") !== (await prefixDigest(file, offset)))
     throw new Problem({
       status: 409,
@@ -118,14 +118,15 @@ async function offsetOf(url, file, token, signal) {
   return offset;
 }
 
-/** @param {string} url @param {File} file @param {number} from @param {import("./http.js").Token} [token] @param {AbortSignal} [signal] */
-async function sendPiece(url, file, from, token, signal) {
+/** @param {string} url @param {File} file @param {number} from @param {import("./http.js").Token} [token] @param {AbortSignal} [signal] @param {(bytes: number) => void} [onsent] */
+async function sendPiece(url, file, from, token, signal, onsent) {
   /** @type {Record<string, string>} */
   const headers = { ...TUS, "upload-offset": String(from), "content-type": "application/offset+octet-stream" };
   if (from > 0) headers["headway-upload-digest"] = await prefixDigest(file, from);
   const body = file.slice(from, from + PIECE_BYTES);
-  const answer = await call(url, { method: "PATCH", headers, body, token, signal });
-  return told(answer, from + 1, file);
+  const told = onsent && ((/** @type {number} */ bytes) => onsent(from + bytes));
+  const answer = await call(url, { method: "PATCH", headers, body, token, signal, onsent: told });
+  return offsetTold(answer, from + 1, file);
 }
 
 /**
@@ -133,7 +134,7 @@ async function sendPiece(url, file, from, token, signal) {
  *
  * @param {Response} answer @param {number} least @param {File} file
  */
-function told(answer, least, file) {
+function offsetTold(answer, least, file) {
   const offset = Number(answer.headers.get("upload-offset") ?? NaN);
   if (Number.isInteger(offset) && offset >= least && offset <= file.size) return offset;
   throw new Problem({ status: 502, title: "Not understood", detail: "The answer does not say how much the server has." });

@@ -12,7 +12,7 @@ import { alone, sendRest } from "./tus.js";
 import { number } from "./units.js";
 
 /** @typedef {import("./headway.js").Task} Task */
-/** @typedef {{file: File, stop: AbortController | null, problem: Problem | null, notice: string}} Sending `stop` is null once it is over */
+/** @typedef {{file: File, stop: AbortController | null, problem: Problem | null, notice: string, sent: number}} Sending `stop` is null once it is over; `sent`: bytes that have left this browser */
 
 export const ANOTHER_TITLE = "Sent as a new task";
 
@@ -24,6 +24,8 @@ export const another = (count = 1, of = 1) =>
 
 /** Making the tasks runs ahead of sending, so that all of them are there to be seen. */
 const BEGUN_AT_ONCE = 2;
+/** What has left this browser is shown so often. */
+const SHOWN_MS = 300;
 
 export class Uploads {
   /** @param {(task: Task) => void} onbegun @param {(taskId: string) => void} onchange */
@@ -103,11 +105,18 @@ export class Uploads {
   async add(task, file, notice = "") {
     const stop = new AbortController();
     /** @type {Sending} */
-    const sending = { file, stop, problem: null, notice };
+    const sending = { file, stop, problem: null, notice, sent: 0 };
     this.sendings.set(task.task_id, sending);
     this.onchange(task.task_id);
     const { signal } = stop;
-    const work = async () => signal.aborted || sendRest(task, file, { signal });
+    let shown = 0;
+    const onsent = (/** @type {number} */ bytes) => {
+      sending.sent = bytes;
+      if (performance.now() - shown < SHOWN_MS && bytes < file.size) return;
+      shown = performance.now();
+      this.onchange(task.task_id);
+    };
+    const work = async () => signal.aborted || sendRest(task, file, { signal, onsent });
     try {
       await alone(task.task_id, async () => void (await this.turns.take(work)));
     } catch (error) {

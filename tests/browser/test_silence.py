@@ -11,6 +11,7 @@ import httpx
 import pytest
 from playwright.async_api import BrowserContext, Page, expect
 
+from tests.browser.hands import choose, expect_status, send_as, text_file
 from tests.browser.test_streams import ENDED, HEARD, WATCH, cancel, rehearsal
 from tests.processes import Platform, free_port
 from tests.proxies import missing, running
@@ -115,3 +116,15 @@ async def test_a_tab_that_is_looked_at_takes_over_from_a_frozen_one_that_leads(
     again = (await asyncio.to_thread(rehearsal, beating, 1, 0))["task_id"]
     for tab in (page, leading):
         await expect(tab.locator(f'a[href*="{again}"]').first).to_be_visible()
+
+
+async def test_what_the_browser_has_sent_is_shown_beside_what_has_arrived(page: Page, line: StallingLine) -> None:
+    """Through a proxy that collects a body before it sends it on."""
+    line.passes_uploads.clear()
+    await page.goto(line.url)
+    await choose(page, text_file("a.txt", "x" * 5_000_000))
+    await send_as(page, "checksum")
+    await expect(page.locator("#task-message")).to_contain_text("this browser has sent")
+    line.passes_uploads.set()
+    await expect_status(page, "Completed")
+    await expect(page.locator("#task-message")).not_to_contain_text("this browser has sent")
