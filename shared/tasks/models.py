@@ -166,6 +166,13 @@ class InputOf(TypedDict):
     result: NotRequired[bool]
 
 
+class Live(BaseModel):
+    """Result files that may be read while they are written: their names, and the scratch folder of the attempt."""
+
+    folder: str
+    names: list[str]
+
+
 class Webhook(BaseModel):
     """Who is told of a task's end. progress.lua reads its JSON text, so the fields stay in this order."""
 
@@ -257,6 +264,7 @@ class Task(BaseModel):
     producer: Producer | None = Field(default=None, exclude=True)
     produced: dict[str, ProducedFile] = Field(default_factory=dict, exclude=True)
     webhook: Webhook | None = Field(default=None, exclude=True)
+    live: Live | None = Field(default=None, exclude=True)
     #: Of `input_of`: the other task had ended before this one was made or retried, so this one does not fail with it.
     source_had_ended: bool = Field(default=False, exclude=True)
     #: The version of the terminal event; transfers may follow it.
