@@ -48,6 +48,8 @@ from headway.worker.usage import over_disk
 
 log = get_logger(__name__)
 
+#: Of one attempt; those beyond are read when they are done.
+MOST_LIVE: Final = 100
 #: Stands in an event for a partial result that it has no room for.
 TOO_LARGE: Final = {"truncated": True}
 #: What a processor left running is said to whoever watches its task.
@@ -82,6 +84,9 @@ class Attempt:
         self._updates = Updates()
         #: Of the partial result that is in the state: what is left of an event for the result.
         self._partial_bytes = 0
+        #: Result files that are read while they grow, and the folder they are in.
+        self._live: list[str] = []
+        self._scratch_name = ""
         #: Log lines and checkpoints that its owner's words had no room for.
         self._left_out: Counter[str] = Counter()
 
@@ -107,6 +112,7 @@ class Attempt:
         storage = self._place.storage
         processor = self._processor()
         scratch = await storage.scratch(self._task.task_id, self._claim.attempt)
+        self._scratch_name = scratch.name
         try:
             async with asyncio.timeout(self.timeout_seconds) as limit, self._input() as input_path:
                 done = await self._watch(self._spec(processor, input_path, scratch))
@@ -213,6 +219,9 @@ class Attempt:
                     progress = round(meter.whole(message["progress"]), 2)
                     self.checkpoint = Checkpoint(state=message["state"], progress=progress)
                     self._unsaved.set()
+                case "live" if len(self._live) < MOST_LIVE:
+                    self._live.append(message["name"])
+                    await self._updates.put({"live": {"folder": self._scratch_name, "names": list(self._live)}})
                 case "partial":
                     await self._updates.put(self._partial_of(message["value"]), replaces=True)
                 case "done":

@@ -92,6 +92,14 @@ class Shown(TypedDict):
     value: Any
 
 
+class Opened(TypedDict):
+    """A result file that may be read while it grows."""
+
+    __pydantic_config__ = _STRICT  # type: ignore[misc]
+    kind: Literal["live"]
+    name: str
+
+
 class Done(TypedDict):
     __pydantic_config__ = _STRICT  # type: ignore[misc]
     kind: Literal["done"]
@@ -111,7 +119,7 @@ class Failed(TypedDict):
 
 
 _READ: Final[TypeAdapter[Any]] = TypeAdapter(
-    Annotated[Counted | Logged | Checkpointed | Shown | Done | Failed, Discriminator("kind")]
+    Annotated[Counted | Logged | Checkpointed | Shown | Opened | Done | Failed, Discriminator("kind")]
 )
 
 
@@ -191,6 +199,8 @@ def read(line: bytes) -> dict[str, Any]:
         frame: dict[str, Any] = _READ.validate_json(line)
         if frame["kind"] == "checkpoint":
             _fits(frame["state"], CHECKPOINT_BYTES, "checkpoint")
+        elif frame["kind"] == "live":
+            check_result_name(frame["name"])
         elif frame["kind"] == "partial":
             _fits(frame["value"], PARTIAL_BYTES, "partial result")
         elif frame["kind"] == "done":

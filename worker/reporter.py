@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain, compress, repeat
 from operator import length_hint
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeVar
+from typing import Any, BinaryIO, Final, TypeVar, cast
 
 from headway.shared.files.storage import check_result_name
 from headway.shared.json_text import text_of
@@ -124,8 +124,14 @@ class Reporter:
             self._reading, self._total, self._unit = raw, self.size_bytes, "bytes"
         return io.BufferedReader(raw, 1024 * 1024)
 
-    def create_output(self, name: str, content_type: str | None = None) -> BinaryIO:
-        return Path(self.output_path(name, content_type)).open("wb")
+    def create_output(self, name: str, content_type: str | None = None, *, live: bool = False) -> BinaryIO:
+        path = Path(self.output_path(name, content_type))
+        if not live:
+            return path.open("wb")
+        file = cast(BinaryIO, path.open("wb", buffering=0))  # whoever reads along sees each write at once
+        with self._lock:
+            self._send({"kind": "live", "name": name})
+        return file
 
     def output_path(self, name: str, content_type: str | None = None) -> str:
         check_content_type(content_type if content_type is None else text(content_type, "content_type"))

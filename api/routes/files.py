@@ -12,9 +12,12 @@ from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from headway.api.dependencies import OwnerDep, ReadTaskDep, StateDep
-from headway.api.downloads.attachment import Attachment, Show
+from headway.api.downloads.attachment import Attachment, Show, disposition
+from headway.api.downloads.generated_download import GeneratedDownload
+from headway.api.downloads.growing_file import growing
 from headway.api.lifespan import State
 from headway.api.openapi import BINARY, answer, asked, header, parameters, problems, together
+from headway.api.uploads.tus import http_date
 from headway.shared.errors import (
     InvalidRequest,
     PreconditionFailed,
@@ -26,7 +29,7 @@ from headway.shared.errors import (
 )
 from headway.shared.files.storage import StoredObject, results_folder
 from headway.shared.redis.client import AWAY, RedisError
-from headway.shared.tasks.models import Task
+from headway.shared.tasks.models import Task, utc_now
 
 router = APIRouter(tags=["files"])
 
@@ -65,6 +68,8 @@ CONDITIONS: Final = parameters(
 
 TransferQuery = Annotated[bool, Query(description="Show the download's progress on the task's stream")]
 
+FollowQuery = Annotated[bool, Query(description="Of a task that has not ended: what is written, while it is")]
+
 
 def attachment(
     state: State,
@@ -87,6 +92,20 @@ def attachment(
     )
 
 
+def _followed(state: State, task: Task, name: str) -> Response:
+    response = GeneratedDownload(
+        growing(state, task, name),
+        filename="",
+        media_type=mimetypes.guess_type(name)[0] or "application/octet-stream",
+        send_timeout_seconds=state.settings.send_timeout_seconds,
+        count=state.metrics.tally.downloaded,
+    )
+    response.headers["Content-Disposition"] = disposition(name)
+    response.headers["Last-Modified"] = http_date(utc_now())
+    response.headers["Accept-Ranges"] = "none"
+    return response
+
+
 def transfer_of(state: State, task: Task, name: str) -> Show:
     """Sends `transfer` events: the progress of somebody's download to everybody who watches."""
 
@@ -101,8 +120,13 @@ def transfer_of(state: State, task: Task, name: str) -> Show:
 
 @router.head("/tasks/{task_id}/files/{name}", response_class=Response, responses=OF_A_TASK, openapi_extra=CONDITIONS)
 @router.get("/tasks/{task_id}/files/{name}", response_class=Response, responses=OF_A_TASK, openapi_extra=CONDITIONS)
-async def result_file(state: StateDep, task: ReadTaskDep, name: str, transfer: TransferQuery = False) -> Attachment:
-    """A file of the result, once the task has completed."""
+async def result_file(
+    state: StateDep, task: ReadTaskDep, name: str, transfer: TransferQuery = False, follow: FollowQuery = False
+) -> Response:
+    """A file of the result, once the task has completed; with `follow` before, as far as it is written, and what comes
+    to the end. Where the task does not complete, the connection is cut."""
+    if follow and not task.status.is_terminal:
+        return _followed(state, task, name)
     file = next((file for file in task.result.files if file.name == name), None) if task.result else None
     if file is None:
         raise UnknownFile

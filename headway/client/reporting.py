@@ -234,8 +234,8 @@ class report:
                 said.pop("checkpoint", None)
             self._say({"checkpoint": json.loads(kept)})
 
-    def create_output(self, name: str, content_type: str | None = None) -> BinaryIO:
-        """A result file, sent when the block ends well."""
+    def create_output(self, name: str, content_type: str | None = None, *, live: bool = False) -> BinaryIO:
+        """A result file, sent when the block ends well, also where it is `live`."""
         return Path(self.output_path(name, content_type)).open("wb")
 
     def output_path(self, name: str, content_type: str | None = None) -> str:

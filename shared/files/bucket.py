@@ -156,6 +156,9 @@ class BucketStorage:
         await on_disk(self._disk.occupy)
         return await self._local.scratch(task_id, attempt)
 
+    async def open_growing(self, scratch: str, name: str) -> int:
+        raise UnknownFile("What a worker writes is seen when it is in the bucket.")
+
     async def discard(self, scratch: Path) -> None:
         await self._local.discard(scratch)
 

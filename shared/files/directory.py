@@ -201,6 +201,15 @@ class DirectoryStorage:
         """A name for one that is not made yet."""
         return self._partial / f"{task_id}-{attempt}-{secrets.token_hex(4)}"
 
+    async def open_growing(self, scratch: str, name: str) -> int:
+        if not re.fullmatch(r"[0-9a-f]{32}-\d+-[0-9a-f]{8}", scratch):
+            raise UnknownFile
+        try:
+            path = self._partial / scratch / check_result_name(name)
+        except BadInput:
+            raise UnknownFile from None
+        return await on_disk(_open_file, path)
+
     async def discard(self, scratch: Path) -> None:
         await self._in_thread(remove_whole, scratch)
 
@@ -614,6 +623,15 @@ def open_to_read(path: Path) -> int:
         if error.errno in (errno.ENOENT, errno.ELOOP):
             raise UnknownFile("The file has not been uploaded, or is gone.") from None
         raise
+
+
+def _open_file(path: Path) -> int:
+    """As `open_to_read`, of what a stranger may have put there: a file, and nothing else."""
+    file = open_to_read(path)
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        return file
+    os.close(file)
+    raise UnknownFile
 
 
 def check_capacity(place: Path | int, size_bytes: int, reserve_bytes: int | None) -> None:

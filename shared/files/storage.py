@@ -165,6 +165,10 @@ class Storage(Protocol):
         """Makes a file of this place the input of another task, without sending it anywhere if that can be. `sha256` is
         known of it. Raises UnknownFile, StorageFull."""
 
+    async def open_growing(self, scratch: str, name: str) -> int:
+        """A descriptor of a file that is being written in a scratch folder, by the folder's name. Raises UnknownFile,
+        also where scratch folders cannot be seen from here."""
+
     def local_input(self, task_id: TaskId, name: str | None) -> AbstractAsyncContextManager[Path]:
         """The input as a file on this machine for as long as the block lasts. Raises UnknownFile, StorageFull."""
 

@@ -130,7 +130,8 @@ class Result(BaseModel):
     summary: dict[str, Any]
     files: list[ResultFile]
     truncated: bool = Field(
-        default=False, description="true in an event too large for the wire; `GET /tasks/{id}` has the whole of it"
+        default=False,
+        description="true in an event, and in a list, for which it is too long; `GET /tasks/{id}` has the whole of it",
     )
 
 
@@ -163,6 +164,13 @@ class InputOf(TypedDict):
     task_id: str
     file: NotRequired[str]
     result: NotRequired[bool]
+
+
+class Live(BaseModel):
+    """Result files that may be read while they are written: their names, and the scratch folder of the attempt."""
+
+    folder: str
+    names: list[str]
 
 
 class Webhook(BaseModel):
@@ -256,6 +264,7 @@ class Task(BaseModel):
     producer: Producer | None = Field(default=None, exclude=True)
     produced: dict[str, ProducedFile] = Field(default_factory=dict, exclude=True)
     webhook: Webhook | None = Field(default=None, exclude=True)
+    live: Live | None = Field(default=None, exclude=True)
     #: Of `input_of`: the other task had ended before this one was made or retried, so this one does not fail with it.
     source_had_ended: bool = Field(default=False, exclude=True)
     #: The version of the terminal event; transfers may follow it.

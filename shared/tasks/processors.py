@@ -67,8 +67,9 @@ class Job(Protocol):
         """The input, opened for reading from its start. What is read counts as `done` bytes of the phase by itself,
         unless the phase was given a total of its own."""
 
-    def create_output(self, name: str, content_type: str | None = None) -> BinaryIO:
-        """A new result file, opened for writing. It can be downloaded once the task has completed."""
+    def create_output(self, name: str, content_type: str | None = None, *, live: bool = False) -> BinaryIO:
+        """A new result file, opened for writing. It can be downloaded once the task has completed; with `live` it can
+        be read while it grows (`?follow=1`), so what is written stays as it is."""
 
     def output_path(self, name: str, content_type: str | None = None) -> str:
         """As `create_output`, for a library that writes to a path itself."""

@@ -752,6 +752,7 @@ def _fresh_attempt(task: Task) -> dict[str, Any]:
         "eta_seconds": None,
         "partial": None,
         "whole_partial": None,
+        "live": None,
     }
 
 

@@ -50,7 +50,7 @@ class RecordingJob:
     def open_input(self) -> BinaryIO:
         return self._input.open("rb")
 
-    def create_output(self, name: str, content_type: str | None = None) -> BinaryIO:
+    def create_output(self, name: str, content_type: str | None = None, *, live: bool = False) -> BinaryIO:
         return (self.outputs / name).open("wb")
 
     def output_path(self, name: str, content_type: str | None = None) -> str:

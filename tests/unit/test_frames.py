@@ -39,13 +39,14 @@ COUNT: Final[dict[str, Any]] = {
 LOG: Final[dict[str, Any]] = {"kind": "log", "level": "info", "message": "a", "at": "2026-12-01T01:02:03.456Z"}
 CHECKPOINT: Final[dict[str, Any]] = {"kind": "checkpoint", "state": {"at": [1, 2.5]}, "progress": 3}
 PARTIAL: Final[dict[str, Any]] = {"kind": "partial", "value": {"rows": [1, 2.5, None]}}
+LIVE: Final[dict[str, Any]] = {"kind": "live", "name": "a.txt"}
 DONE: Final[dict[str, Any]] = {
     "kind": "done",
     "summary": {"a": 1},
     "outputs": {"a.txt": "text/plain", "täst 日本": None},
 }
 FAILED: Final[dict[str, Any]] = {"kind": "failed", "type": "bad_input", "message": "It is not."}
-GOOD: Final = (COUNT, COUNT | {"kind": "phase"}, LOG, CHECKPOINT, PARTIAL, DONE, FAILED)
+GOOD: Final = (COUNT, COUNT | {"kind": "phase"}, LOG, CHECKPOINT, PARTIAL, LIVE, DONE, FAILED)
 
 
 def line_of(frame: Any) -> bytes:
@@ -73,6 +74,8 @@ FORGED: Final[list[Any]] = [
     CHECKPOINT | {"state": "x" * CHECKPOINT_BYTES},
     PARTIAL | {"value": "x" * PARTIAL_BYTES},
     PARTIAL | {"more": 1},
+    LIVE | {"name": "../x"},
+    LIVE | {"name": None},
     DONE | {"summary": None},
     DONE | {"summary": [1]},
     DONE | {"summary": {"a": "x" * SUMMARY_BYTES}},
@@ -226,7 +229,7 @@ def test_of_a_hundred_thousand_forged_frames_none_gets_through_that_is_not_well_
             continue
         taken += 1
         assert len(text_of(frame)) <= LAST_WORD_BYTES  # it can be said again, so no number in it is none
-        assert frame["kind"] in ("phase", "count", "log", "checkpoint", "partial", "done", "failed")
+        assert frame["kind"] in ("phase", "count", "log", "checkpoint", "partial", "live", "done", "failed")
         if frame["kind"] in ("phase", "count"):
             assert 0 <= frame["progress"] <= 100
             assert type(frame["done"]) is int
