@@ -28,7 +28,7 @@ ifneq ($(shell read -r made_at 2>/dev/null <$(READY) && echo "$$made_at"):$(wild
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench
+.PHONY: help setup run test corpus check bench
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile
@@ -43,6 +43,9 @@ run: $(READY) ## start the platform, process a sample, keep serving until Ctrl-C
 # What is compiled is kept, whatever the environment says: a test starts many processes.
 test: $(READY) ## run the tests (ARGS="-k word" goes to pytest)
 	@PYTHONDONTWRITEBYTECODE= .venv/bin/pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+corpus: $(READY) ## run all 1,100 files of tests/corpus.py through the processors, beside other tools
+	@HEADWAY_CORPUS=all PYTHONDONTWRITEBYTECODE= .venv/bin/pytest -n 2 tests/contract/test_corpus.py $(ARGS)
 
 # No cache for the lint: ruff's keeps the order of imports it found before a module of ours was there.
 check: $(READY) ## formatting, lint, types, known holes in dependencies; `make test` checks the docs

@@ -49,6 +49,8 @@ if sys.platform == "linux":
 _MOST_DESCRIPTORS: Final = 48
 #: While something of an attempt is still ending, it is looked at this often.
 _LOOK_SECONDS: Final = 0.02
+#: Nobody asks for anything: time to make a keeper ahead, which takes as long from who is at work.
+_IDLE_SECONDS: Final = 0.1
 #: A process that was killed is mostly gone at once; one in the middle of a write to a disk that hangs may never be.
 _END_SECONDS: Final = 10.0
 
@@ -106,8 +108,9 @@ class ForkServer:
         self._answer({"ready": True, "walls": in_order(self._standing.walls), "missing": dict(self._standing.missing)})
         try:
             while True:
-                events = selector.select(_LOOK_SECONDS if self._ending or self._wants_one_ahead else None)
-                if not events:
+                idle_seconds = _IDLE_SECONDS if self._wants_one_ahead else None
+                events = selector.select(_LOOK_SECONDS if self._ending else idle_seconds)
+                if not events and not self._ending:
                     self._make_one_ahead()
                 for key, _ in events:
                     if key.fileobj is self._control:

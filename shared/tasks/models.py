@@ -130,7 +130,8 @@ class Result(BaseModel):
     summary: dict[str, Any]
     files: list[ResultFile]
     truncated: bool = Field(
-        default=False, description="true in an event too large for the wire; `GET /tasks/{id}` has the whole of it"
+        default=False,
+        description="true in an event, and in a list, for which it is too long; `GET /tasks/{id}` has the whole of it",
     )
 
 

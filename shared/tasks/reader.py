@@ -86,6 +86,11 @@ class Snapshot:
         return Task.from_fields(self.fields)
 
 
+#: Of each task of a list: what events have of a result, so that a page of tasks is never as long as their results.
+_LISTED: Final = [name for name in Task.model_fields if name != "checkpoint"]
+_LISTED_NAMES: Final = [name.encode() for name in _LISTED]
+
+
 class Reader:
     """Every reading of a task. Errors: UnknownTask, and headway.shared.redis.client.AWAY where Redis is not there."""
 
@@ -178,7 +183,8 @@ class Reader:
         before: tuple[int, TaskId] | None = None,
         batch_id: str | None = None,
     ) -> list[tuple[Task, tuple[int, TaskId]]]:
-        """Up to `limit` of an owner's tasks, newest first, each with its place; `before` is the last one's place.
+        """Up to `limit` of an owner's tasks, newest first, each with its place; `before` is the last one's place. A
+        long result, and a long partial one, is cut as in events; checkpoints are left out.
 
         Members whose task has expired are taken off the index on the way. An empty list is the end.
         """
@@ -186,8 +192,9 @@ class Reader:
         while places := (await self._page(owner, key, limit, before))[1]:
             async with self._redis.pipeline(transaction=False) as pipe:
                 for _, task_id in places:
-                    pipe.hgetall(keys.state(task_id))
-                found = await pipe.execute()
+                    pipe.hmget(keys.state(task_id), _LISTED)
+                rows = await pipe.execute()
+            found = [{n: v for n, v in zip(_LISTED_NAMES, row, strict=True) if v is not None} for row in rows]
             gone = [task_id for (_, task_id), fields in zip(places, found, strict=True) if not fields]
             if gone:
                 await self._redis.zrem(key, *gone)

@@ -9,7 +9,7 @@ import pytest
 from headway.shared import keys
 from headway.shared.redis.client import RedisClient
 from headway.shared.settings import Settings
-from headway.shared.tasks.models import ANYONE, TaskId, utc_now
+from headway.shared.tasks.models import ANYONE, Result, TaskId, utc_now
 from headway.shared.tasks.progress import Publisher
 from headway.shared.tasks.reader import Reader
 from tests.contract.test_progress_channel import a_task
@@ -32,6 +32,28 @@ async def of_one_millisecond(any_redis: RedisClient, any_settings: Settings) -> 
     for task in (*tied, newer, older):
         await publisher.create(task)
     return [newer.task_id, *sorted((task.task_id for task in tied), reverse=True), older.task_id]
+
+
+async def test_a_list_has_long_results_cut_as_events_have_them(
+    any_redis: RedisClient, any_settings: Settings, reader: Reader
+) -> None:
+    publisher = Publisher(any_redis, any_settings)
+    for size in (10, 200_000):
+        task = a_task()
+        await publisher.create(task)
+        claim = await publisher.claim(task.task_id, reader)
+        assert claim is not None
+        await publisher.complete(task.task_id, Result(summary={"text": "x" * size}, files=[]), **claim.fence)
+    found = [task.result for task, _ in await reader.tasks(ANYONE, limit=10)]
+    assert sorted((result.truncated, len(str(result.summary))) for result in found if result) == [
+        (False, len(str({"text": "x" * 10}))),
+        (True, len(str({}))),
+    ]
+    for task, _ in await reader.tasks(ANYONE, limit=10):
+        whole = await reader.task(task.task_id)
+        assert whole.result is not None
+        assert not whole.result.truncated
+        assert whole.result.summary["text"]
 
 
 async def read(reader: Reader) -> list[TaskId]:

@@ -68,6 +68,11 @@ def done(keyed: Platform) -> str:
     return task_id
 
 
+def filled_in(path: str, task_id: str) -> str:
+    """With a task that is there; any other parameter, also one to come, names what is not."""
+    return re.sub(r"{\w+[^}]*}", "none", path.replace("{task_id}", task_id))
+
+
 def asked(url: str, method: str, path: str, headers: dict[str, str] | None = None) -> httpx.Response:
     """Without following, and to the end: what has a body, or goes on, hangs here, and fails."""
     return httpx.request(method, url + path, headers=headers, timeout=30)

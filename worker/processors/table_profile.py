@@ -28,6 +28,7 @@ from headway.worker.processors.table_options import ACCEPTED, TableOptions
 from headway.worker.processors.table_preview import show_first
 from headway.worker.processors.table_query import Question, Source, Table
 from headway.worker.processors.table_types import (
+    KINDS,
     WORDS_SQL,
     Fit,
     Guesses,
@@ -205,7 +206,9 @@ class _Profile:
 
     def _wide_columns(self, together: range, rows: int, possible: Mapping[int, list[Kind]]) -> list[dict[str, Any]]:
         table = self._table
-        kinds = list({kind.key: kind for n in together for kind in possible[n]}.values())
+        # A named type has the key of one that is found, and reads more: each is its own.
+        different = {kind: None for n in together for kind in possible[n]}
+        kinds = sorted(different, key=lambda kind: list(KINDS).index(kind.key))
         typed = [(f"v{index}", kind) for index, kind in enumerate(kinds)]
         derived = [f"{kind.of('trim(c)' if self._source.padded else 'c')} AS {value}" for value, kind in typed]
         asked = ", ".join(column_figures("", ("0", "NULL"), typed, words=self._words))
