@@ -78,11 +78,6 @@ def asked(url: str, method: str, path: str, headers: dict[str, str] | None = Non
     return httpx.request(method, url + path, headers=headers, timeout=30)
 
 
-def filled_in(path: str, task_id: str) -> str:
-    """A path with something in the place of each parameter, also of those to come."""
-    return re.sub(r"{(\w+)[^}]*}", lambda found: task_id if found[1] == "task_id" else "none", path)
-
-
 @pytest.mark.parametrize("server", range(len(SERVERS)), ids=SERVERS)
 @pytest.mark.parametrize("path", PATHS)
 def test_every_path_answers_options_and_names_all_its_methods(
