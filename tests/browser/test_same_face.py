@@ -185,7 +185,7 @@ async def test_another_file_in_place_of_a_cut_one_is_a_new_task_and_that_is_said
     own_platform.start_api()
     await page.goto(own_platform.url)
     await expect(page.get_by_label("Processor", exact=True)).to_be_enabled()
-    cut = "globalThis.real ??= fetch; globalThis.fetch = async (url, init) => {"
+    cut = "globalThis.XMLHttpRequest = undefined; globalThis.real ??= fetch; globalThis.fetch = async (url, init) => {"
     cut += " if (init?.method !== 'PATCH') return real(url, init);"
     cut += " await real(url, { ...init, body: init.body.slice(0, 1500) }); return new Promise(() => {}); }"
     await page.evaluate(cut)
@@ -292,8 +292,9 @@ async def test_two_tabs_that_send_files_of_one_face_at_once_mix_nothing(page: Pa
     assert await completed_sums(page, "report.bin", 30) == filled(*range(15), *range(100, 115))
 
 
-#: Sends a part of each piece and never answers, as a line that hangs.
+#: Sends a part of each piece and never answers, as a line that hangs. Without XMLHttpRequest, the page sends by fetch.
 HANG = """() => {
+  globalThis.XMLHttpRequest = undefined;
   globalThis.real ??= fetch;
   globalThis.fetch = async (url, init) => {
     if (init?.method !== "PATCH") return real(url, init);

@@ -28,7 +28,7 @@ KEYS: Final = json.dumps({"alice": "the-secret-key-of-alice-4711"})
 REFERENCE: Final = (Path(__file__).parents[2] / "docs" / "reference.md").read_text(encoding="utf-8")
 LABELS: Final = {
     *("kind", "reason", "method", "route", "status", "processor", "outcome", "link", "version", "le", "what", "wall"),
-    *("generation", "implementation", "major", "minor", "patchlevel"),
+    *("end", "generation", "implementation", "major", "minor", "patchlevel"),
 }
 
 

@@ -28,6 +28,7 @@ def test_a_task_has_every_field_of_the_contract(platform: Platform) -> None:
         ),
         *("step", "total_steps", "message", "done", "total", "unit", "rate", "eta_seconds", "attempt", "version"),
         *("created_at", "started_at", "updated_at", "finished_at", "result", "error", "links"),
+        *("filename_as_sent", "priority", "not_before", "queue_position", "starts_in_seconds", "input_of", "partial"),
     }
     assert set(task) == fields
     assert set(platform.wait(task["task_id"])) == fields

@@ -40,7 +40,7 @@ BOB: Final = {"Authorization": f"Bearer {KEYS['bob']}"}
 def keyed(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     url = redis_server.fresh_url()
     with Platform(tmp_path_factory.mktemp("strangers"), url, HEADWAY_API_KEYS=json.dumps(KEYS)) as platform:
-        platform.start_api(HEADWAY_RECEIVE_TIMEOUT_SECONDS="0.2")
+        platform.start_api(HEADWAY_RECEIVE_TIMEOUT_SECONDS="0.2", HEADWAY_KEEP_ALIVE_SECONDS="5")
         yield platform
 
 
