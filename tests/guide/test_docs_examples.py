@@ -43,6 +43,7 @@ RUNS: list[Any] = [
     ("words", "words", b"to be or not to be\n", {"shortest": 3}, {"words": 1, "different": 1}),
     ("sum-rows", "rows", b"1\n20\n300\n", {}, {"total": 321}),
     pytest.param("train", "training", b"ab\ncd\n", {}, {"bytes": 6}, marks=needs_tqdm),
+    ("publish", "publishing", b"a note\n", {}, {"bytes": 7}),
     ("caption", "captions", b"a cat\n", {}, {"bytes": 6}),
 ]
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.processes import Platform
+from tests.processes import Platform, RedisServer
 from tests.streams import assert_true_story, frames_of, opened, watch
 from tests.waiting import wait_for
 
@@ -375,9 +375,9 @@ def test_a_stream_opened_before_the_first_byte_shows_the_whole_way(platform: Pla
 
 
 @pytest.fixture(scope="module")
-def guarded(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+def guarded(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """An API with keys and a friend from another origin."""
-    with Platform(tmp_path_factory.mktemp("guarded"), platform.redis_url) as own:
+    with Platform(tmp_path_factory.mktemp("guarded"), redis_server.fresh_url()) as own:
         own.start_api(HEADWAY_API_KEYS=KEYS, HEADWAY_CORS_ORIGINS="https://app.example.com")
         yield own
 
