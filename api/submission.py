@@ -43,7 +43,6 @@ from headway.shared.errors import (
 )
 from headway.shared.files.storage import StoredFile, Upload
 from headway.shared.json_text import text_of
-from headway.shared.settings import DAY_SECONDS
 from headway.shared.tasks.line import DEFAULT, HIGHEST, LOWEST
 from headway.shared.tasks.models import (
     FieldError,
@@ -59,6 +58,7 @@ from headway.shared.tasks.models import (
     waiting,
 )
 from headway.shared.tasks.progress import WAITS_FOR_ANOTHER
+from headway.shared.units import DAY_SECONDS
 
 JSON_BODY_BYTES: Final = 128 * 1024
 #: Of a form, beside its file.

@@ -34,11 +34,9 @@ from headway.shared.errors import SettingsError
 from headway.shared.redis.sentinel import SentinelUrl
 from headway.shared.redis.urls import url_parts
 from headway.shared.tasks.models import OwnerId, is_owner_name
+from headway.shared.units import DAY_SECONDS, GIB
 from headway.shared.webhooks.address import Place, clean_url
 from headway.shared.webhooks.signature import secret_bytes
-
-GIB = 1024**3
-DAY_SECONDS = 86_400
 
 #: Where compose puts secrets: a file named as the variable holds its value. A variable, or `.env`, wins over it.
 SECRETS_DIR = Path("/run/secrets")

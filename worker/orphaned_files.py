@@ -15,9 +15,10 @@ from headway.shared.files.disk import STORAGE_FAULTS
 from headway.shared.files.storage import Partial, Storage, TaskFolder
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY, RedisClient
-from headway.shared.settings import DAY_SECONDS, Settings
+from headway.shared.settings import Settings
 from headway.shared.tasks.models import TaskId
 from headway.shared.tasks.progress import ACTIVE_TTL_SECONDS, Publisher
+from headway.shared.units import DAY_SECONDS
 from headway.worker.task_scan import ScannedTask, look, task_ids
 
 log = get_logger(__name__)

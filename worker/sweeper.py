@@ -29,11 +29,12 @@ from headway.shared.files.storage import Partial, Storage
 from headway.shared.logging import get_logger
 from headway.shared.redis.client import AWAY, RedisClient, channel_on, why_away
 from headway.shared.redis.memory import Memory, look_at_memory
-from headway.shared.settings import DAY_SECONDS, Settings
+from headway.shared.settings import Settings
 from headway.shared.tasks.line import script_with_line
 from headway.shared.tasks.models import ANYONE, UPLOAD_CUT, ErrorType, OwnerId, Status, TaskId
 from headway.shared.tasks.progress import ACTIVE_TTL_SECONDS, Publisher
 from headway.shared.tasks.queue import WAKE, JobTicket
+from headway.shared.units import DAY_SECONDS
 from headway.worker.orphaned_files import OrphanedFiles
 from headway.worker.task_scan import ScannedTask, look, task_ids
 

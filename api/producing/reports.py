@@ -13,8 +13,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from headway.shared.json_text import text_of
-from headway.shared.settings import DAY_SECONDS
 from headway.shared.tasks.models import TEXT_CHARACTERS, Producer, Task
+from headway.shared.units import DAY_SECONDS
 
 #: What a client can read exactly.
 MOST_UNITS: Final = 2**53

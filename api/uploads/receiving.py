@@ -21,8 +21,8 @@ from headway.shared.cancellation import heed_cancellation
 from headway.shared.errors import NotTheAnnouncedFile, QuotaFull, RedisAway, Refused, TooMany
 from headway.shared.files.storage import StoredFile, Upload
 from headway.shared.redis.client import AWAY
-from headway.shared.settings import DAY_SECONDS
 from headway.shared.tasks.models import ErrorType, Status, Task, TaskId, rfc3339, utc_now
+from headway.shared.units import DAY_SECONDS
 
 #: The part of the bar that an announced upload takes; the processing takes the rest. A task whose file came with the
 #: POST starts at 0, because nobody could watch before.

@@ -18,7 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from headway.shared import keys
-from headway.shared.settings import DAY_SECONDS
+from headway.shared.units import DAY_SECONDS
 
 #: As long as anything that has a number, which refresh it (shared/tasks/progress.lua).
 TTL_SECONDS: Final = 30 * DAY_SECONDS

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from headway.shared import keys
 from headway.shared.redis.client import RedisClient
-from headway.shared.settings import DAY_SECONDS
 from headway.shared.tasks.models import OwnerId, TaskId
+from headway.shared.units import DAY_SECONDS
 
 #: A holder that is silent for this long is dead: the next request goes on in its place. It waits no longer than this,
 #: and one that was only slow does no harm.

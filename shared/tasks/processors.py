@@ -28,9 +28,9 @@ from typing import Any, BinaryIO, Final, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from headway.shared.errors import InvalidRequest
-from headway.shared.settings import DAY_SECONDS, GIB
 from headway.shared.tasks.models import FieldError
 from headway.shared.tasks.retries import Retries
+from headway.shared.units import DAY_SECONDS, GIB
 
 T = TypeVar("T")
 

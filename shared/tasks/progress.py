@@ -27,7 +27,7 @@ from headway.shared.errors import Conflict, QuotaFull, Refused, TooMany, Unknown
 from headway.shared.json_text import text_of
 from headway.shared.redis.client import RedisClient, channel_on
 from headway.shared.redis.script_pipeline import ScriptPipeline
-from headway.shared.settings import DAY_SECONDS, Settings
+from headway.shared.settings import Settings
 from headway.shared.tasks.line import script_with_line
 from headway.shared.tasks.lost import lost_text
 from headway.shared.tasks.models import (
@@ -50,6 +50,7 @@ from headway.shared.tasks.models import (
 from headway.shared.tasks.queue import WAKE, JobTicket, stop_message
 from headway.shared.tasks.reader import LIVE_FIELDS, Reader, patiently
 from headway.shared.tracing import OFF, TRACEPARENT, Tracing
+from headway.shared.units import DAY_SECONDS
 from headway.shared.webhooks.address import webhook_to
 from headway.shared.webhooks.outbox import NOTICE_TTL_SECONDS
 

@@ -17,8 +17,8 @@ from typing import Any, Final, Literal
 from headway.shared import keys
 from headway.shared.json_text import text_of
 from headway.shared.redis.client import RedisClient
-from headway.shared.settings import DAY_SECONDS
 from headway.shared.tasks.models import TaskId
+from headway.shared.units import DAY_SECONDS
 
 #: CONTRACT section 9. After the last of them it is given up.
 RETRY_SECONDS: Final = (5, 30, 120, 600, 3600, 6 * 3600, 24 * 3600)

@@ -26,8 +26,9 @@ from headway.shared.errors import RedisAway, UnknownTask
 from headway.shared.files.storage import results_folder
 from headway.shared.redis.client import RedisClient
 from headway.shared.redis.script_pipeline import ScriptPipeline
-from headway.shared.settings import DAY_SECONDS, Settings
+from headway.shared.settings import Settings
 from headway.shared.tasks.models import ANYONE, Result, ResultFile, Status, TaskId, rfc3339, utc_now
+from headway.shared.units import DAY_SECONDS
 from headway.worker.sweeper import UPLOAD_IDLE_SECONDS, Sweeper
 from tests.broken_off import WHEN, When, everywhere
 from tests.unit.sweeping import Bench, aged

@@ -22,9 +22,10 @@ import pytest
 
 from headway.shared.files.directory import DirectoryStorage
 from headway.shared.redis.client import connect
-from headway.shared.settings import DAY_SECONDS, Settings
+from headway.shared.settings import Settings
 from headway.shared.tasks.models import TaskId
 from headway.shared.tasks.progress import Publisher
+from headway.shared.units import DAY_SECONDS
 from headway.worker.sweeper import UPLOAD_IDLE_SECONDS, Sweeper
 from tests.integration.test_tus import VERSION, answer_on, line_to, metadata, offset_of, partial, place, send
 from tests.processes import Platform, RedisServer

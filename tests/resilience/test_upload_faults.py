@@ -29,8 +29,9 @@ import headway.api.uploads.upload_lock
 from headway.api.app import create_app
 from headway.shared import keys
 from headway.shared.redis.client import RedisClient
-from headway.shared.settings import DAY_SECONDS, Settings
+from headway.shared.settings import Settings
 from headway.shared.tasks.models import ANYONE, Status, Task, TaskId
+from headway.shared.units import DAY_SECONDS
 from tests.integration.test_tus import PIECE, VERSION, metadata
 from tests.unit.sweeping import Bench, aged
 from tests.waiting import PATIENCE_SECONDS, POLL_SECONDS

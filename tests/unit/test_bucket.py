@@ -18,8 +18,9 @@ from headway.shared.files.bucket import BucketStorage
 from headway.shared.files.bucket_uploads import part_bytes_for
 from headway.shared.files.s3 import PART_BYTES
 from headway.shared.files.storage import CHUNK_BYTES
-from headway.shared.settings import GIB, Settings
+from headway.shared.settings import Settings
 from headway.shared.tasks.models import TaskId
+from headway.shared.units import GIB
 from headway.worker.sandbox import ENVIRONMENT
 from tests.processes import free_port
 from tests.s3_server import Road, S3Server

@@ -16,8 +16,9 @@ from structlog.testing import capture_logs
 from headway.shared import keys
 from headway.shared.files.storage import CHUNK_BYTES, Partial
 from headway.shared.redis.client import RedisClient
-from headway.shared.settings import DAY_SECONDS, Settings
+from headway.shared.settings import Settings
 from headway.shared.tasks.models import OwnerId, Result, Status, TaskId, utc_now
+from headway.shared.units import DAY_SECONDS
 from headway.worker.orphaned_files import is_orphaned
 from headway.worker.task_scan import ScannedTask
 from tests.unit.sweeping import Bench, aged

@@ -15,7 +15,7 @@ from headway.shared.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
 VARIABLES = {f"HEADWAY_{name.upper()}" for name in Settings.model_fields}
-TARGETS = {"bench", "help", "setup", "run", "test", "check"}
+TARGETS = {"bench", "help", "setup", "run", "test", "check", "corpus"}
 
 
 def read(name: str) -> str:

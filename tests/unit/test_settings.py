@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from pydantic import SecretStr
 
 from headway.shared.errors import SettingsError
-from headway.shared.settings import DAY_SECONDS, GIB, Settings, load_settings
+from headway.shared.settings import Settings, load_settings
+from headway.shared.units import DAY_SECONDS, GIB
 
 SECRET: Final = "a-secret-that-nobody-may-read"
 WHSEC: Final = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

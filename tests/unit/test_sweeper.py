@@ -14,8 +14,9 @@ from headway.shared.errors import RedisAway, StorageAway
 from headway.shared.files.directory import DirectoryStorage
 from headway.shared.files.storage import Partial, TaskFolder
 from headway.shared.redis.client import RedisClient
-from headway.shared.settings import DAY_SECONDS, Settings
+from headway.shared.settings import Settings
 from headway.shared.tasks.models import ANYONE, ErrorType, OwnerId, Status, TaskId, utc_now
+from headway.shared.units import DAY_SECONDS
 from headway.worker import orphaned_files, sweeper
 from headway.worker.sweeper import LOCK_SECONDS, UPLOAD_IDLE_SECONDS
 from headway.worker.task_scan import look
