@@ -213,6 +213,10 @@ async def test_a_redis_that_is_away_is_a_problem_with_a_time_to_come_back(
     sent: dict[str, Any] = {"headers": {"Authorization": f"Bearer {KEY}"} | TUS}
     if path in ("/tasks", "/process-file") and method == "POST":
         sent |= {"files": {"file": ("a", b"x")}, "data": {"processor": "checksum"}}
+    if path == "/tasks/progress":
+        sent["json"] = [{"task_id": UNKNOWN, "attempt": 1, "done": 1}]
+    if path == "/pipelines":
+        sent["json"] = {"steps": [{"processor": "rehearsal"}, {"processor": "rehearsal"}]}
     if path.startswith("/processors/"):
         path = path.replace(UNKNOWN, "checksum")
     answer = await guarded.request(method, path, **sent)

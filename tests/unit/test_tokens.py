@@ -381,7 +381,8 @@ def test_every_route_says_what_a_narrowed_token_needs_for_it() -> None:
         for method in stated.methods or ()
     }
     by_header = {("POST", "/uploads/{task_id}")}  # what its X-HTTP-Method-Override needs
-    assert asked - NEEDS.keys() == by_header | {("GET", "/metrics")}
+    everybodys = {("GET", "/metrics"), *(("POST", f"/processors/{{name}}/{act}") for act in ("pause", "resume"))}
+    assert asked - NEEDS.keys() == by_header | everybodys
     assert NEEDS.keys() - asked == set()
     assert {action for action in NEEDS.values() if isinstance(action, Action)} == set(Action)
 
