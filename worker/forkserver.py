@@ -29,6 +29,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn, cast
@@ -171,7 +172,7 @@ class ForkServer:
             with contextlib.suppress(OSError):  # it has gone, and another takes its place
                 return self._tell(ahead, given)
             os.close(ahead.report)
-        return self._tell(self._new_keeper(confined=confined, network=network), given)
+        return self._tell(self._new_keeper(confined=confined, network=network, held=given), given)
 
     def _tell(self, one: _Keeper, given: tuple[int, int, int]) -> tuple[int, int]:
         try:
@@ -180,8 +181,8 @@ class ForkServer:
             one.link.close()
         return one.pid, one.report
 
-    def _new_keeper(self, *, confined: bool, network: bool = False) -> _Keeper:
-        """Raises OSError."""
+    def _new_keeper(self, *, confined: bool, network: bool = False, held: Sequence[int] = ()) -> _Keeper:
+        """`held`: what this process has open for an attempt; the keeper gets its own by its link. Raises OSError."""
         parent = os.getpid()
         ours, theirs = socket.socketpair()
         report, reporting = os.pipe()
@@ -192,7 +193,8 @@ class ForkServer:
             pid = os.fork()
             if pid == 0:
                 ours.close()
-                os.close(report)
+                for descriptor in (report, *held):  # a pipe that a keeper holds too is not closed when its child does
+                    os.close(descriptor)
                 self._be_keeper(theirs, reporting, parent, confined=confined, network=network)
         except OSError:
             ours.close()
